@@ -1,0 +1,1 @@
+"""Benchmarks: one file per question, one harness. Run as modules, e.g. ``python -m bench.kernel``."""

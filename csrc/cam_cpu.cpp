@@ -1,0 +1,453 @@
+#include "cam_cpu.hpp"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <functional>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "thread_pool.hpp"
+
+namespace fastcam {
+namespace {
+
+std::vector<const SimdKernels*> supported_kernels() {
+    std::vector<const SimdKernels*> kernels;
+#if defined(FASTCAM_X86)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+        kernels.push_back(&avx512_kernels);
+    }
+    if (avx2) kernels.push_back(&avx2_kernels);
+#endif
+    kernels.push_back(&baseline_kernels);
+    return kernels;
+}
+
+std::atomic<const SimdKernels*>& chosen_kernels() {
+    static std::atomic<const SimdKernels*> kernels{supported_kernels().front()};
+    return kernels;
+}
+
+struct Release {
+    static constexpr std::align_val_t alignment{64};
+    void operator()(float* data) const { ::operator delete(data, alignment); }
+};
+
+// Uninitialised floats, aligned for the widest vectors. Each thread keeps a few for its next task: memory fresh from the
+// system costs a page fault per 4 KiB, more than the sums of a small image.
+class Floats {
+public:
+    explicit Floats(std::size_t count) {
+        for (Memory& kept : spare()) {
+            if (kept.count >= count && kept.data) {
+                std::swap(memory_, kept);
+                return;
+            }
+        }
+        void* const data = ::operator new(std::max<std::size_t>(count, 1) * sizeof(float), Release::alignment);
+        memory_ = {std::unique_ptr<float, Release>(static_cast<float*>(data)), count};
+    }
+    ~Floats() {
+        if (memory_.count > most_kept) return;
+        for (Memory& kept : spare()) {
+            if (kept.count < memory_.count) std::swap(memory_, kept);
+        }
+    }
+    Floats(const Floats&) = delete;
+    Floats& operator=(const Floats&) = delete;
+
+    float* get() const { return memory_.data.get(); }
+
+private:
+    struct Memory {
+        std::unique_ptr<float, Release> data;
+        std::size_t count = 0;
+    };
+    static constexpr std::size_t most_kept = std::size_t{1} << 20;
+
+    static std::array<Memory, 4>& spare() {
+        thread_local std::array<Memory, 4> memories;
+        return memories;
+    }
+
+    Memory memory_;
+};
+
+constexpr std::size_t size_of(Scalar scalar) { return scalar == Scalar::float32 ? 4 : 2; }
+
+const void* advance(const void* data, Scalar scalar, std::ptrdiff_t elements) {
+    return static_cast<const std::byte*>(data) + elements * static_cast<std::ptrdiff_t>(size_of(scalar));
+}
+
+const void* image_of(const Batch& batch, std::size_t image) {
+    return advance(batch.data, batch.scalar, static_cast<std::ptrdiff_t>(image) * batch.image_stride);
+}
+
+// The work of one image is cut into slices by its size alone, so that the order of summation, and with it every bit of
+// the result, is the same for any number of threads.
+constexpr std::size_t slice_bytes = std::size_t{1} << 19;
+constexpr std::size_t most_slices = 16;
+constexpr std::size_t band_pixels = std::size_t{1} << 16;
+// Below this a second thread wakes up too late to be of use.
+constexpr std::size_t bytes_worth_a_thread = std::size_t{1} << 18;
+
+struct Span {
+    std::size_t first;
+    std::size_t count;
+};
+
+Span part_of(std::size_t total, std::size_t parts, std::size_t part) {
+    const std::size_t first = total * part / parts;
+    return {first, total * (part + 1) / parts - first};
+}
+
+// The weighted sums over channels, image by image and slice by slice.
+class Maps {
+public:
+    Maps(const SimdKernels& kernels, Count count, const MapJob& job, Size size)
+        : kernels_(kernels), count_(count), job_(job), area_(size.area()), slices_(choose_slices()) {}
+
+    std::size_t slices() const { return slices_; }
+
+    std::size_t bytes_per_image() const {
+        const std::size_t per_map = job_.weighting == Weighting::channel ? job_.channels : job_.channels * area_;
+        return job_.channels * area_ * size_of(job_.activations.scalar) +
+               count_.maps * per_map * size_of(job_.weights.scalar);
+    }
+
+    // Floats that each slice but the first needs for its share.
+    std::size_t share_size() const { return sums_channels() ? count_.maps * area_ : 0; }
+
+    // Sums one slice: into the maps themselves, or into `share` where slices of channels cover the same pixels.
+    void sum_slice(std::size_t image, std::size_t slice, float* share) const {
+        if (sums_channels()) {
+            sum_channels(image, part_of(job_.channels, slices_, slice), slice == 0 ? map_of(image, 0) : share);
+        } else {
+            sum_pixels(image, part_of(area_, slices_, slice));
+        }
+    }
+
+    void add_share(std::size_t image, const float* share) const {
+        kernels_.add(share, share_size(), map_of(image, 0));
+    }
+
+    // Normalises one map; false when it is not finite.
+    bool finish(std::size_t image, std::size_t map) const {
+        return kernels_.finish(map_of(image, map), area_, job_.normalization);
+    }
+
+private:
+    bool sums_channels() const { return job_.layout == Layout::channels_first; }
+
+    std::size_t choose_slices() const {
+        // Gradients with the channels last are pooled over all pixels first.
+        if (!sums_channels() && job_.weighting == Weighting::pooled) return 1;
+        const std::size_t divisible = sums_channels() ? job_.channels : area_;
+        return std::clamp<std::size_t>(bytes_per_image() / slice_bytes, 1, std::min(most_slices, divisible));
+    }
+
+    float* map_of(std::size_t image, std::size_t map) const { return job_.maps + (image * count_.maps + map) * area_; }
+
+    // Element `offset` of the weights of one image.
+    const void* weights_at(std::size_t image, std::size_t offset) const {
+        return advance(image_of(job_.weights, image), job_.weights.scalar, static_cast<std::ptrdiff_t>(offset));
+    }
+
+    int activations_type() const { return static_cast<int>(job_.activations.scalar); }
+    int weights_type() const { return static_cast<int>(job_.weights.scalar); }
+
+    // (A, channels) -> sums over the given channels, channels first.
+    void sum_channels(std::size_t image, Span channels, float* sums) const {
+        const void* rows = advance(image_of(job_.activations, image), job_.activations.scalar,
+                                   static_cast<std::ptrdiff_t>(channels.first * area_));
+        if (job_.weighting == Weighting::element) {
+            const Floats scratch(scratch_floats(area_, count_.maps));
+            kernels_.element_row_sum[activations_type()][weights_type()](
+                rows, weights_at(image, channels.first * area_), channels.count, area_, job_.channels * area_,
+                count_.maps, scratch.get(), sums, area_);
+            return;
+        }
+        const Floats coefficients(count_.maps * channels.count);
+        for (std::size_t map = 0; map < count_.maps; ++map) {
+            coefficients_of(image, map, channels, coefficients.get() + map * channels.count);
+        }
+        const Floats scratch(scratch_floats(area_, count_.maps));
+        kernels_.weighted_row_sum[activations_type()](rows, channels.count, area_, coefficients.get(), channels.count,
+                                                      count_.maps, scratch.get(), sums, area_);
+    }
+
+    // The weight of each channel as float32, channels first.
+    void coefficients_of(std::size_t image, std::size_t map, Span channels, float* coefficients) const {
+        const std::size_t first = map * job_.channels + channels.first;
+        if (job_.weighting == Weighting::pooled) {
+            kernels_.row_means[weights_type()](weights_at(image, first * area_), channels.count, area_, coefficients);
+        } else {
+            to_floats(weights_at(image, first), channels.count, coefficients);
+        }
+    }
+
+    void to_floats(const void* source, std::size_t count, float* target) const {
+        if (job_.weights.scalar == Scalar::float32) {
+            std::copy_n(static_cast<const float*>(source), count, target);
+        } else {
+            kernels_.half_to_float(static_cast<const std::uint16_t*>(source), count, target);
+        }
+    }
+
+    // Dot products over the channels, for the given pixels, channels last.
+    void sum_pixels(std::size_t image, Span pixels) const {
+        const std::size_t channels = job_.channels;
+        const void* rows = advance(image_of(job_.activations, image), job_.activations.scalar,
+                                   static_cast<std::ptrdiff_t>(pixels.first * channels));
+        float* const sums = map_of(image, 0) + pixels.first;
+        if (job_.weighting == Weighting::element) {
+            kernels_.row_dots[activations_type()][weights_type()](
+                rows, pixels.count, channels, weights_at(image, pixels.first * channels), channels, area_ * channels,
+                count_.maps, sums, area_);
+            return;
+        }
+        const Floats coefficients(count_.maps * channels);
+        if (job_.weighting == Weighting::pooled) {
+            pool_pixels(image, coefficients.get());
+        } else {
+            to_floats(weights_at(image, 0), count_.maps * channels, coefficients.get());
+        }
+        kernels_.row_dots[activations_type()][static_cast<int>(Scalar::float32)](
+            rows, pixels.count, channels, coefficients.get(), 0, channels, count_.maps, sums, area_);
+    }
+
+    // coefficients (maps, channels): means of the gradients over the pixels, channels last.
+    void pool_pixels(std::size_t image, float* coefficients) const {
+        const std::size_t channels = job_.channels;
+        const Floats ones(area_);
+        std::fill_n(ones.get(), area_, 1.0f);
+        const Floats scratch(scratch_floats(channels, 1));
+        for (std::size_t map = 0; map < count_.maps; ++map) {
+            float* const sums = coefficients + map * channels;
+            kernels_.weighted_row_sum[weights_type()](weights_at(image, map * area_ * channels), area_, channels,
+                                                      ones.get(), 0, 1, scratch.get(), sums, channels);
+            std::transform(sums, sums + channels, sums,
+                           [this](float total) { return total / static_cast<float>(area_); });
+        }
+    }
+
+    const SimdKernels& kernels_;
+    const Count count_;
+    const MapJob& job_;
+    const std::size_t area_;
+    const std::size_t slices_;
+};
+
+// Where an output position falls between two input positions: pixel centres at half, edges repeated.
+struct Position {
+    std::uint32_t low;
+    std::uint32_t high;
+    float fraction;
+};
+
+Position position(std::size_t output, std::size_t outputs, std::size_t inputs) {
+    const double scale = static_cast<double>(inputs) / static_cast<double>(outputs);
+    const double at = std::max(0.0, (static_cast<double>(output) + 0.5) * scale - 0.5);
+    const std::size_t low = std::min(static_cast<std::size_t>(at), inputs - 1);
+    const std::size_t high = std::min(low + 1, inputs - 1);
+    return {static_cast<std::uint32_t>(low), static_cast<std::uint32_t>(high),
+            static_cast<float>(at - static_cast<double>(low))};
+}
+
+// Resize, colour map and blend, band of rows by band of rows.
+class Views {
+public:
+    Views(const SimdKernels& kernels, Count count, const ViewJob& job)
+        : kernels_(kernels), count_(count), job_(job),
+          same_size_(job.size.height == job.map_size.height && job.size.width == job.map_size.width),
+          bands_(std::clamp<std::size_t>(job.size.area() / band_pixels, 1, job.size.height)), left_(job.size.width),
+          right_(job.size.width), fraction_(job.size.width) {
+        for (std::size_t x = 0; x < job.size.width; ++x) {
+            const Position at = position(x, job.size.width, job.map_size.width);
+            left_[x] = at.low;
+            right_[x] = at.high;
+            fraction_[x] = at.fraction;
+        }
+    }
+
+    std::size_t bands() const { return bands_; }
+
+    std::size_t bytes_per_map() const {
+        return job_.size.area() * ((job_.heatmaps ? sizeof(float) : 0) + (job_.overlays ? 6 : 0));
+    }
+
+    const float* map_of(std::size_t image, std::size_t map) const {
+        return job_.maps + (image * count_.maps + map) * job_.map_size.area();
+    }
+
+    void draw_band(std::size_t image, std::size_t map, std::size_t band) const {
+        const std::size_t width = job_.size.width;
+        const std::size_t index = image * count_.maps + map;
+        const Span rows = part_of(job_.size.height, bands_, band);
+        const Floats scratch(3 * width);
+        Lines lines{map_of(image, map), scratch.get(), scratch.get() + width};
+        float* const spare_row = scratch.get() + 2 * width;
+        std::vector<std::uint8_t> blend_scratch(job_.overlays ? 4 * width : 0);
+        for (std::size_t y = rows.first; y < rows.first + rows.count; ++y) {
+            const std::size_t row = index * job_.size.height + y;
+            float* const heat = job_.heatmaps ? job_.heatmaps + row * width : spare_row;
+            draw_row(y, lines, heat);
+            if (job_.overlays) {
+                const std::uint8_t* pixels = job_.pixels + static_cast<std::ptrdiff_t>(image) * job_.pixels_stride;
+                kernels_.blend_row(heat, pixels + y * width * 3, width, job_.colors, blend_scratch.data(),
+                                   job_.overlays + row * width * 3);
+            }
+        }
+    }
+
+private:
+    // The two rows of the map around the current output row, already stretched to its width.
+    struct Lines {
+        const float* map;
+        float* low;
+        float* high;
+        std::size_t low_row = unset;
+        std::size_t high_row = unset;
+        static constexpr std::size_t unset = static_cast<std::size_t>(-1);
+    };
+
+    void draw_row(std::size_t y, Lines& lines, float* heat) const {
+        if (same_size_) {
+            std::copy_n(lines.map + y * job_.size.width, job_.size.width, heat);
+            return;
+        }
+        const Position at = position(y, job_.size.height, job_.map_size.height);
+        if (lines.low_row != at.low && lines.high_row == at.low) {
+            std::swap(lines.low, lines.high);
+            std::swap(lines.low_row, lines.high_row);
+        }
+        stretch(lines.map, at.low, lines.low, lines.low_row);
+        stretch(lines.map, at.high, lines.high, lines.high_row);
+        kernels_.interpolate_rows(lines.low, lines.high, at.fraction, job_.size.width, heat);
+    }
+
+    void stretch(const float* map, std::size_t row, float* line, std::size_t& held_row) const {
+        if (held_row == row) return;
+        kernels_.interpolate_columns(map + row * job_.map_size.width, left_.data(), right_.data(), fraction_.data(),
+                                     job_.size.width, line);
+        held_row = row;
+    }
+
+    const SimdKernels& kernels_;
+    const Count count_;
+    const ViewJob& job_;
+    const bool same_size_;
+    const std::size_t bands_;
+    std::vector<std::uint32_t> left_;
+    std::vector<std::uint32_t> right_;
+    std::vector<float> fraction_;
+};
+
+// The smallest index that any thread reports.
+class First {
+public:
+    void report(std::size_t index) {
+        std::size_t seen = index_;
+        while (index < seen && !index_.compare_exchange_weak(seen, index)) {
+        }
+    }
+    std::optional<std::size_t> get() const {
+        return index_ == none ? std::nullopt : std::optional<std::size_t>(index_);
+    }
+
+private:
+    static constexpr std::size_t none = static_cast<std::size_t>(-1);
+    std::atomic<std::size_t> index_{none};
+};
+
+void for_each(std::size_t tasks, std::size_t threads, const std::function<void(std::size_t)>& body) {
+    ThreadPool::of_process().run(tasks, threads, body);
+}
+
+}  // namespace
+
+std::optional<std::size_t> render(Count count, const MapJob& map_job, const ViewJob& view_job, std::size_t threads) {
+    const SimdKernels& kernels = *chosen_kernels();
+    const Maps maps(kernels, count, map_job, view_job.map_size);
+    const Views views(kernels, count, view_job);
+    First bad;
+    const auto finish = [&](std::size_t index) {
+        if (!maps.finish(index / count.maps, index % count.maps)) bad.report(index);
+    };
+    const auto draw = [&](std::size_t index, std::size_t band) {
+        views.draw_band(index / count.maps, index % count.maps, band);
+    };
+
+    const std::size_t bytes = count.images * (maps.bytes_per_image() + count.maps * views.bytes_per_map());
+    threads = std::min(threads, 1 + bytes / bytes_worth_a_thread);
+    if (count.images >= threads) {
+        for_each(count.images, threads, [&](std::size_t image) {
+            maps.sum_slice(image, 0, nullptr);
+            const Floats share(maps.slices() > 1 ? maps.share_size() : 0);
+            for (std::size_t slice = 1; slice < maps.slices(); ++slice) {
+                maps.sum_slice(image, slice, share.get());
+                maps.add_share(image, share.get());
+            }
+            for (std::size_t map = 0; map < count.maps; ++map) {
+                finish(image * count.maps + map);
+                for (std::size_t band = 0; band < views.bands(); ++band) draw(image * count.maps + map, band);
+            }
+        });
+        return bad.get();
+    }
+    const std::size_t all_maps = count.images * count.maps;
+    const std::size_t all_slices = count.images * maps.slices();
+    const Floats shares(all_slices * maps.share_size());
+    const auto share_of = [&](std::size_t index) { return shares.get() + index * maps.share_size(); };
+    for_each(all_slices, threads,
+             [&](std::size_t index) { maps.sum_slice(index / maps.slices(), index % maps.slices(), share_of(index)); });
+    for (std::size_t index = 0; index < all_slices; ++index) {
+        if (index % maps.slices() != 0) maps.add_share(index / maps.slices(), share_of(index));
+    }
+    for_each(all_maps, threads, finish);
+    for_each(all_maps * views.bands(), threads,
+             [&](std::size_t index) { draw(index / views.bands(), index % views.bands()); });
+    return bad.get();
+}
+
+std::optional<std::size_t> view(Count count, const ViewJob& job, std::size_t threads) {
+    const SimdKernels& kernels = *chosen_kernels();
+    const Views views(kernels, count, job);
+    const std::size_t all_maps = count.images * count.maps;
+    for (std::size_t index = 0; index < all_maps; ++index) {
+        if (!kernels.within(views.map_of(0, index), job.map_size.area(), view_limit)) return index;
+    }
+    threads = std::min(threads, 1 + all_maps * views.bytes_per_map() / bytes_worth_a_thread);
+    for_each(all_maps * views.bands(), threads, [&](std::size_t task) {
+        const std::size_t index = task / views.bands();
+        views.draw_band(index / count.maps, index % count.maps, task % views.bands());
+    });
+    return std::nullopt;
+}
+
+std::vector<std::string_view> instruction_sets() {
+    std::vector<std::string_view> names;
+    for (const SimdKernels* kernels : supported_kernels()) names.emplace_back(kernels->name);
+    return names;
+}
+
+std::string_view instruction_set() { return chosen_kernels().load()->name; }
+
+void use_instruction_set(std::string_view name) {
+    for (const SimdKernels* kernels : supported_kernels()) {
+        if (kernels->name == name) {
+            chosen_kernels() = kernels;
+            return;
+        }
+    }
+    throw std::invalid_argument("this processor has no instruction set '" + std::string(name) + "'");
+}
+
+}  // namespace fastcam

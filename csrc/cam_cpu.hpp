@@ -1,0 +1,72 @@
+// Grad-CAM on the CPU: activations and weights in, maps, heatmaps and overlays out. No Python.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "simd_kernels.hpp"
+
+namespace fastcam {
+
+enum class Layout { channels_first, channels_last };
+enum class Weighting { channel, pooled, element };
+
+// Images of one array, each dense, `image_stride` elements apart.
+struct Batch {
+    const void* data;
+    std::ptrdiff_t image_stride;
+    Scalar scalar;
+};
+
+struct Size {
+    std::size_t height;
+    std::size_t width;
+    std::size_t area() const { return height * width; }
+};
+
+// From activations (images, channels, size) and weights to maps (images, maps, size).
+struct MapJob {
+    Batch activations;  // laid out as `layout` says
+    Batch weights;      // channel: (maps, channels); otherwise (maps, channels, size) laid out as the activations
+    Layout layout;
+    Weighting weighting;
+    Normalization normalization;
+    std::size_t channels;
+    float* maps;
+};
+
+// From maps (images, maps, size) to heatmaps (images, maps, size) and overlays (images, maps, size, 3).
+struct ViewJob {
+    const float* maps;
+    Size map_size;
+    Size size;
+    float* heatmaps;             // or null
+    const std::uint8_t* pixels;  // (images, size, 3), or null: no overlay
+    std::ptrdiff_t pixels_stride;
+    Colors colors;
+    std::uint8_t* overlays;
+};
+
+struct Count {
+    std::size_t images;
+    std::size_t maps;
+};
+
+// Both return the first map (image * maps + map) that holds NaN, infinity or, in `view`, a value beyond `view_limit`;
+// the outputs are then incomplete. The result does not depend on `threads`.
+std::optional<std::size_t> render(Count count, const MapJob& map_job, const ViewJob& view_job, std::size_t threads);
+std::optional<std::size_t> view(Count count, const ViewJob& job, std::size_t threads);
+
+// Half of the largest float32: the difference of two such values is finite.
+constexpr float view_limit = 0x1.fffffep126f;
+
+// The instruction sets that this processor has, best first.
+std::vector<std::string_view> instruction_sets();
+std::string_view instruction_set();
+// For tests. Throws std::invalid_argument for one that this processor lacks.
+void use_instruction_set(std::string_view name);
+
+}  // namespace fastcam

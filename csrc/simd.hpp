@@ -1,0 +1,131 @@
+// One vector of floats, as wide as the instruction set that the including file is compiled for.
+// Everything has internal linkage, and nothing of the C++ library that emits code is used: a function shared between
+// files that are compiled for different instruction sets would be kept by the linker in one version for all.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr std::size_t lanes = 16;
+#elif defined(__AVX2__)
+constexpr std::size_t lanes = 8;
+#else
+constexpr std::size_t lanes = 4;
+#endif
+
+typedef float Vector __attribute__((vector_size(lanes * sizeof(float))));
+typedef std::int32_t Mask __attribute__((vector_size(lanes * sizeof(std::int32_t))));
+
+struct Half {
+    std::uint16_t bits;
+};
+
+// Minus zero, unlike plus zero, changes no value: the compiler leaves it out.
+inline Vector broadcast(float value) { return value - Vector{}; }
+
+inline Vector multiply_add(Vector a, Vector b, Vector c) {
+#if defined(__AVX512F__)
+    return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+    return _mm256_fmadd_ps(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
+inline float to_float(float value) { return value; }
+
+inline float to_float(Half half) {
+    // The exponent is moved by a multiplication, which also renormalises subnormal halves.
+    std::uint32_t bits = static_cast<std::uint32_t>(half.bits & 0x7fff) << 13;
+    float value;
+    __builtin_memcpy(&value, &bits, sizeof value);
+    value *= 0x1p112f;
+    if (value >= 0x1p16f) {  // infinity or NaN
+        __builtin_memcpy(&bits, &value, sizeof bits);
+        bits |= 0x7f800000u;
+        __builtin_memcpy(&value, &bits, sizeof value);
+    }
+    return (half.bits & 0x8000) ? -value : value;
+}
+
+inline Vector load(const float* source) {
+    Vector vector;
+    __builtin_memcpy(&vector, source, sizeof vector);
+    return vector;
+}
+
+inline Vector load(const Half* source) {
+#if defined(__AVX512F__)
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
+#elif defined(__AVX2__)
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source)));
+#else
+    Vector vector;
+    for (std::size_t lane = 0; lane < lanes; ++lane) vector[lane] = to_float(source[lane]);
+    return vector;
+#endif
+}
+
+inline void store(Vector vector, float* target) { __builtin_memcpy(target, &vector, sizeof vector); }
+
+// The first `count` < lanes elements, zeros behind.
+#if defined(__AVX512F__)
+inline Vector load_few(const float* source, std::size_t count) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), source);
+}
+
+inline Vector load_few(const Half* source, std::size_t count) {
+    const __m256i halves = _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), source);
+    return _mm512_cvtph_ps(halves);
+}
+#else
+template <class T>
+inline Vector load_few(const T* source, std::size_t count) {
+    Vector vector{};
+    for (std::size_t lane = 0; lane < count; ++lane) vector[lane] = to_float(source[lane]);
+    return vector;
+}
+#endif
+
+// The elements of a row that its whole vectors leave over, zeros in the other lanes. Reads inside the row only.
+template <class T>
+inline Vector load_rest(const T* row, std::size_t columns) {
+    const std::size_t rest = columns % lanes;
+    if (columns < lanes) return load_few(row, rest);
+    Mask lane{};
+    for (std::size_t i = 0; i < lanes; ++i) lane[i] = static_cast<std::int32_t>(i);
+    const Mask wanted = lane >= static_cast<std::int32_t>(lanes - rest);
+    const Vector last = load(row + columns - lanes);
+    return reinterpret_cast<Vector>(reinterpret_cast<Mask>(last) & wanted);
+}
+
+inline float sum(Vector vector) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps(vector);
+#else
+    float parts[lanes];
+    store(vector, parts);
+    for (std::size_t half = lanes / 2; half > 0; half /= 2) {
+        for (std::size_t i = 0; i < half; ++i) parts[i] += parts[i + half];
+    }
+    return parts[0];
+#endif
+}
+
+inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
+inline Vector smaller(Vector a, Vector b) { return a < b ? a : b; }
+
+template <class T>
+inline T least(T a, T b) {
+    return b < a ? b : a;
+}
+
+}  // namespace

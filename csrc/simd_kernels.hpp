@@ -1,0 +1,90 @@
+// The tight loops, as a table of functions per instruction set. No bounds are checked here: cam_cpu.cpp calls them with
+// sizes that were checked at the boundary.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fastcam {
+
+enum class Normalization { none, max, minmax };
+
+enum class Scalar { float32 = 0, float16 = 1 };
+constexpr int scalar_count = 2;
+
+// Columns that are summed at a time, and floats of a block of them, at most. A block and the sums stay in the level 2
+// cache.
+constexpr std::size_t panel_columns = 384;
+constexpr std::size_t block_floats = std::size_t{1} << 13;
+
+// Floats of scratch memory for the sums over rows.
+constexpr std::size_t scratch_floats(std::size_t columns, std::size_t maps) {
+    constexpr std::size_t widest_vector = 16;
+    const std::size_t padded = (columns + widest_vector - 1) / widest_vector * widest_vector;
+    return block_floats + maps * (padded < panel_columns ? padded : panel_columns);
+}
+
+struct Colors {
+    const std::uint8_t* palette;  // (256, 3)
+    double alpha;                 // weight of the palette's colour
+};
+
+// T, U stand for float32 or float16 behind `const void*`; the tables are indexed by Scalar.
+struct SimdKernels {
+    const char* name;
+
+    // sums[m][j] = sum over r of coefficients[m][r] * rows[r][j].  rows: T (row_count, columns), dense.
+    // scratch: scratch_floats(columns, maps).  sums: (maps, columns), `sums_stride` floats from map to map.
+    using WeightedRowSum = void (*)(const void* rows, std::size_t row_count, std::size_t columns,
+                                    const float* coefficients, std::size_t coefficients_stride, std::size_t maps,
+                                    float* scratch, float* sums, std::size_t sums_stride);
+    WeightedRowSum weighted_row_sum[scalar_count];
+
+    // sums[m][j] = sum over r of weights[m][r][j] * rows[r][j].  rows: T, weights: U, dense but for the stride from map
+    // to map (elements).  scratch, sums: as above.
+    using ElementRowSum = void (*)(const void* rows, const void* weights, std::size_t row_count, std::size_t columns,
+                                   std::size_t weights_map_stride, std::size_t maps, float* scratch, float* sums,
+                                   std::size_t sums_stride);
+    ElementRowSum element_row_sum[scalar_count][scalar_count];
+
+    // sums[m][r] = sum over j of weights[m][r][j] * rows[r][j].  rows: T dense; weights: U, rows and maps as far apart
+    // as the strides (elements) say.
+    using RowDots = void (*)(const void* rows, std::size_t row_count, std::size_t columns, const void* weights,
+                             std::size_t weights_row_stride, std::size_t weights_map_stride, std::size_t maps,
+                             float* sums, std::size_t sums_stride);
+    RowDots row_dots[scalar_count][scalar_count];
+
+    // means[r] = mean over j of rows[r][j].  rows: T dense.
+    using RowMeans = void (*)(const void* rows, std::size_t row_count, std::size_t columns, float* means);
+    RowMeans row_means[scalar_count];
+
+    void (*half_to_float)(const std::uint16_t* source, std::size_t count, float* target);
+
+    // target += source
+    void (*add)(const float* source, std::size_t count, float* target);
+
+    // ReLU, then normalisation, in place. False, with the map left as it is, when it holds NaN or infinity.
+    bool (*finish)(float* map, std::size_t count, Normalization normalization);
+
+    // Whether every |value| <= limit, and none is NaN.
+    bool (*within)(const float* values, std::size_t count, float limit);
+
+    // target[x] = row[left[x]] + fraction[x] * (row[right[x]] - row[left[x]])
+    void (*interpolate_columns)(const float* row, const std::uint32_t* left, const std::uint32_t* right,
+                                const float* fraction, std::size_t width, float* target);
+
+    // target = top + fraction * (bottom - top)
+    void (*interpolate_rows)(const float* top, const float* bottom, float fraction, std::size_t width, float* target);
+
+    // One row of the overlay.  pixels, overlay: (width, 3); scratch: 4 * width bytes.
+    void (*blend_row)(const float* values, const std::uint8_t* pixels, std::size_t width, const Colors& colors,
+                      std::uint8_t* scratch, std::uint8_t* overlay);
+};
+
+extern const SimdKernels baseline_kernels;
+#if defined(FASTCAM_X86)
+extern const SimdKernels avx2_kernels;
+extern const SimdKernels avx512_kernels;
+#endif
+
+}  // namespace fastcam

@@ -1,0 +1,629 @@
+"""`Explainer`: from pictures to scores and heatmaps, with an explained model in ONNX Runtime."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from . import kernels
+from .errors import (
+    ArgumentError,
+    DeviceError,
+    FileFormatError,
+    ImageError,
+    MissingExtraError,
+    ModelError,
+    NonFiniteError,
+    TargetError,
+)
+from .imaging import Layout, Preprocessing, palette, prepare, read_image, write_image
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+    import onnxruntime
+    from PIL import Image
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+Indices: TypeAlias = npt.NDArray[np.int64]
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | Pixels"
+Target: TypeAlias = "int | str | Sequence[int | str] | Sequence[Sequence[int | str]] | Indices | None"
+
+# Versions of the file format that this module reads; see `fastcam.exporter.FORMAT_VERSION`.
+_READABLE_FORMATS = ("1",)
+_PROVIDERS = {"auto": ("CPUExecutionProvider",), "cpu": ("CPUExecutionProvider",)}
+# The file ranks this many of the best classes; see `fastcam.exporter`.
+MAXIMUM_RANK = 100
+_OUTPUTS = ("logits", "activations", "weights", "targets")
+
+
+@dataclass(frozen=True)
+class ImageExplanation:
+    """What the model said about one image, and why.
+
+    Attributes
+    ----------
+    heatmaps : ndarray
+        (K,H,W) float32, one for each target.
+    maps : ndarray
+        (K,h,w) float32, the same at the size of the explained layer.
+    targets : ndarray
+        (K,) int64, the explained classes.
+    labels : list of str
+        Their names; the index as text where the model has no names.
+    logits : ndarray
+        (classes,) float32.
+    probabilities : ndarray
+        (classes,) float32.
+    image : ndarray or None
+        The picture, uint8 (H0,W0,3) RGB at its own size; None where the model's input was given directly.
+    """
+
+    heatmaps: Floats
+    maps: Floats
+    targets: Indices
+    labels: list[str]
+    logits: Floats
+    probabilities: Floats
+    image: Pixels | None
+
+    def overlay(
+        self, k: int = 0, *, colormap: str = "jet", alpha: float = 0.5, image: ImageSource | None = None
+    ) -> Pixels:
+        """Blend one heatmap over the picture.
+
+        Parameters
+        ----------
+        k : int
+            Which of the image's targets.
+        colormap : str
+            Name of a colour map of the cmap library, for example "jet", "viridis" or "inferno".
+        alpha : float
+            Opacity of the heatmap, 0..1.
+        image : optional
+            Another picture to draw on; needed where the model's input was given directly.
+
+        Returns
+        -------
+        ndarray
+            uint8 (H0,W0,3) RGB at the picture's own size.
+
+        Raises
+        ------
+        ArgumentError
+            ``k`` is out of range, the colour map unknown, or there is no picture.
+        """
+        if not -len(self.maps) <= k < len(self.maps):
+            raise ArgumentError(f"k={k}: this image has {len(self.maps)} heatmaps, 0..{len(self.maps) - 1}")
+        picture = self.image if image is None else read_image(image)
+        if picture is None:
+            raise ArgumentError("the model's input was given directly, so there is no picture: pass overlay(image=...)")
+        drawn = kernels.colorize(
+            np.ascontiguousarray(_within_unit(self.maps[k])[None, None]),
+            picture[None],
+            palette=palette(colormap),
+            alpha=alpha,
+        )
+        overlay: Pixels = drawn[0, 0]
+        return overlay
+
+    def save(self, path: str | os.PathLike[str], k: int = 0, *, colormap: str = "jet", alpha: float = 0.5) -> None:
+        """Write one overlay as .png, .jpg or .webp.
+
+        Raises
+        ------
+        ArgumentError
+            As `overlay`, or an unknown suffix.
+        WriteError
+            The file cannot be written; nothing is left behind.
+        """
+        write_image(self.overlay(k, colormap=colormap, alpha=alpha), path)
+
+    def plot(self, *, colormap: str = "jet", alpha: float = 0.5) -> matplotlib.figure.Figure:
+        """Draw the picture and its overlays side by side, titled by class and probability.
+
+        Raises
+        ------
+        MissingExtraError
+            matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise MissingExtraError(f'plot() needs matplotlib ({error}): pip install "fastcam[demo]"') from error
+        overlays = [self.overlay(k, colormap=colormap, alpha=alpha) for k in range(len(self.maps))]
+        panels = [("image", self.image), *zip(self._titles(), overlays, strict=True)]
+        figure = Figure(figsize=(3.2 * len(panels), 3.6), layout="constrained")
+        for axes, (title, picture) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+            axes.imshow(picture)
+            axes.set_title(title, fontsize=10)
+            axes.set_axis_off()
+        return figure
+
+    def _titles(self) -> list[str]:
+        return [
+            f"{label}  {self.probabilities[target]:.1%}"
+            for label, target in zip(self.labels, self.targets, strict=True)
+        ]
+
+
+def _within_unit(heatmap: Floats) -> Floats:
+    """Bring a raw map (normalize=None) into the 0..1 that colours need; normalised ones stay what they are."""
+    top = heatmap.max()
+    return heatmap / top if top > 0 else heatmap
+
+
+@dataclass(frozen=True)
+class Explanation(Sequence[ImageExplanation]):
+    """Scores and heatmaps of N images; a sequence of `ImageExplanation`.
+
+    Attributes
+    ----------
+    heatmaps : ndarray
+        (N,K,H,W) float32. With normalize "max" or "minmax" in 0..1; a map without positive evidence is all zeros.
+    maps : ndarray
+        (N,K,h,w) float32, the same at the size of the explained layer.
+    targets : ndarray
+        (N,K) int64.
+    logits : ndarray
+        (N,classes) float32, before softmax or sigmoid.
+    probabilities : ndarray
+        (N,classes) float32: the softmax or sigmoid of the source model; softmax where it ended in logits.
+    labels : list of list of str
+        Class names of ``targets``.
+    images : list
+        The pictures, uint8 (H0,W0,3), None where the model's input was given directly.
+    """
+
+    heatmaps: Floats
+    maps: Floats
+    targets: Indices
+    logits: Floats
+    probabilities: Floats
+    labels: list[list[str]]
+    images: list[Pixels | None]
+
+    def __len__(self) -> int:
+        return len(self.heatmaps)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return one image's part; a slice gives a list of them."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = range(len(self))[index]
+        return ImageExplanation(
+            heatmaps=self.heatmaps[position],
+            maps=self.maps[position],
+            targets=self.targets[position],
+            labels=self.labels[position],
+            logits=self.logits[position],
+            probabilities=self.probabilities[position],
+            image=self.images[position],
+        )
+
+    def __iter__(self) -> Iterator[ImageExplanation]:
+        return (self[i] for i in range(len(self)))
+
+
+class Explainer:
+    """Runs a model written by `fastcam.export` and draws why it decided.
+
+    One Explainer may be called from many threads at once; each call gives what it would give alone.
+
+    Parameters
+    ----------
+    path : path
+        The .onnx file.
+    device : {"auto", "cpu"}
+        Where to run; "auto" takes the CPU.
+    providers : sequence, optional
+        ONNX Runtime execution providers (names, or pairs of name and options) instead of ``device``. The first must
+        really be in use.
+    threads : int, optional
+        Threads of the model and of the kernels; by default all processors.
+
+    Raises
+    ------
+    FileFormatError
+        The file was not made by `fastcam.export`.
+    ModelError
+        The file is missing, or ONNX Runtime cannot load it.
+    DeviceError
+        The device or provider is not available.
+    MissingExtraError
+        ONNX Runtime is not installed.
+
+    Examples
+    --------
+    >>> explainer = fastcam.Explainer("dogs.onnx")  # doctest: +SKIP
+    >>> explanation = explainer("dog.jpg", target="top3")  # doctest: +SKIP
+    >>> explanation[0].save("why.png")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        providers: Sequence[Any] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self._path = Path(path)
+        self._threads = _checked_threads(threads)
+        self._session = _open_session(self._path, _checked_providers(device, providers), self._threads)
+        self._metadata = _checked_metadata(self._path, self._session)
+        image = self._session.get_inputs()[0]
+        self._input_name = image.name
+        self._input_shape = list(image.shape)
+        self._fixed_batch = self._input_shape[0] if isinstance(self._input_shape[0], int) else None
+        self._class_count = int(self._session.get_outputs()[0].shape[1])
+
+    @property
+    def path(self) -> Path:
+        """The explained model's file."""
+        return self._path
+
+    @property
+    def providers(self) -> list[str]:
+        """Execution providers in use, the first one first."""
+        return list(self._session.get_providers())
+
+    @property
+    def layer(self) -> str:
+        """Name of the explained layer."""
+        return self._metadata["fastcam.layer"]
+
+    @cached_property
+    def candidates(self) -> tuple[str, ...]:
+        """Layers that `export` could have explained, from the last to the first."""
+        return tuple(json.loads(self._metadata["fastcam.candidates"]))
+
+    @cached_property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names by index, None where `export` was given none."""
+        names = json.loads(self._metadata["fastcam.classes"])
+        return None if names is None else tuple(names)
+
+    @property
+    def class_count(self) -> int:
+        """Number of classes."""
+        return self._class_count
+
+    @property
+    def input_layout(self) -> Layout:
+        """Order of the input's axes: "NHWC" or "NCHW"."""
+        return "NCHW" if self._metadata["fastcam.input_layout"] == "NCHW" else "NHWC"
+
+    @cached_property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the model's input, in pixels."""
+        height, width = (self._input_shape[self.input_layout.index(axis)] for axis in "HW")
+        return height, width
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing | None:
+        """How a picture becomes the model's input; None where the file does not say."""
+        text = self._metadata["fastcam.preprocessing"]
+        return None if text == "null" else Preprocessing.from_json(text)
+
+    def prepare(self, images: ImageSource | Sequence[ImageSource]) -> Floats:
+        """Turn pictures into the model's input.
+
+        The whole picture is resized to the input's size, without cropping, so that heatmaps cover all of it.
+
+        Parameters
+        ----------
+        images
+            A path, PIL image or uint8 array (H,W,3), or a list that mixes them.
+
+        Returns
+        -------
+        ndarray
+            float32 (N,H,W,channels) or (N,channels,H,W), as the model takes it.
+
+        Raises
+        ------
+        ImageError
+            A picture cannot be read, or the file does not say how to preprocess.
+        """
+        return self._prepared([read_image(source) for source in _as_list(images)])
+
+    def _prepared(self, pictures: Sequence[Pixels]) -> Floats:
+        if self.preprocessing is None:
+            raise ImageError(
+                f"{self._path} does not say how a picture becomes the model's input: "
+                "export it again with preprocess=..., or give a preprocessed float32 batch"
+            )
+        channels = self._input_shape[self.input_layout.index("C")]
+        return prepare(pictures, self.preprocessing, self.input_size, self.input_layout, channels)
+
+    def __call__(
+        self,
+        images: ImageSource | Floats | Sequence[ImageSource],
+        target: Target = None,
+        *,
+        size: str | tuple[int, int] = "input",
+        normalize: str | None = "max",
+        batch: int = 16,
+    ) -> Explanation:
+        """Score images and explain the scores.
+
+        Grad-CAM (Selvaraju et al. 2017, eq. 1 and 2): ReLU(sum over channels of alpha times activations), alpha being
+        the mean over the map of the gradient of the target's logit.
+
+        Parameters
+        ----------
+        images
+            A path, PIL image or uint8 array (H,W,3), a list that mixes them, or a preprocessed float32 batch.
+        target
+            What to explain: None, the top class; "top3" (any number), the best three; a class index or name; a list of
+            those, for every image; one list an image; or an array (N,K) of indices.
+        size
+            Size of the heatmaps: "input", the model's input; "layer", the explained layer; or (height, width).
+        normalize
+            "max" divides each map by its maximum, "minmax" maps its range to 0..1, None leaves it raw.
+        batch
+            Largest number of images given to the model at once; bounds the memory.
+
+        Returns
+        -------
+        Explanation
+
+        Raises
+        ------
+        ImageError
+            An image cannot be read, or does not fit the model.
+        TargetError
+            A target does not exist.
+        ArgumentError
+            Another argument is wrong.
+        NonFiniteError
+            NaN or infinity in an image's scores, activations or gradients.
+        """
+        chosen_size = self._checked_size(size)
+        if normalize not in ("max", "minmax", None):
+            raise ArgumentError(f"normalize={normalize!r}: choose 'max', 'minmax' or None")
+        if batch < 1:
+            raise ArgumentError(f"batch={batch}: give at least 1")
+        pictures, tensor_of = self._read(images)
+        count = len(pictures)
+        if not count:
+            raise ImageError("there are no images to explain: the list or batch is empty")
+        wanted = self._resolve(target, count)
+        step = self._fixed_batch or batch
+        parts = []
+        for start in range(0, count, step):
+            chunk = slice(start, start + step)
+            targets = wanted if len(wanted) == 1 else wanted[chunk]
+            parts.append(self._explain(tensor_of(chunk), targets, chosen_size, normalize, start))
+        heatmaps, maps, targets, logits = (_joined(arrays) for arrays in zip(*parts, strict=True))
+        return Explanation(
+            heatmaps=heatmaps,
+            maps=maps,
+            targets=targets,
+            logits=logits,
+            probabilities=_PROBABILITIES[self._metadata["fastcam.score_activation"]](logits),
+            labels=[[self._label(index) for index in row] for row in targets.tolist()],
+            images=pictures,
+        )
+
+    def _read(self, images: Any) -> tuple[list[Pixels | None], Callable[[slice], Floats]]:
+        """Return the pictures, None for rows of a preprocessed batch, and what gives a slice of the model's input."""
+        if isinstance(images, np.ndarray) and np.issubdtype(images.dtype, np.floating):
+            tensor = self._checked_batch(images)
+            return [None] * len(tensor), tensor.__getitem__
+        pictures = [read_image(source) for source in _as_list(images)]
+        return list(pictures), lambda chunk: self._prepared(pictures[chunk])
+
+    def _explain(
+        self, tensor: Floats, targets: Indices, size: tuple[int, int] | None, normalize: Any, start: int
+    ) -> tuple[Floats, Floats, Indices, Floats]:
+        """Return heatmaps, maps, targets and logits of one chunk, whose first image is number ``start``."""
+        count = len(tensor)
+        if self._fixed_batch is not None and count < self._fixed_batch:
+            # The file takes whole batches only: the last image fills up the last one.
+            tensor, targets = (_filled(array, self._fixed_batch) for array in (tensor, targets))
+        outputs = self._session.run(_OUTPUTS, {self._input_name: tensor, "target": targets})
+        logits, activations, weights, explained = (array[:count] for array in outputs)
+        finite = np.isfinite(logits).all(axis=1)
+        if not finite.all():
+            raise NonFiniteError(f"the scores of image {start + int(finite.argmin())} are not finite: check the model")
+        try:
+            rendered = kernels.render(activations, weights, normalize=normalize, size=size, threads=self._threads)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"in the images from number {start} on: {error}") from error
+        return rendered.heatmaps, rendered.maps, explained, logits
+
+    def _checked_size(self, size: Any) -> tuple[int, int] | None:
+        """Return the heatmaps' size, None for the layer's own."""
+        if size == "layer":
+            return None
+        if size == "input":
+            return self.input_size
+        if isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2:
+            return int(size[0]), int(size[1])
+        raise ArgumentError(f"size={size!r}: give 'input', 'layer' or (height, width)")
+
+    def _checked_batch(self, batch: npt.NDArray[Any]) -> Floats:
+        """Return a preprocessed batch as float32 of the model's shape."""
+        expected = self._input_shape[1:]
+        if batch.ndim != 4 or list(batch.shape[1:]) != expected:
+            raise ImageError(
+                f"the batch has shape {batch.shape}; the model takes (N, {', '.join(map(str, expected))}), "
+                f"{self.input_layout}"
+            )
+        bad = ~np.isfinite(batch).all(axis=(1, 2, 3))
+        if bad.any():
+            raise ImageError(f"image {int(bad.argmax())} of the batch holds NaN or infinity")
+        return np.ascontiguousarray(batch, np.float32)
+
+    def _resolve(self, target: Target, count: int) -> Indices:
+        """Return class indices (1 or N, K); -r stands for the r-th best class, which the file works out itself."""
+        if target is None:
+            return np.array([[-1]], np.int64)
+        if isinstance(target, str) and target not in (self.classes or ()):
+            ranks = _top_ranks(target, self._class_count)
+            if ranks is not None:
+                return ranks
+        rows = _target_rows(target)
+        if len(rows) not in (1, count):
+            raise TargetError(f"target holds {len(rows)} lists for {count} images: give one, or one an image")
+        lengths = {len(row) for row in rows}
+        if len(lengths) != 1 or 0 in lengths:
+            raise TargetError(
+                f"target holds lists of {sorted(lengths)} classes: give every image the same number, 1 or more"
+            )
+        return np.array([[self._class_index(item) for item in row] for row in rows], np.int64)
+
+    def _class_index(self, item: Any) -> int:
+        if isinstance(item, str):
+            return self._class_by_name(item)
+        if isinstance(item, bool | np.bool_) or not isinstance(item, int | np.integer):
+            raise TargetError(f"target {item!r} is neither a class index nor a class name")
+        if not 0 <= item < self._class_count:
+            raise TargetError(f"target {item} is out of range: the model has classes 0..{self._class_count - 1}")
+        return int(item)
+
+    def _class_by_name(self, name: str) -> int:
+        if self.classes is None:
+            raise TargetError(f"target {name!r}: {self._path} has no class names; export it with classes=[...]")
+        found = [index for index, known in enumerate(self.classes) if known == name]
+        if len(found) > 1:
+            raise TargetError(f"target {name!r} names the classes {found}: give the index")
+        if not found:
+            near = difflib.get_close_matches(name, self.classes, n=3)
+            hint = f": did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise TargetError(f"the model has no class {name!r}{hint}")
+        return found[0]
+
+    def _label(self, index: int) -> str:
+        return str(index) if self.classes is None else self.classes[index]
+
+
+def _open_session(path: Path, providers: list[Any], threads: int | None) -> onnxruntime.InferenceSession:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError(
+            f'Explainer needs onnxruntime ({error}): pip install "fastcam[cpu]" or "fastcam[gpu]"'
+        ) from error
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file")
+    names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
+    missing = [name for name in names if name not in onnxruntime.get_available_providers()]
+    if missing:
+        raise DeviceError(
+            f"ONNX Runtime has no {', '.join(missing)} here; it has {', '.join(onnxruntime.get_available_providers())}"
+        )
+    options = onnxruntime.SessionOptions()
+    # Errors only: that `target` may be left out is a warning to ONNX Runtime, and the point to us.
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=providers)
+    except Exception as error:  # ONNX Runtime's exception classes derive from Exception directly
+        raise ModelError(f"{path}: ONNX Runtime cannot load this model: {error}") from error
+    if session.get_providers()[0] != names[0]:
+        raise DeviceError(f"{names[0]} could not start: ONNX Runtime fell back to {session.get_providers()[0]}")
+    return session
+
+
+def _checked_providers(device: str, providers: Sequence[Any] | None) -> list[Any]:
+    if providers is not None:
+        if not providers:
+            raise ArgumentError("providers is empty: name at least one ONNX Runtime execution provider")
+        return list(providers)
+    if device not in _PROVIDERS:
+        raise ArgumentError(
+            f"device={device!r} is not known; choose one of {', '.join(map(repr, _PROVIDERS))}, "
+            "or name ONNX Runtime's execution providers=[...]"
+        )
+    return list(_PROVIDERS[device])
+
+
+def _checked_threads(threads: int | None) -> int | None:
+    if threads is not None and threads < 1:
+        raise ArgumentError(f"threads={threads}: give at least 1, or None for all processors")
+    return threads
+
+
+def _checked_metadata(path: Path, session: onnxruntime.InferenceSession) -> Mapping[str, str]:
+    metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
+    version = metadata.get("fastcam.format_version")
+    if version is None:
+        raise FileFormatError(f"{path}: this ONNX file does not explain itself: run fastcam.export on it first")
+    if version not in _READABLE_FORMATS:
+        raise FileFormatError(
+            f"{path}: written in format {version}; this version of fastcam reads {', '.join(_READABLE_FORMATS)}. "
+            "Update fastcam, or export the model again"
+        )
+    return metadata
+
+
+def _as_list(images: Any) -> list[Any]:
+    """Return the single pictures: a list's items, an array's (N,H,W,3) rows, or the one that is given."""
+    if isinstance(images, np.ndarray):
+        return list(images) if images.ndim == 4 else [images]
+    return list(images) if isinstance(images, list | tuple) else [images]
+
+
+def _top_ranks(target: str, class_count: int) -> Indices | None:
+    """Return the ranks that "top3" means as (1,3) negative numbers; None for another text."""
+    match = re.fullmatch(r"top(\d+)", target)
+    if match is None:
+        return None
+    count = int(match[1])
+    if not 1 <= count <= min(class_count, MAXIMUM_RANK):
+        raise TargetError(f"target {target!r}: the model ranks its best 1..{min(class_count, MAXIMUM_RANK)} classes")
+    return -np.arange(1, count + 1, dtype=np.int64)[None]
+
+
+def _target_rows(target: Any) -> list[list[Any]]:
+    """Return one list of classes for all images, or one an image."""
+    items = target.tolist() if isinstance(target, np.ndarray) else target
+    if isinstance(items, str | int | np.integer):
+        return [[items]]
+    if not isinstance(items, list | tuple) or not items:
+        raise TargetError(f"target {target!r}: give None, 'top3', a class, a list of classes, or one list an image")
+    nested = [isinstance(item, list | tuple | np.ndarray) for item in items]
+    if all(nested):
+        return [list(item) for item in items]
+    if any(nested):
+        raise TargetError(f"target {target!r} mixes classes and lists: give one list an image, or one for all")
+    return [list(items)]
+
+
+def _filled(array: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
+    """Repeat the last row until there are ``count``; a single row serves every image as it is."""
+    if len(array) == 1:
+        return np.repeat(array, count, axis=0)
+    return np.concatenate([array, np.repeat(array[-1:], count - len(array), axis=0)])
+
+
+def _joined(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _softmax(logits: Floats) -> Floats:
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float32)
+
+
+def _sigmoid(logits: Floats) -> Floats:
+    # exp of a negative number only: exp(-x) would overflow for large negative logits.
+    small = np.exp(-np.abs(logits))
+    return np.asarray(np.where(logits >= 0, 1 / (1 + small), small / (1 + small)), np.float32)
+
+
+_PROBABILITIES = {"softmax": _softmax, "sigmoid": _sigmoid, "none": _softmax}

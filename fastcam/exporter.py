@@ -1,0 +1,271 @@
+"""`export`: one .onnx file that gives scores, activations and the gradients that explain them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import helper
+
+from .autodiff import backpropagate, pooled_gradient, target_gradients
+from .errors import ArgumentError, ModelError
+from .graph import Graph, TensorType, static_dims
+from .imaging import Preprocessing
+from .importer import ImportedModel, ModelSource, import_model
+from .simplifier import simplify
+from .splitter import choose_layer, find_value, list_candidates, remove_score_activation
+from .storage import check_writable, write_model
+
+FORMAT_VERSION = "1"
+# Ranks that `target` can ask for. TensorRT sorts at most 3840 classes, and nobody looks at a hundred maps.
+MAXIMUM_RANK = 100
+
+PreprocessingSpec = str | Preprocessing | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What `export` made.
+
+    Attributes
+    ----------
+    path : Path
+    layer : str
+        The explained layer.
+    candidates : tuple of str
+        Layers that could be explained, from the last to the first.
+    classes : tuple of str or None
+        Names by class index, None where they are not known.
+    class_count : int
+    input_name : str
+    input_shape : tuple
+        As the model takes images; a text is an open dimension.
+    input_layout : str
+        "NHWC" or "NCHW".
+    preprocessing : Preprocessing or None
+        None: the file does not say how to turn a picture into the model's input.
+    outputs : tuple of str
+    bytes : int
+        Size on disk, external data included.
+    """
+
+    path: Path
+    layer: str
+    candidates: tuple[str, ...]
+    classes: tuple[str, ...] | None
+    class_count: int
+    input_name: str
+    input_shape: tuple[int | str | None, ...]
+    input_layout: str
+    preprocessing: Preprocessing | None
+    outputs: tuple[str, ...]
+    bytes: int
+
+
+def export(
+    model: ModelSource,
+    path: str | os.PathLike[str],
+    *,
+    layer: str | None = None,
+    classes: Sequence[str] | str | os.PathLike[str] | None = None,
+    preprocess: PreprocessingSpec | None = None,
+    gradients: str = "pooled",
+) -> ExportResult:
+    """Write a classifier as an ONNX file that explains itself.
+
+    The file runs in any ONNX runtime. Inputs: the images, and optionally ``target`` (N,K) int64, the classes to explain
+    (absent or -1: the top one). Outputs: ``logits`` (N,classes) before softmax or sigmoid, ``activations`` (N,C,h,w) of
+    the explained layer, ``weights`` (N,K,C), the mean over h,w of d logits[n,target] / d activations (Selvaraju et al.
+    2017, eq. 1), all float32. The same model and arguments give the same bytes.
+
+    Parameters
+    ----------
+    model : keras.Model, onnx.ModelProto, or path
+        A path ends in .keras, .h5 or .onnx.
+    path : path
+        The .onnx file to write; replaced only once the new one is complete. Above 2 GB the weights go to
+        ``path`` + ".data".
+    layer : str, optional
+        The layer to explain: a Keras layer, ONNX value or node name. By default the last one with a spatial map, after
+        its activation.
+    classes : sequence of str, or path, optional
+        Names by class index; a path names a UTF-8 text file of one name a line.
+    preprocess : str, Preprocessing, or mapping, optional
+        How a picture becomes the model's input: "vgg16", "imagenet", "scale", "symmetric", "none", or a mapping of
+        order, mean and scale. By default it is taken from architectures that fastcam knows (keras.applications VGG16
+        and VGG19), and is "none" where the model itself starts with the arithmetic.
+    gradients : {"pooled", "full"}
+        "full" adds the output ``gradients`` (N,K,C,h,w), d logits[n,target] / d activations.
+
+    Returns
+    -------
+    ExportResult
+
+    Raises
+    ------
+    ModelError
+        The model cannot be read, or is no classifier of one image. Subclasses: LayerError (no such layer, or no
+        spatial map), UnsupportedOpError (no gradient rule for an op between the layer and the logits).
+    ArgumentError
+        Another argument is wrong.
+    MissingExtraError
+        A Keras model, and tensorflow or tf2onnx is not installed.
+    WriteError
+        The file cannot be written; an older one of that name is left as it was.
+
+    Examples
+    --------
+    >>> result = fastcam.export(keras_model, "dogs.onnx", classes=["beagle", "pug"])  # doctest: +SKIP
+    """
+    destination = Path(path)
+    if destination.suffix.lower() != ".onnx":
+        raise ArgumentError(f"export path {str(path)!r} must end in .onnx")
+    if gradients not in _GRADIENTS:
+        raise ArgumentError(f"gradients={gradients!r} is not known; choose one of {', '.join(map(repr, _GRADIENTS))}")
+    chosen_preprocessing = None if preprocess is None else Preprocessing.of(preprocess)
+    names = _class_names(classes)
+    check_writable(destination)
+
+    imported = import_model(model)
+    graph = imported.graph
+    simplify(graph, keep=[find_value(graph, layer, imported.layers)] if layer else [])
+    score_activation = remove_score_activation(graph)
+    value = choose_layer(graph, layer, imported.layers)
+    candidates = list_candidates(graph)
+    class_count = _class_count(graph, names)
+    _add_explanation(graph, value, full=_GRADIENTS[gradients])
+    graph.prune()
+    graph.infer_types()
+
+    if chosen_preprocessing is None and imported.preprocessing is not None:
+        chosen_preprocessing = Preprocessing.of(imported.preprocessing)
+    input_name = next(iter(graph.inputs))
+    layout = _input_layout(graph, imported)
+    size = write_model(
+        graph,
+        destination,
+        metadata={
+            "fastcam.format_version": FORMAT_VERSION,
+            "fastcam.package_version": importlib.metadata.version("fastcam"),
+            "fastcam.framework": imported.framework,
+            "fastcam.layer": value,
+            "fastcam.candidates": json.dumps(candidates),
+            "fastcam.classes": json.dumps(names, ensure_ascii=False),
+            "fastcam.input_layout": layout,
+            "fastcam.preprocessing": chosen_preprocessing.to_json() if chosen_preprocessing else "null",
+            "fastcam.score_activation": score_activation,
+        },
+    )
+    return ExportResult(
+        path=destination,
+        layer=value,
+        candidates=tuple(candidates),
+        classes=None if names is None else tuple(names),
+        class_count=class_count,
+        input_name=input_name,
+        input_shape=graph.shape(input_name),
+        input_layout=layout,
+        preprocessing=chosen_preprocessing,
+        outputs=tuple(graph.outputs),
+        bytes=size,
+    )
+
+
+def _class_names(classes: Sequence[str] | str | os.PathLike[str] | None) -> list[str] | None:
+    if classes is None:
+        return None
+    if isinstance(classes, str | os.PathLike):
+        try:
+            return Path(classes).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArgumentError(f"classes={str(classes)!r} is not a readable UTF-8 text file: {error}") from error
+    items: list[object] = list(classes)
+    names = [item for item in items if isinstance(item, str)]
+    if len(names) != len(items):
+        wrong = next(item for item in items if not isinstance(item, str))
+        raise ArgumentError(f"classes must be names, got {wrong!r} ({type(wrong).__name__})")
+    return names
+
+
+def _class_count(graph: Graph, names: Sequence[str] | None) -> int:
+    (count,) = static_dims(graph, graph.outputs[0], [1])
+    if names is not None and len(names) != count:
+        raise ArgumentError(f"{len(names)} class names for a model of {count} classes")
+    return count
+
+
+def _input_layout(graph: Graph, imported: ImportedModel) -> str:
+    """Tell where the channels are: the axis of size 1 or 3; the framework's habit where both could be."""
+    (shape,) = (type_.shape for name, type_ in graph.inputs.items() if name != "target")
+    fits = {"NCHW": shape[1] in (1, 3), "NHWC": shape[3] in (1, 3)}
+    habit = "NHWC" if imported.framework == "keras" else "NCHW"
+    order = [habit, *(name for name in fits if name != habit)]
+    layout = next((name for name in order if fits[name]), None)
+    if layout is None:
+        raise ModelError(f"the input has shape {shape}: neither axis 1 nor axis 3 holds 1 or 3 channels of an image")
+    return layout
+
+
+def _add_explanation(graph: Graph, value: str, *, full: bool) -> None:
+    """Add ``target``, ``activations``, ``weights`` and, if asked, ``gradients`` to the graph that makes the logits."""
+    logits = _name_output(graph, graph.outputs[0], "logits")
+    activations = _name_output(graph, value, "activations")
+    seeds = _seeds(graph, logits)
+    pooled = pooled_gradient(graph, seeds, activations)
+    _name_output(graph, graph.emit("Transpose", pooled, perm=[1, 0, 2], stem="weights"), "weights")
+    if full:
+        gradient = backpropagate(graph, seeds, activations)
+        _name_output(graph, graph.emit("Transpose", gradient, perm=[1, 0, 2, 3, 4], stem="gradients"), "gradients")
+
+
+_GRADIENTS = {"pooled": False, "full": True}
+
+
+def _name_output(graph: Graph, value: str, name: str) -> str:
+    """Make ``value`` an output called ``name``, whatever else bears that name giving way."""
+    if value != name:
+        _reserve(graph, name)
+        graph.rename(value, name)
+    graph.outputs = [*(output for output in graph.outputs if output != name), name]
+    return name
+
+
+def _reserve(graph: Graph, name: str) -> None:
+    """Free a name that the file format defines."""
+    if name in graph.inputs:
+        raise ModelError(f"the model's input is called {name!r}, a name that explained models use: rename it")
+    graph.rename(name, graph.unused_name(f"model/{name}"))
+
+
+def _seeds(graph: Graph, logits: str) -> dict[str, str]:
+    """Add the input ``target`` and the output ``targets``; return the gradient of their logits where it is known."""
+    _reserve(graph, "target")
+    graph.inputs["target"] = TensorType(np.dtype(np.int64), (graph.type(logits).shape[0], "targets"))
+    graph.defaults["target"] = np.full((1, 1), -1, np.int64)
+    absent = graph.emit("Less", "target", graph.emit_constant(np.int64(0)), stem="target/absent")
+    chosen = graph.emit("Where", absent, _ranked_classes(graph, logits), "target", stem="targets")
+    by_target = graph.emit("Transpose", _name_output(graph, chosen, "targets"), perm=[1, 0], stem="target/by_target")
+    value, gradient = target_gradients(graph, logits, by_target)
+    return {value: gradient}
+
+
+def _ranked_classes(graph: Graph, logits: str) -> str:
+    """Return the class of rank -target for every image, (N,K): -1 is the best class, -2 the second."""
+    (classes,) = static_dims(graph, logits, [1])
+    count = graph.emit_constant(np.array([min(classes, MAXIMUM_RANK)], np.int64))
+    best = graph.unused_name("target/best")
+    graph.nodes.append(helper.make_node("TopK", [logits, count], [f"{best}/logits", best], name=best, axis=1))
+    from_zero = graph.emit("Sub", graph.emit_constant(np.int64(-1)), "target", stem="target/rank")
+    # Where a class is given its rank is of no use, and has to be a valid one.
+    rank = graph.emit("Max", from_zero, graph.emit_constant(np.int64(0)), stem="target/valid_rank")
+    rows = graph.emit("Shape", logits, start=0, end=1, stem="target/images")
+    one = graph.emit_constant(np.array([1], np.int64))
+    shape = graph.emit("Concat", rows, one, axis=0, stem="target/shape")
+    each = graph.emit("Expand", rank, shape, stem="target/ranks")
+    return graph.emit("GatherElements", best, each, axis=1, stem="target/ranked")

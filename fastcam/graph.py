@@ -1,0 +1,367 @@
+"""A model as a graph that can be asked and extended.
+
+Read side: producers, consumers, attributes, constants, shapes. Write side: `Graph.emit` appends nodes.
+
+The weights live beside the nodes as NumPy arrays, outside any protobuf message: a VGG16 is passed around,
+shape-inferred and rewritten as a few kilobytes of nodes, and its 537 MB are neither copied nor serialised until the
+file is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, inliner, numpy_helper, shape_inference
+
+from .errors import ModelError, UnsupportedOpError
+
+Array = npt.NDArray[Any]
+Dim = int | str | None
+
+# Shape arithmetic (Reshape, Slice, Pad ...) reads small constants; inference needs their values, and only theirs.
+_INFERENCE_CONSTANT_SIZE = 64
+
+
+class TensorType(NamedTuple):
+    """Element type and shape of a value; a dimension is a number, a symbol, or None when nothing is known."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[Dim, ...]
+
+
+@dataclass
+class Graph:
+    """Nodes in topological order, with their constants and the types of their values.
+
+    Attributes
+    ----------
+    nodes : list of onnx.NodeProto
+    constants : dict of str to ndarray
+        The weights, by value name. Arrays are shared, never modified in place.
+    inputs : dict of str to TensorType
+    outputs : list of str
+    opset : int
+        Version of the default ONNX operator set.
+    types : dict of str to TensorType
+        What shape inference knows, by value name; `infer_types` refreshes it.
+    defaults : dict of str to ndarray
+        Values of the inputs that a caller may leave out.
+    """
+
+    nodes: list[onnx.NodeProto]
+    constants: dict[str, Array]
+    inputs: dict[str, TensorType]
+    outputs: list[str]
+    opset: int
+    types: dict[str, TensorType] = field(default_factory=dict)
+    defaults: dict[str, Array] = field(default_factory=dict)
+
+    def producer(self, value: str) -> onnx.NodeProto | None:
+        """Return the node that makes ``value``; None for inputs and constants."""
+        return self.producers().get(value)
+
+    def producers(self) -> dict[str, onnx.NodeProto]:
+        """Return the node behind every computed value."""
+        return {output: node for node in self.nodes for output in node.output if output}
+
+    def consumers(self) -> dict[str, list[onnx.NodeProto]]:
+        """Return the nodes that read each value, in topological order; a node that reads it twice is listed once."""
+        readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.input):
+                if name:
+                    readers.setdefault(name, []).append(node)
+        return readers
+
+    def type(self, value: str) -> TensorType:
+        """Return the type of ``value``.
+
+        Raises
+        ------
+        ModelError
+            When shape inference could not tell.
+        """
+        if value in self.constants:
+            array = self.constants[value]
+            return TensorType(array.dtype, array.shape)
+        known = self.types.get(value) or self.inputs.get(value)
+        if known is None:
+            raise ModelError(
+                f"the shape of value {value!r} is unknown: shape inference stopped before it. "
+                "Give the model's input a fixed height and width, then export again."
+            )
+        return known
+
+    def shape(self, value: str) -> tuple[Dim, ...]:
+        """Return the shape of ``value``; raises ModelError as `type` does."""
+        return self.type(value).shape
+
+    def rank(self, value: str) -> int | None:
+        """Return the number of dimensions of ``value``, None where inference could not tell."""
+        if value in self.constants:
+            return self.constants[value].ndim
+        known = self.types.get(value) or self.inputs.get(value)
+        return None if known is None else len(known.shape)
+
+    def unused_name(self, stem: str) -> str:
+        """Return ``stem``, or ``stem`` with the first number that makes it a new value name."""
+        taken = self._names()
+        if stem not in taken:
+            return stem
+        number = 1
+        while f"{stem}_{number}" in taken:
+            number += 1
+        return f"{stem}_{number}"
+
+    def _names(self) -> set[str]:
+        names = {name for node in self.nodes for name in (*node.input, *node.output)}
+        return names | set(self.constants) | set(self.inputs)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give the value ``old`` the name ``new`` everywhere."""
+        for node in self.nodes:
+            for names in (node.input, node.output):
+                for index, name in enumerate(names):
+                    if name == old:
+                        names[index] = new
+        for mapping in (self.constants, self.inputs, self.types, self.defaults):
+            _rename_key(mapping, old, new)
+        self.outputs = [new if name == old else name for name in self.outputs]
+
+    def replace_uses(self, old: str, new: str) -> None:
+        """Let every reader of ``old``, the graph's outputs included, read ``new`` instead."""
+        for node in self.nodes:
+            for index, name in enumerate(node.input):
+                if name == old:
+                    node.input[index] = new
+        self.outputs = [new if name == old else name for name in self.outputs]
+
+    def prune(self) -> None:
+        """Drop what the outputs do not need, and bring the nodes into an order that depends on the outputs alone."""
+        self.nodes = needed_nodes(self, self.outputs)
+        used = {name for node in self.nodes for name in node.input} | set(self.outputs)
+        self.constants = {name: array for name, array in self.constants.items() if name in used}
+        made = {name for node in self.nodes for name in node.output}
+        self.types = {name: type_ for name, type_ in self.types.items() if name in made}
+
+    def infer_types(self) -> None:
+        """Refresh `types` by ONNX shape inference, without handing it the weights."""
+        known = {name: array for name, array in self.constants.items() if _steers_shapes(array)}
+        assumed = {
+            name: TensorType(array.dtype, array.shape) for name, array in self.constants.items() if name not in known
+        }
+        skeleton = Graph(self.nodes, known, {**self.inputs, **assumed}, self.outputs, self.opset)
+        try:
+            model = shape_inference.infer_shapes(skeleton.to_model(), data_prop=True)
+        except Exception as error:  # the C++ checker throws several unrelated types
+            raise ModelError(f"shape inference refused the model: {error}") from error
+        # An output declared without a shape leaves inference with a second, empty entry: the informed one counts.
+        self.types = {info.name: _type_of(info) for info in model.graph.output if _has_shape(info)}
+        self.types |= {info.name: _type_of(info) for info in model.graph.value_info if _has_shape(info)}
+
+    def to_model(self, *, metadata: Mapping[str, str] | None = None, name: str = "fastcam") -> onnx.ModelProto:
+        """Return the graph as a message that holds its weights (a copy of them)."""
+        model = self.skeleton(metadata=metadata, name=name)
+        model.graph.initializer.extend(
+            numpy_helper.from_array(np.ascontiguousarray(array), key)
+            for key, array in {**self.constants, **self.defaults}.items()
+        )
+        return model
+
+    def skeleton(self, *, metadata: Mapping[str, str] | None = None, name: str = "fastcam") -> onnx.ModelProto:
+        """Return the graph as a message without its weights."""
+        proto = helper.make_graph(
+            self.nodes,
+            name,
+            [_value_info(key, type_) for key, type_ in self.inputs.items()],
+            [self._output_info(key) for key in self.outputs],
+        )
+        model = helper.make_model(
+            proto,
+            opset_imports=[helper.make_opsetid("", self.opset)],
+            producer_name="fastcam",
+            ir_version=helper.find_min_ir_version_for([helper.make_opsetid("", self.opset)]),
+        )
+        helper.set_model_props(model, dict(metadata or {}))
+        return model
+
+    def _output_info(self, name: str) -> onnx.ValueInfoProto:
+        known = self.types.get(name) or self.inputs.get(name)
+        return _value_info(name, known) if known else onnx.ValueInfoProto(name=name)
+
+    def emit(self, op: str, *inputs: str, stem: str = "", **attributes: Any) -> str:
+        """Append a node of one output and return the name of the value it makes."""
+        output = self.unused_name(stem or f"{op}_out")
+        self.nodes.append(helper.make_node(op, list(inputs), [output], name=output, **attributes))
+        return output
+
+    def emit_constant(self, array: npt.ArrayLike, *, stem: str = "constant") -> str:
+        """Add a constant and return its name; an equal small constant is shared."""
+        value = np.asarray(array)
+        for name, other in self.constants.items():
+            if value.size <= _INFERENCE_CONSTANT_SIZE and _identical(value, other):
+                return name
+        name = self.unused_name(stem)
+        self.constants[name] = value
+        return name
+
+
+def from_model(model: onnx.ModelProto, base_dir: str = "") -> Graph:
+    """Read a model message into a `Graph`: weights as arrays, local functions inlined, constant nodes as constants.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        Not modified.
+    base_dir : str
+        Folder of the model's external data.
+
+    Raises
+    ------
+    ModelError
+        When the message holds no graph, or its weights cannot be read.
+    """
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    if not model.graph.node:
+        raise ModelError("the model has no nodes: is it an ONNX model?")
+    try:
+        constants = {init.name: numpy_helper.to_array(init, base_dir) for init in model.graph.initializer}
+    except Exception as error:  # protobuf, NumPy and the file system each raise their own
+        raise ModelError(f"the model's weights cannot be read: {error}") from error
+    graph = Graph(
+        nodes=[_copy(node) for node in model.graph.node if node.op_type != "Constant"],
+        constants=constants | {n.output[0]: _constant_value(n) for n in model.graph.node if n.op_type == "Constant"},
+        inputs={info.name: _type_of(info) for info in model.graph.input if info.name not in constants},
+        outputs=[info.name for info in model.graph.output],
+        opset=next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0),
+    )
+    graph.infer_types()
+    return graph
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
+    """Return the value of a node's attribute, text decoded, ``default`` where it is absent."""
+    for item in node.attribute:
+        if item.name == name:
+            value = helper.get_attribute_value(item)
+            return value.decode() if isinstance(value, bytes) else value
+    return default
+
+
+def needed_nodes(graph: Graph, outputs: Iterable[str]) -> list[onnx.NodeProto]:
+    """Return the nodes behind ``outputs`` in the order of a depth-first walk from them."""
+    producers = graph.producers()
+    order: list[onnx.NodeProto] = []
+    done: set[int] = set()
+    for output in outputs:
+        stack = [(producers.get(output), False)]
+        while stack:
+            node, expanded = stack.pop()
+            if node is None or (id(node) in done):
+                continue
+            if expanded:
+                done.add(id(node))
+                order.append(node)
+                continue
+            stack.append((node, True))
+            stack.extend((producers.get(name), False) for name in reversed(_reads(node)))
+    return order
+
+
+def dependents(graph: Graph, value: str) -> list[onnx.NodeProto]:
+    """Return the nodes that depend on ``value``, in topological order."""
+    reached = {value}
+    found = []
+    for node in graph.nodes:
+        if reached.intersection(_reads(node)):
+            reached.update(node.output)
+            found.append(node)
+    return found
+
+
+def static_dims(graph: Graph, value: str, axes: Sequence[int]) -> tuple[int, ...]:
+    """Return the sizes of ``value`` along ``axes``.
+
+    Raises
+    ------
+    UnsupportedOpError
+        When one of them is not a fixed number.
+    """
+    shape = graph.shape(value)
+    sizes = tuple(shape[axis] for axis in axes)
+    if not all(isinstance(size, int) for size in sizes):
+        raise UnsupportedOpError(
+            f"value {value!r} has shape {shape}: its gradient needs fixed sizes along axes {list(axes)}. "
+            "Give the model's input a fixed height and width, then export again."
+        )
+    return tuple(int(size) for size in sizes if size is not None)
+
+
+def _reads(node: onnx.NodeProto) -> list[str]:
+    """Return the values a node reads, those that its subgraphs capture included."""
+    names = [name for name in node.input if name]
+    for item in node.attribute:
+        for inner in ([item.g] if item.HasField("g") else []) + list(item.graphs):
+            names.extend(name for inner_node in inner.node for name in _reads(inner_node))
+    return names
+
+
+def _rename_key(mapping: dict[str, Any], old: str, new: str) -> None:
+    if old in mapping:
+        items = [(new if key == old else key, value) for key, value in mapping.items()]
+        mapping.clear()
+        mapping.update(items)
+
+
+def _steers_shapes(array: Array) -> bool:
+    return array.size <= _INFERENCE_CONSTANT_SIZE and array.ndim <= 1
+
+
+def _identical(left: Array, right: Array) -> bool:
+    return left.dtype == right.dtype and left.shape == right.shape and bool(np.array_equal(left, right))
+
+
+def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
+    clone = onnx.NodeProto()
+    clone.CopyFrom(node)
+    return clone
+
+
+def _constant_value(node: onnx.NodeProto) -> Array:
+    value = node.attribute[0]
+    if value.name == "value":
+        return numpy_helper.to_array(value.t)
+    kinds: dict[str, Any] = {
+        "value_float": np.float32,
+        "value_floats": np.float32,
+        "value_int": np.int64,
+        "value_ints": np.int64,
+    }
+    if value.name not in kinds:
+        raise ModelError(f"constant {node.output[0]!r} has the unsupported form {value.name!r}")
+    return np.asarray(helper.get_attribute_value(value), dtype=kinds[value.name])
+
+
+def _has_shape(info: onnx.ValueInfoProto) -> bool:
+    return bool(info.type.tensor_type.HasField("shape"))
+
+
+def _type_of(info: onnx.ValueInfoProto) -> TensorType:
+    tensor = info.type.tensor_type
+    if not tensor.elem_type:
+        raise ModelError(f"value {info.name!r} is not a tensor")
+    return TensorType(helper.tensor_dtype_to_np_dtype(tensor.elem_type), tuple(map(_dim, tensor.shape.dim)))
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    return dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+
+
+def _value_info(name: str, type_: TensorType) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(type_.dtype), list(type_.shape))

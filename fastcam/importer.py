@@ -1,0 +1,364 @@
+"""From a framework's model to a clean `Graph` of its forward pass.
+
+Keras models are traced as a function whose weights are *arguments*: the converter then never sees 500 MB of constants,
+and the whole process stays below 3 GB where handing it the model itself takes more than 21 GB. The weights join as
+NumPy arrays afterwards, and what is left on them (Reshape, Squeeze, Transpose, BatchNorm arithmetic) is folded.
+
+TensorFlow and tf2onnx are imported here, when a Keras model arrives, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import onnx
+
+from .errors import MissingExtraError, ModelError
+from .graph import Graph, TensorType, from_model
+
+if TYPE_CHECKING:
+    import keras
+
+ModelSource: TypeAlias = "keras.Model | onnx.ModelProto | str | os.PathLike[str]"
+
+MINIMUM_OPSET = 18
+MAXIMUM_OPSET = 20
+# ONNX Runtime's CUDA provider runs MaxPool, Elu and Selu up to opset 21 only; 18 is the lowest with the ops we emit.
+_OPSET = 18
+
+_BATCH = "batch"
+
+
+@dataclass
+class ImportedModel:
+    """The forward pass of a classifier.
+
+    Attributes
+    ----------
+    graph : Graph
+        One input (the images), one output (the scores).
+    framework : str
+        "keras" or "onnx".
+    layers : dict of str to str
+        Value name of every framework layer's output that the graph computes, in the order of the forward pass.
+    preprocessing : str or None
+        Name of the preprocessing that the architecture is known to be trained with; None where that is not known.
+    """
+
+    graph: Graph
+    framework: str
+    layers: dict[str, str] = field(default_factory=dict)
+    preprocessing: str | None = None
+
+
+def import_model(model: ModelSource) -> ImportedModel:
+    """Read a classifier into a graph.
+
+    Parameters
+    ----------
+    model : keras.Model, onnx.ModelProto, or path
+        A path ends in .onnx, .keras or .h5.
+
+    Returns
+    -------
+    ImportedModel
+
+    Raises
+    ------
+    ModelError
+        When the model cannot be read or is not a classifier of one image input.
+    MissingExtraError
+        When a Keras model is given and tensorflow or tf2onnx is not installed.
+    """
+    if isinstance(model, str | os.PathLike):
+        return _import_path(Path(model))
+    if isinstance(model, onnx.ModelProto):
+        return _import_onnx(model, base_dir="")
+    if _is_keras(model):
+        return _import_keras(model)
+    raise ModelError(
+        f"cannot export a {type(model).__module__}.{type(model).__qualname__}: "
+        "give a Keras model, an onnx.ModelProto, or a path that ends in .keras, .h5 or .onnx"
+    )
+
+
+def _import_path(path: Path) -> ImportedModel:
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ModelError(f"{path}: unknown model format {path.suffix!r}; known: {', '.join(_READERS)}")
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file")
+    if not path.stat().st_size:
+        raise ModelError(f"{path}: the file is empty")
+    return reader(path)
+
+
+def _read_onnx(path: Path) -> ImportedModel:
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's parser has its own exception classes, by version
+        raise ModelError(f"{path}: not an ONNX model, or a truncated one: {error}") from error
+    return _import_onnx(model, base_dir=str(path.parent))
+
+
+def _import_onnx(model: onnx.ModelProto, base_dir: str) -> ImportedModel:
+    graph = from_model(_at_supported_opset(model, base_dir), base_dir)
+    _check_one_input_one_output(graph)
+    _open_batch(graph)
+    return ImportedModel(graph, framework="onnx")
+
+
+def _at_supported_opset(model: onnx.ModelProto, base_dir: str) -> onnx.ModelProto:
+    opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
+    if MINIMUM_OPSET <= opset <= MAXIMUM_OPSET:
+        return model
+    onnx.load_external_data_for_model(model, base_dir)
+    try:
+        return onnx.version_converter.convert_version(model, _OPSET)
+    except Exception as error:  # the C++ converter throws RuntimeError subclasses of its own
+        raise ModelError(
+            f"the model uses ONNX opset {opset} and cannot be brought to opset {_OPSET}: {error}. "
+            f"Export it anew with an opset between {MINIMUM_OPSET} and {MAXIMUM_OPSET}."
+        ) from error
+
+
+def _check_one_input_one_output(graph: Graph) -> None:
+    for kind, names in (("input", list(graph.inputs)), ("output", graph.outputs)):
+        if len(names) != 1:
+            raise ModelError(
+                f"the model has {len(names)} {kind}s {names}: fastcam explains one image, one score vector"
+            )
+    (name, type_) = next(iter(graph.inputs.items()))
+    if type_.dtype != np.float32 or len(type_.shape) != 4:
+        raise ModelError(
+            f"input {name!r} is {type_.dtype} of shape {type_.shape}: "
+            "an image classifier takes float32 (N,H,W,3) or (N,3,H,W)"
+        )
+
+
+def _open_batch(graph: Graph) -> None:
+    """Name the open batch dimension, so that every value's shape shows it under one name."""
+    name, type_ = next(iter(graph.inputs.items()))
+    if not isinstance(type_.shape[0], int):
+        graph.inputs[name] = TensorType(type_.dtype, (_BATCH, *type_.shape[1:]))
+        graph.infer_types()
+
+
+def _is_keras(model: object) -> bool:
+    return any(base.__module__.startswith(("keras.", "keras_")) for base in type(model).__mro__)
+
+
+def _read_keras(path: Path) -> ImportedModel:
+    with _keras_extra():
+        import keras
+    try:
+        model = _load_keras(keras, path)
+    except Exception as error:  # zipfile, h5py, json and Keras each raise their own
+        raise ModelError(f"{path}: Keras cannot load this model: {error}") from error
+    return _import_keras(model)
+
+
+def _load_keras(keras: Any, path: Path) -> Any:
+    """Load a Keras file.
+
+    Keras reads the weights of a .keras archive into memory before it assigns them, a third copy that takes a VGG16 to
+    3.2 GB. Extracted to disk first, it peaks at 2.7 GB.
+    """
+    members = _archive_members(path)
+    if members != {"metadata.json", "config.json", "model.weights.h5"}:
+        return keras.models.load_model(path, compile=False)
+    with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
+        config = {**json.loads(archive.read("config.json")), "compile_config": None}
+        model = keras.models.model_from_json(json.dumps(config))
+        model.load_weights(archive.extract("model.weights.h5", folder))
+    return model
+
+
+def _archive_members(path: Path) -> set[str]:
+    if not zipfile.is_zipfile(path):
+        return set()
+    with zipfile.ZipFile(path) as archive:
+        return set(archive.namelist())
+
+
+def _import_keras(model: Any) -> ImportedModel:
+    with _keras_extra():
+        import keras
+        import tensorflow as tf
+        import tf2onnx
+    if keras.backend.backend() != "tensorflow":
+        raise ModelError(
+            f"Keras runs on {keras.backend.backend()!r} here: export needs its TensorFlow backend. "
+            "Save the model, set KERAS_BACKEND=tensorflow, and export the saved file."
+        )
+    variables = [model.trainable_variables, model.non_trainable_variables]
+    specs = [
+        [tf.TensorSpec(variable.shape, variable.dtype, name=f"{kind}_{index}") for index, variable in enumerate(group)]
+        for kind, group in zip(("trainable", "fixed"), variables, strict=True)
+    ]
+    image = tf.TensorSpec(_keras_input_shape(model), tf.float32, name=_keras_input_name(model))
+    tensors: dict[str, Any] = {}
+
+    def forward(images: Any, trainable: Any, fixed: Any) -> Any:
+        tensors.clear()
+        with _recorded_layers(keras, tensors):
+            scores, _ = model.stateless_call(trainable, fixed, images, training=False)
+        return scores
+
+    signature = [image, *specs]
+    with _quiet(tf2onnx):
+        proto, _ = tf2onnx.convert.from_function(
+            tf.function(forward, input_signature=signature, autograph=False), input_signature=signature, opset=_OPSET
+        )
+    graph = from_model(proto)
+    for spec, variable in zip([*specs[0], *specs[1]], [*variables[0], *variables[1]], strict=True):
+        if graph.inputs.pop(spec.name, None) is not None:
+            graph.constants[spec.name] = np.asarray(variable)
+    _check_one_input_one_output(graph)
+    _open_batch(graph)
+    layers = _name_values(graph, {layer: _source_tensor(tensor).name for layer, tensor in tensors.items()})
+    return ImportedModel(graph, "keras", layers, _known_preprocessing(graph, layers))
+
+
+def _keras_input_shape(model: Any) -> tuple[int | None, ...]:
+    if len(model.inputs or []) != 1:
+        raise ModelError(f"the Keras model has {len(model.inputs or [])} inputs: fastcam explains one image input")
+    shape = tuple(model.inputs[0].shape)
+    if len(shape) != 4 or None in shape[1:]:
+        raise ModelError(
+            f"the Keras model's input has shape {shape}: build it with a fixed (height, width, channels), "
+            "for example input_shape=(224, 224, 3)"
+        )
+    return (None, *shape[1:])
+
+
+def _keras_input_name(model: Any) -> str:
+    return str(model.inputs[0].name).split(":")[0]
+
+
+@contextlib.contextmanager
+def _keras_extra() -> Iterator[None]:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(
+            f'exporting a Keras model needs tensorflow and tf2onnx ({error}): pip install "fastcam[keras]"'
+        ) from error
+
+
+@contextlib.contextmanager
+def _recorded_layers(keras: Any, tensors: dict[str, Any]) -> Iterator[None]:
+    """Note the output tensor of every layer that is called meanwhile, nested and subclassed models included."""
+    original: Callable[..., Any] = keras.layers.Layer.__call__
+
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(layer, *args, **kwargs)
+        if hasattr(result, "op"):
+            tensors.setdefault(layer.name, result)
+        return result
+
+    keras.layers.Layer.__call__ = call
+    try:
+        yield
+    finally:
+        keras.layers.Layer.__call__ = original
+
+
+@contextlib.contextmanager
+def _quiet(tf2onnx: Any) -> Iterator[None]:
+    """Keep the converter's progress report out of the user's log; its warnings stay."""
+    logger = logging.getLogger(tf2onnx.__name__)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _source_tensor(tensor: Any) -> Any:
+    """Step over the Identity ops that the converter removes (Keras wraps swish in one)."""
+    while tensor.op.type in ("Identity", "IdentityN"):
+        tensor = tensor.op.inputs[tensor.value_index]
+    return tensor
+
+
+def _name_values(graph: Graph, tensors: dict[str, str]) -> dict[str, str]:
+    """Name each value after the layer that made it, and free all names of the converter's running numbers.
+
+    Returns the value of every layer; layers that hand a value on unchanged share it.
+    """
+    layer_of: dict[str, str] = {}
+    for layer, tensor in tensors.items():
+        layer_of.setdefault(tensor, layer)
+    graph.prune()
+    taken = set(graph.inputs)
+    renamed: dict[str, str] = {}
+    for node in graph.nodes:
+        for index, output in enumerate(node.output):
+            stem = layer_of.get(output) or re.sub(r"(__\d+)?(:\d+)?$", "", output)
+            renamed[output] = _claim(stem, taken)
+            node.output[index] = renamed[output]
+        node.name = node.output[0]
+    for node in graph.nodes:
+        for index, name in enumerate(node.input):
+            if name in graph.constants and name not in renamed:
+                renamed[name] = _claim(f"{node.name}/{_INPUT_ROLES.get((node.op_type, index), index)}", taken)
+            node.input[index] = renamed.get(name, name)
+    graph.constants = {renamed.get(name, name): array for name, array in graph.constants.items()}
+    graph.outputs = [renamed.get(name, name) for name in graph.outputs]
+    graph.infer_types()
+    return {layer: renamed[tensor] for layer, tensor in tensors.items() if tensor in renamed}
+
+
+_INPUT_ROLES = {
+    ("Conv", 1): "kernel",
+    ("Conv", 2): "bias",
+    ("MatMul", 1): "kernel",
+    ("Add", 1): "bias",
+}
+
+
+def _claim(stem: str, taken: set[str]) -> str:
+    """Return ``stem``, numbered where it is taken, and take it."""
+    name, number = stem, 1
+    while name in taken:
+        name, number = f"{stem}_{number}", number + 1
+    taken.add(name)
+    return name
+
+
+def _known_preprocessing(graph: Graph, layers: dict[str, str]) -> str | None:
+    """Tell the preprocessing of a keras.applications architecture by its layers; "none" where the model holds it."""
+    conv = next((node for node in graph.nodes if node.op_type == "Conv"), None)
+    if conv is None:
+        return None
+    source = graph.producer(conv.input[0])
+    while source is not None and source.op_type in ("Transpose", "Identity", "Pad"):
+        source = graph.producer(source.input[0])
+    if source is not None:
+        return "none"
+    return next((name for layer, name in _PREPROCESSING_BY_LAYER.items() if layer in layers), None)
+
+
+_PREPROCESSING_BY_LAYER = {
+    "block5_conv3": "vgg16",  # keras.applications VGG16 and VGG19
+}
+
+_READERS: dict[str, Callable[[Path], ImportedModel]] = {
+    ".onnx": _read_onnx,
+    ".keras": _read_keras,
+    ".h5": _read_keras,
+}

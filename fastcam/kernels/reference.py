@@ -1,0 +1,104 @@
+"""The specification: NumPy in float64, one line per formula, no cleverness.
+
+Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .boundary import VIEW_LIMIT, Bytes, Floats, Kernels, MapCall, Normalize, Overlay, Weighting
+
+Doubles = NDArray[np.float64]
+
+
+class ReferenceKernels(Kernels):
+    """Slow, single-threaded, and right by inspection."""
+
+    def describe(self) -> dict[str, str | int]:
+        """Backend "reference"."""
+        return {"backend": "reference", "instruction_set": "numpy", "threads": 1}
+
+    def _default_threads(self) -> int:
+        return 1
+
+    def _render(self, call: MapCall, heatmaps: Floats, overlay: Overlay | None, threads: int) -> int | None:
+        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+            raw = weighted_sum(call.activations, call.weights, call.weighting).astype(np.float32)
+        bad = _first_map(~np.isfinite(raw))
+        if bad is not None:
+            return bad
+        maps = normalized(np.maximum(raw.astype(np.float64), 0), call.normalize)
+        call.maps[...] = maps
+        values = resized(maps, (heatmaps.shape[2], heatmaps.shape[3]))
+        heatmaps[...] = values
+        _blend(values, overlay)
+        return None
+
+    def _view(
+        self, maps: Floats, size: tuple[int, int], heatmaps: Floats | None, overlay: Overlay | None, threads: int
+    ) -> int | None:
+        bad = _first_map(~(np.abs(maps) <= VIEW_LIMIT))
+        if bad is not None:
+            return bad
+        values = resized(maps.astype(np.float64), size)
+        if heatmaps is not None:
+            heatmaps[...] = values
+        _blend(values, overlay)
+        return None
+
+
+def weighted_sum(activations: NDArray[np.floating], weights: NDArray[np.floating], weighting: Weighting) -> Doubles:
+    """Sum over channels of weight * activation (eq. 2 before the ReLU), (N, K, h, w)."""
+    values = activations.astype(np.float64)
+    factors = weights.astype(np.float64)
+    if weighting == "pooled":
+        factors = factors.mean(axis=(3, 4))  # eq. 1
+    formula = "nkchw,nchw->nkhw" if weighting == "element" else "nkc,nchw->nkhw"
+    sums: Doubles = np.einsum(formula, factors, values)
+    return sums
+
+
+def normalized(maps: Doubles, normalize: Normalize) -> Doubles:
+    """Maps in 0..1 by "max" or "minmax", raw by None; zeros where there is nothing to divide by."""
+    if normalize is None:
+        return maps
+    low = maps.min(axis=(2, 3), keepdims=True) if normalize == "minmax" else 0.0
+    span = maps.max(axis=(2, 3), keepdims=True) - low
+    result: Doubles = np.divide(maps - low, span, out=np.zeros_like(maps), where=span > 0)
+    return result
+
+
+def resized(maps: Doubles, size: tuple[int, int]) -> Doubles:
+    """Half-pixel-centre bilinear interpolation, edges repeated, no antialiasing."""
+    low, high, fraction = _positions(maps.shape[2], size[0])
+    maps = maps[:, :, low] * (1 - fraction)[:, None] + maps[:, :, high] * fraction[:, None]
+    low, high, fraction = _positions(maps.shape[3], size[1])
+    return maps[..., low] * (1 - fraction) + maps[..., high] * fraction
+
+
+def blended(values: Doubles, images: Bytes, palette: Bytes, alpha: float) -> Bytes:
+    """Colours of `values` over `images`, (N, K, H, W, 3)."""
+    colors = palette[np.rint(255 * np.clip(values, 0, 1)).astype(np.intp)]
+    return np.rint((1 - alpha) * images[:, None] + alpha * colors).astype(np.uint8)
+
+
+def _positions(inputs: int, outputs: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Doubles]:
+    """For each output: the input below, the input above, and how far it is from the one to the other."""
+    at = np.clip((np.arange(outputs) + 0.5) * (inputs / outputs) - 0.5, 0, inputs - 1)
+    low = np.floor(at).astype(np.intp)
+    return low, np.minimum(low + 1, inputs - 1), at - low
+
+
+def _blend(values: Doubles, overlay: Overlay | None) -> None:
+    if overlay is not None:
+        overlay.out[...] = blended(values, overlay.images, overlay.palette, overlay.alpha)
+
+
+def _first_map(bad: NDArray[np.bool_]) -> int | None:
+    found = np.flatnonzero(bad.any(axis=(2, 3)))
+    return int(found[0]) if found.size else None
+
+
+KERNELS = ReferenceKernels()

@@ -1,0 +1,593 @@
+"""The table of gradient rules: one short vector-Jacobian product (VJP) per input of an ONNX op.
+
+A rule gets a `Step`, one node of the forward pass together with the gradient of its output, and emits the nodes that
+give the gradient of one input. Every gradient carries one leading axis more than its value: K, the targets. A value of
+shape (N,C,h,w) has a gradient of shape (K,N,C,h,w), so element-wise rules work by broadcasting alone and the forward
+values are never repeated.
+
+The emitted nodes are ones that ONNX Runtime's CUDA provider and TensorRT run: no MaxUnpool, Col2Im or Scatter.
+Sums over broadcast axes, accumulation and the choice of path belong to the engine, `autodiff`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NoReturn, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from .errors import ArgumentError, UnsupportedOpError
+from .graph import Array, Dim, Graph, attribute, static_dims
+
+Rule: TypeAlias = "Callable[[Step], str]"
+VariadicRule: TypeAlias = "Callable[[Step, int], str]"
+
+
+@dataclass(frozen=True)
+class Step:
+    r"""One node of the forward pass as its gradient rule sees it.
+
+    Attributes
+    ----------
+    graph : Graph
+        Where the rule emits its nodes.
+    node : onnx.NodeProto
+    gradient : str
+        Gradient of the node's output, shape (K, \*output shape).
+    """
+
+    graph: Graph
+    node: onnx.NodeProto
+    gradient: str
+
+    @property
+    def x(self) -> list[str]:
+        """Names of the node's inputs."""
+        return list(self.node.input)
+
+    @property
+    def y(self) -> str:
+        """Name of the node's output."""
+        return str(self.node.output[0])
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """Return an attribute of the node."""
+        return attribute(self.node, name, default)
+
+    def shape(self, value: str) -> tuple[Dim, ...]:
+        """Return the shape of a forward value."""
+        return self.graph.shape(value)
+
+    def rank(self, value: str) -> int:
+        """Return the number of dimensions of a forward value."""
+        return len(self.graph.shape(value))
+
+    def emit(self, op: str, *inputs: str, **attributes: Any) -> str:
+        """Append a node and return the name of its output."""
+        return self.graph.emit(op, *inputs, stem=f"gradient/{self.node.name or self.y}/{op}", **attributes)
+
+    def constant(self, array: npt.ArrayLike) -> str:
+        """Add a constant of the element type of the node's output."""
+        return self.graph.emit_constant(
+            np.asarray(array, self.graph.type(self.y).dtype), stem=f"gradient/{self.node.name or self.y}/constant"
+        )
+
+    def integers(self, *numbers: int) -> str:
+        """Add a constant of int64 numbers."""
+        return self.graph.emit_constant(np.array(numbers, np.int64), stem="gradient/integers")
+
+    def fixed(self, value: str) -> Array:
+        """Return the array of a constant input; refuses the node when it is computed."""
+        if value not in self.graph.constants:
+            self.refuse(f"input {value!r} is computed; the rule needs a constant")
+        return self.graph.constants[value]
+
+    def only_where(self, condition: str) -> str:
+        """Return the gradient where ``condition`` holds, 0 elsewhere."""
+        return self.emit("Where", condition, self.gradient, self.constant(0))
+
+    def times(self, factor: str) -> str:
+        """Return the gradient times ``factor``."""
+        return self.emit("Mul", self.gradient, factor)
+
+    def refuse(self, reason: str) -> NoReturn:
+        """Raise UnsupportedOpError for this node."""
+        raise UnsupportedOpError(
+            f"op {self.node.op_type!r} (node {self.node.name or self.y!r}) has no gradient here: {reason}. "
+            "Explain a later layer, or register a rule with fastcam.defvjp."
+        )
+
+
+@dataclass(frozen=True)
+class Vjp:
+    """The rules of one op.
+
+    Attributes
+    ----------
+    rules : tuple of (callable or None)
+        One rule an input; None where the op has no gradient for it.
+    variadic : callable or None
+        The rule of every input beyond, given the input's index.
+    broadcasts : bool
+        The op follows NumPy's broadcasting: its rules give gradients of the output's shape, and the engine sums them
+        down to the input's.
+    core_axes : int
+        Trailing axes that take no part in the broadcasting (2 for a matrix product).
+    """
+
+    rules: tuple[Rule | None, ...]
+    variadic: VariadicRule | None = None
+    broadcasts: bool = False
+    core_axes: int = 0
+
+    def rule(self, index: int) -> Rule | None:
+        """Return the rule of one input, None where there is none."""
+        if index < len(self.rules):
+            return self.rules[index]
+        variadic = self.variadic
+        return None if variadic is None else lambda step: variadic(step, index)
+
+
+VJPS: dict[str, Vjp] = {}
+
+
+def defvjp(
+    op: str, *rules: Rule | None, variadic: VariadicRule | None = None, broadcasts: bool = False, core_axes: int = 0
+) -> None:
+    r"""Register the gradient of an ONNX op.
+
+    Parameters
+    ----------
+    op : str
+        Op type of the default ONNX domain, for example "Relu".
+    *rules : callable or None
+        One for each input in turn: takes a `Step`, emits nodes, returns the name of the input's gradient, whose shape
+        is (K, \*input shape). None: the input has no gradient.
+    variadic : callable, optional
+        For ops of any number of inputs: takes the `Step` and the input's index.
+    broadcasts : bool
+        True for ops of several inputs that follow NumPy's broadcasting: the rules then return gradients of the
+        output's shape.
+    core_axes : int
+        Trailing axes that take no part in the broadcasting: 2 for a matrix product.
+
+    Raises
+    ------
+    ArgumentError
+        When no rule is given.
+
+    Examples
+    --------
+    The gradient of y = x**3 in a model that holds the op "Cube":
+
+    >>> def cube(step):
+    ...     return step.times(step.emit("Mul", step.constant(3), step.emit("Mul", step.x[0], step.x[0])))
+    >>> defvjp("Cube", cube)
+    """
+    if not rules and variadic is None:
+        raise ArgumentError(f"defvjp({op!r}) needs a rule for at least one input")
+    VJPS[op] = Vjp(rules, variadic, broadcasts, core_axes)
+
+
+# Element-wise, one input
+
+defvjp("Identity", lambda s: s.gradient)
+defvjp("Dropout", lambda s: s.gradient)
+defvjp("Relu", lambda s: s.only_where(s.emit("Greater", s.y, s.constant(0))))
+defvjp("Sigmoid", lambda s: s.times(s.emit("Mul", s.y, s.emit("Sub", s.constant(1), s.y))))
+defvjp("Tanh", lambda s: s.times(s.emit("Sub", s.constant(1), s.emit("Mul", s.y, s.y))))
+defvjp("Neg", lambda s: s.emit("Neg", s.gradient))
+defvjp("Exp", lambda s: s.times(s.y))
+defvjp("Sqrt", lambda s: s.emit("Div", s.gradient, s.emit("Mul", s.constant(2), s.y)))
+
+
+def _clip(s: Step) -> str:
+    """Strictly inside the bounds, as TensorFlow's and PyTorch's ReLU6."""
+    comparisons = zip(("Greater", "Less"), s.x[1:3], strict=False)
+    conditions = [s.emit(comparison, s.y, bound) for comparison, bound in comparisons if bound]
+    if not conditions:
+        return s.gradient
+    return s.only_where(conditions[0] if len(conditions) == 1 else s.emit("And", *conditions))
+
+
+def _leaky_relu(s: Step) -> str:
+    slope = s.constant(s.attribute("alpha", 0.01))
+    return s.emit("Where", s.emit("Greater", s.x[0], s.constant(0)), s.gradient, s.times(slope))
+
+
+def _hard_sigmoid(s: Step) -> str:
+    inside = s.emit("And", s.emit("Greater", s.y, s.constant(0)), s.emit("Less", s.y, s.constant(1)))
+    return s.emit("Where", inside, s.times(s.constant(s.attribute("alpha", 0.2))), s.constant(0))
+
+
+def _hard_swish(s: Step) -> str:
+    """X * clip(x/6 + 1/2, 0, 1): slope x/3 + 1/2 between -3 and 3, 1 above, 0 below."""
+    slope = s.emit("Add", s.emit("Div", s.x[0], s.constant(3)), s.constant(0.5))
+    below, above = s.emit("Less", s.x[0], s.constant(3)), s.emit("Greater", s.x[0], s.constant(-3))
+    lower = s.emit("Where", above, s.times(slope), s.constant(0))
+    return s.emit("Where", below, lower, s.gradient)
+
+
+defvjp("Clip", _clip, None, None)
+defvjp("LeakyRelu", _leaky_relu)
+defvjp("HardSigmoid", _hard_sigmoid)
+defvjp("HardSwish", _hard_swish)
+
+
+# Element-wise, two inputs and more
+
+
+def _div_divisor(s: Step) -> str:
+    return s.emit("Neg", s.emit("Div", s.times(s.y), s.x[1]))
+
+
+defvjp("Add", lambda s: s.gradient, lambda s: s.gradient, broadcasts=True)
+defvjp("Sub", lambda s: s.gradient, lambda s: s.emit("Neg", s.gradient), broadcasts=True)
+defvjp("Mul", lambda s: s.times(s.x[1]), lambda s: s.times(s.x[0]), broadcasts=True)
+defvjp("Div", lambda s: s.emit("Div", s.gradient, s.x[1]), _div_divisor, broadcasts=True)
+defvjp("Sum", variadic=lambda s, index: s.gradient, broadcasts=True)
+
+
+# Matrix products
+
+
+def _matmul_left(s: Step) -> str:
+    """G B^T; a constant matrix is read in place, transposed by Gemm, so that the file does not hold it twice."""
+    if s.x[1] in s.graph.constants and s.rank(s.x[1]) == 2:
+        return _times_matrix(s, s.gradient, s.x[1], transposed=True)
+    return s.emit("MatMul", s.gradient, _swapped(s, s.x[1]))
+
+
+def _matmul_right(s: Step) -> str:
+    return s.emit("MatMul", _swapped(s, s.x[0]), s.gradient)
+
+
+def _gemm(s: Step) -> str:
+    """Alpha * G B'^T, where B' is what Gemm multiplies by."""
+    if s.attribute("transA", 0):
+        s.refuse("its first input is transposed")
+    if s.x[1] not in s.graph.constants:
+        s.refuse("its second input is computed")
+    gradient = _times_matrix(s, s.gradient, s.x[1], transposed=not s.attribute("transB", 0))
+    alpha = s.attribute("alpha", 1.0)
+    return gradient if alpha == 1 else s.emit("Mul", gradient, s.constant(alpha))
+
+
+def _times_matrix(s: Step, value: str, matrix: str, *, transposed: bool) -> str:
+    """Return ``value`` (K,N,...,U) times a constant matrix (U,V), or the transpose of a (V,U) one."""
+    if not transposed:
+        return s.emit("MatMul", value, matrix)
+    rows, columns = static_dims(s.graph, matrix, (0, 1))
+    flat = s.emit("Reshape", value, s.integers(-1, columns))
+    product = s.emit("Gemm", flat, matrix, transB=1)
+    lead = s.emit("Shape", value, start=0, end=-1)
+    return s.emit("Reshape", product, s.emit("Concat", lead, s.integers(rows), axis=0))
+
+
+def _swapped(s: Step, matrix: str) -> str:
+    rank = s.rank(matrix)
+    if rank < 2:
+        s.refuse("it multiplies by a vector")
+    return s.emit("Transpose", matrix, perm=[*range(rank - 2), rank - 1, rank - 2])
+
+
+defvjp("MatMul", _matmul_left, _matmul_right, broadcasts=True, core_axes=2)
+defvjp("Gemm", _gemm, None, None)
+
+
+# Convolution and pooling
+
+
+@dataclass(frozen=True)
+class Window:
+    """Geometry of a convolution or pooling over the spatial axes.
+
+    Along each axis, output position o reads the inputs o * stride - begin + i * dilation, for i in the kernel.
+    """
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    begin: tuple[int, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    @cached_property
+    def overhang(self) -> tuple[int, ...]:
+        """How far the last window reaches beyond the input; negative: how much of the input no window reads."""
+        return tuple(
+            (count - 1) * stride + (size - 1) * dilation + 1 - begin - length
+            for count, stride, size, dilation, begin, length in zip(
+                self.outputs, self.strides, self.kernel, self.dilations, self.begin, self.inputs, strict=True
+            )
+        )
+
+    @property
+    def end(self) -> tuple[int, ...]:
+        """Padding that the windows really read after the input."""
+        return tuple(max(0, overhang) for overhang in self.overhang)
+
+    def scatter_attributes(self) -> dict[str, Any]:
+        """Return the attributes of the ConvTranspose that spreads the outputs back over the inputs."""
+        return {
+            "kernel_shape": list(self.kernel),
+            "strides": list(self.strides),
+            "dilations": list(self.dilations),
+            "pads": [*self.begin, *self.end],
+            "output_padding": [max(0, -overhang) for overhang in self.overhang],
+        }
+
+    def starts(self) -> list[tuple[int, ...]]:
+        """Return the offset of every kernel element in row-major order, in the padded input."""
+        return [
+            tuple(index * dilation for index, dilation in zip(indices, self.dilations, strict=True))
+            for indices in np.ndindex(*self.kernel)
+        ]
+
+
+def _window(s: Step, kernel: tuple[int, ...]) -> Window:
+    axes = range(2, 2 + len(kernel))
+    inputs, outputs = static_dims(s.graph, s.x[0], axes), static_dims(s.graph, s.y, axes)
+    ones = [1] * len(kernel)
+    strides, dilations = tuple(s.attribute("strides", ones)), tuple(s.attribute("dilations", ones))
+    pads = s.attribute("pads", [0] * 2 * len(kernel))
+    window = Window(kernel, strides, dilations, tuple(pads[: len(kernel)]), inputs, outputs)
+    mode = s.attribute("auto_pad", "NOTSET")
+    if mode not in ("SAME_UPPER", "SAME_LOWER"):
+        return window
+    total = [
+        max(0, overhang)
+        for overhang in Window(kernel, strides, dilations, (0,) * len(kernel), inputs, outputs).overhang
+    ]
+    begin = tuple(size // 2 if mode == "SAME_UPPER" else (size + 1) // 2 for size in total)
+    return Window(kernel, strides, dilations, begin, inputs, outputs)
+
+
+def _conv(s: Step) -> str:
+    kernel = static_dims(s.graph, s.x[1], range(2, s.rank(s.x[1])))
+    channels = static_dims(s.graph, s.y, [1])
+    window = _window(s, kernel)
+    flat = s.emit("Reshape", s.gradient, s.integers(-1, *channels, *window.outputs))
+    spread = s.emit("ConvTranspose", flat, s.x[1], group=s.attribute("group", 1), **window.scatter_attributes())
+    return _with_lead(s, spread, static_dims(s.graph, s.x[0], [1]) + window.inputs)
+
+
+def _with_lead(s: Step, value: str, tail: tuple[int, ...]) -> str:
+    """Reshape ``value`` to (K, N, *tail)."""
+    lead = s.emit("Shape", s.gradient, start=0, end=2)
+    return s.emit("Reshape", value, s.emit("Concat", lead, s.integers(*tail), axis=0))
+
+
+def _max_pool(s: Step) -> str:
+    """Each window's gradient goes to its first maximum in row-major order, as in TensorFlow and PyTorch."""
+    if s.attribute("storage_order", 0):
+        s.refuse("storage_order=1 is not row-major")
+    window = _window(s, tuple(s.attribute("kernel_shape")))
+    size = math.prod(window.kernel)
+    first = s.emit("ArgMax", _stacked_windows(s, window), axis=2, keepdims=1)
+    offsets = s.graph.emit_constant(np.arange(size, dtype=np.int64).reshape(-1, *[1] * len(window.kernel)))
+    chosen = s.emit("Equal", first, offsets)
+    gradient = s.emit("Unsqueeze", s.gradient, s.integers(3))
+    routed = s.emit("Where", chosen, gradient, s.constant(0))
+    one_hot = np.eye(size).reshape(size, 1, *window.kernel)
+    return _scatter(s, routed, window, one_hot)
+
+
+def _stacked_windows(s: Step, window: Window) -> str:
+    """Return the input's windows as (N, C, kernel elements, *outputs)."""
+    source = s.x[0]
+    if any(window.begin) or any(window.end):
+        lowest = s.constant(np.finfo(s.graph.type(source).dtype).min)
+        source = s.emit("Pad", source, s.integers(0, 0, *window.begin, 0, 0, *window.end), lowest)
+    axes = s.integers(*range(2, 2 + len(window.kernel)))
+    slices = []
+    for start in window.starts():
+        stop = [
+            first + (count - 1) * stride + 1
+            for first, count, stride in zip(start, window.outputs, window.strides, strict=True)
+        ]
+        part = s.emit("Slice", source, s.integers(*start), s.integers(*stop), axes, s.integers(*window.strides))
+        slices.append(s.emit("Unsqueeze", part, s.integers(2)))
+    return s.emit("Concat", *slices, axis=2)
+
+
+def _average_pool(s: Step) -> str:
+    window = _window(s, tuple(s.attribute("kernel_shape")))
+    shares = s.times(s.constant(1 / _window_counts(s, window)))
+    return _scatter(s, shares, window, np.ones((1, 1, *window.kernel)))
+
+
+def _window_counts(s: Step, window: Window) -> Array:
+    """Return how many elements each window averages over, shape ``outputs``."""
+    # Padding that was asked for may count; what ceil_mode adds beyond it never does.
+    asked = list(s.attribute("pads", [0] * 2 * len(window.kernel)))[len(window.kernel) :]
+    if s.attribute("auto_pad", "NOTSET") != "NOTSET":
+        asked = list(window.end)
+    counts = np.ones(())
+    for axis, length in enumerate(window.inputs):
+        low, high = 0, length
+        if s.attribute("count_include_pad", 0):
+            low, high = -window.begin[axis], length + asked[axis]
+        read = (
+            np.arange(window.outputs[axis])[:, None] * window.strides[axis]
+            - window.begin[axis]
+            + np.arange(window.kernel[axis]) * window.dilations[axis]
+        )
+        counts = np.multiply.outer(counts, ((read >= low) & (read < high)).sum(axis=1))
+    return counts
+
+
+def _scatter(s: Step, gradient: str, window: Window, kernel: Array) -> str:
+    """Spread a gradient of the windows (..., kernel.shape[0], *outputs) over the input, channel by channel."""
+    flat = s.emit("Reshape", gradient, s.integers(-1, kernel.shape[0], *window.outputs))
+    spread = s.emit("ConvTranspose", flat, s.constant(kernel), **window.scatter_attributes())
+    return _with_lead(s, spread, static_dims(s.graph, s.x[0], [1]) + window.inputs)
+
+
+def _global_average_pool(s: Step) -> str:
+    spatial = static_dims(s.graph, s.x[0], range(2, s.rank(s.x[0])))
+    return s.times(s.constant(np.full(spatial, 1 / math.prod(spatial))))
+
+
+def _batch_normalization(s: Step) -> str:
+    if s.attribute("training_mode", 0):
+        s.refuse("it is in training mode")
+    gamma, variance = (s.fixed(name).astype(np.float64) for name in (s.x[1], s.x[4]))
+    scale = gamma / np.sqrt(variance + s.attribute("epsilon", 1e-5))
+    return s.times(s.constant(scale.reshape(-1, *[1] * (s.rank(s.x[0]) - 2))))
+
+
+defvjp("Conv", _conv, None, None)
+defvjp("MaxPool", _max_pool)
+defvjp("AveragePool", _average_pool)
+defvjp("GlobalAveragePool", _global_average_pool)
+defvjp("BatchNormalization", _batch_normalization, None, None, None, None)
+
+
+# Reductions
+
+
+def _reduced_axes(s: Step) -> list[int]:
+    """Return the reduced axes as negative numbers, which mean the same on a value and on its gradient."""
+    rank = s.rank(s.x[0])
+    axes = [int(axis) for axis in s.fixed(s.x[1])] if len(s.x) > 1 and s.x[1] else []
+    if not axes and not s.attribute("noop_with_empty_axes", 0):
+        axes = list(range(rank))
+    return [axis - rank if axis >= 0 else axis for axis in axes]
+
+
+def _spread_over(s: Step, axes: list[int]) -> str:
+    """Return the gradient with the reduced axes back, in the sizes of the input."""
+    gradient = s.gradient
+    if not s.attribute("keepdims", 1):
+        gradient = s.emit("Unsqueeze", gradient, s.integers(*axes))
+    rank = s.rank(s.x[0])
+    sizes = dict(zip(axes, static_dims(s.graph, s.x[0], axes), strict=True))
+    return s.emit("Expand", gradient, s.integers(1, *(sizes.get(axis, 1) for axis in range(-rank, 0))))
+
+
+def _reduce_sum(s: Step) -> str:
+    return _spread_over(s, _reduced_axes(s))
+
+
+def _reduce_mean(s: Step) -> str:
+    axes = _reduced_axes(s)
+    count = math.prod(static_dims(s.graph, s.x[0], axes))
+    return s.emit("Mul", _spread_over(s, axes), s.constant(1 / count))
+
+
+defvjp("ReduceSum", _reduce_sum, None)
+defvjp("ReduceMean", _reduce_mean, None)
+
+
+# Shape
+
+
+def _back_to_input_shape(s: Step) -> str:
+    """Reshape the gradient to (K, *input shape): 0 keeps K and, where the batch leads both, N; -1 is the open rest."""
+    before, after = s.shape(s.x[0]), s.shape(s.y)
+    leads = bool(before and after) and before[0] == after[0] and before[0] is not None
+    target = [0, *before[1:]] if leads else list(before)
+    if sum(not isinstance(size, int) for size in target) > 1:
+        s.refuse(f"its input's shape {before} is open in more than one dimension")
+    return s.emit("Reshape", s.gradient, s.integers(0, *(size if isinstance(size, int) else -1 for size in target)))
+
+
+def _transpose(s: Step) -> str:
+    rank = s.rank(s.x[0])
+    order = s.attribute("perm", list(range(rank))[::-1])
+    return s.emit("Transpose", s.gradient, perm=[0, *(1 + int(axis) for axis in np.argsort(order))])
+
+
+def _concat(s: Step, index: int) -> str:
+    axis = s.attribute("axis")
+    axis = axis - s.rank(s.y) if axis >= 0 else axis
+    sizes = [static_dims(s.graph, name, [axis])[0] for name in s.x[: index + 1]]
+    start = sum(sizes[:-1])
+    # The gradient has one axis more than the value, so the axis is counted from the end.
+    return s.emit("Slice", s.gradient, s.integers(start), s.integers(start + sizes[-1]), s.integers(axis))
+
+
+def _pad(s: Step) -> str:
+    if s.attribute("mode", "constant") != "constant" or (len(s.x) > 3 and s.x[3]):
+        s.refuse("only constant padding of all axes has a rule")
+    rank = s.rank(s.x[0])
+    pads = [int(size) for size in s.fixed(s.x[1])]
+    if min(pads) < 0:
+        s.refuse("it crops")
+    axes = [axis for axis in range(rank) if pads[axis] or pads[axis + rank]]
+    starts = [pads[axis] for axis in axes]
+    stops = [start + size for start, size in zip(starts, static_dims(s.graph, s.x[0], axes), strict=True)]
+    return s.emit("Slice", s.gradient, s.integers(*starts), s.integers(*stops), s.integers(*(1 + a for a in axes)))
+
+
+for _op in ("Reshape", "Squeeze", "Unsqueeze"):
+    defvjp(_op, _back_to_input_shape, None)
+defvjp("Flatten", _back_to_input_shape)
+defvjp("Transpose", _transpose)
+defvjp("Concat", variadic=_concat)
+defvjp("Pad", _pad, None, None, None)
+
+
+# Pooled gradients: where the gradient's sum over the map can be taken after the op instead of before it
+
+Layout: TypeAlias = str
+PushRule: TypeAlias = "Callable[[Graph, onnx.NodeProto, Layout], Layout | None]"
+
+
+def _keeps_layout(graph: Graph, node: onnx.NodeProto, layout: Layout) -> Layout | None:
+    return layout
+
+
+def _pooling_keeps_layout(graph: Graph, node: onnx.NodeProto, layout: Layout) -> Layout | None:
+    return layout if layout == "NCHW" else None
+
+
+def _average_keeps_sum(graph: Graph, node: onnx.NodeProto, layout: Layout) -> Layout | None:
+    """Every window hands out exactly its gradient, unless a share of it falls on padding."""
+    counts_padding = attribute(node, "count_include_pad", 0)
+    padded = any(attribute(node, "pads", [])) or attribute(node, "auto_pad", "NOTSET").startswith("SAME")
+    return None if counts_padding and padded else _pooling_keeps_layout(graph, node, layout)
+
+
+def _mean_over_map(graph: Graph, node: onnx.NodeProto, layout: Layout) -> Layout | None:
+    axes = graph.constants.get(node.input[1]) if len(node.input) > 1 else None
+    if axes is None or {layout[int(axis)] for axis in axes} != {"H", "W"}:
+        return None
+    return layout if attribute(node, "keepdims", 1) else layout.replace("H", "").replace("W", "")
+
+
+def _permuted(graph: Graph, node: onnx.NodeProto, layout: Layout) -> Layout | None:
+    return "".join(layout[axis] for axis in attribute(node, "perm", list(range(len(layout)))[::-1]))
+
+
+def _single_pixel_dropped(graph: Graph, node: onnx.NodeProto, layout: Layout) -> Layout | None:
+    """(N,C,1,1) to (N,C)."""
+    sizes = dict(zip(layout, graph.shape(node.input[0]), strict=True))
+    if (sizes.get("H", 1), sizes.get("W", 1)) != (1, 1) or graph.rank(node.output[0]) != 2:
+        return None
+    return "NC" if graph.shape(node.output[0])[1] == sizes["C"] else None
+
+
+PUSHES: dict[str, PushRule] = {
+    "Identity": _keeps_layout,
+    "Dropout": _keeps_layout,
+    "MaxPool": _pooling_keeps_layout,
+    "AveragePool": _average_keeps_sum,
+    "GlobalAveragePool": _pooling_keeps_layout,
+    "ReduceMean": _mean_over_map,
+    "Transpose": _permuted,
+    "Flatten": _single_pixel_dropped,
+    "Reshape": _single_pixel_dropped,
+    "Squeeze": _single_pixel_dropped,
+}
+"""Ops through which the sum of the gradient over the map passes unchanged, and what they make of the axes' order.
+
+A MaxPool window's gradient goes to one of its inputs whatever the windows' overlap or padding; an average's is handed
+out in shares that add up to 1. A rule returns the new layout, a permutation of "NCHW" or "NC", or None to stop.
+"""

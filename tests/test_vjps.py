@@ -1,0 +1,227 @@
+"""Every gradient rule against finite differences in float64, and in ONNX Runtime against the float64 result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from networks import Array, NetworkBuilder, relative_error
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+from op_cases import CASES, OpCase
+from op_support import CUDA_AND_TENSORRT_OPS
+
+from fastcam.autodiff import backpropagate
+from fastcam.errors import ArgumentError, UnsupportedOpError
+from fastcam.graph import Graph, TensorType
+from fastcam.vjps import VJPS, Step, Vjp, defvjp
+
+_TARGETS = 3
+_STEP = 1e-4
+
+
+def _values(case: OpCase, rng: np.random.Generator) -> dict[str, Array]:
+    """Draw the variables: distinct values, so that neither ties nor kinks lie within a finite-difference step."""
+    drawn = {}
+    for index in case.variables:
+        shape = case.inputs[index]
+        assert isinstance(shape, tuple)
+        size = int(np.prod(shape))
+        low, high = (0.5, 2.5) if case.positive else (-2.0, 2.0)
+        # The offset keeps the grid off the kinks at round numbers.
+        drawn[f"x{index}"] = (rng.permutation(np.linspace(low, high, size)) + 0.00317).reshape(shape)
+    return drawn
+
+
+def _graph(case: OpCase, dtype: Any) -> Graph:
+    """The op alone: variables x0, x1 ..., output y."""
+    graph = Graph([], {}, {}, ["y"], 18)
+    for index, item in enumerate(case.inputs):
+        if isinstance(item, tuple):
+            batch: tuple[int | str, ...] = ("batch",) if case.batched else item[:1]
+            graph.inputs[f"x{index}"] = TensorType(np.dtype(dtype), (*batch, *item[1:]))
+        else:
+            array = np.asarray(item)
+            graph.constants[f"x{index}"] = array.astype(dtype) if array.dtype.kind == "f" else array
+    names = [f"x{index}" for index in range(len(case.inputs))]
+    graph.nodes = [helper.make_node(case.op, names, ["y"], name="node", **case.attributes)]
+    graph.infer_types()
+    return graph
+
+
+def _gradient_graph(case: OpCase, dtype: Any) -> Graph:
+    graph = _graph(case, dtype)
+    graph.inputs["g"] = TensorType(np.dtype(dtype), ("targets", *graph.shape("y")))
+    forward_ops = list(graph.nodes)
+    gradients = [backpropagate(graph, {"y": "g"}, f"x{index}") for index in case.variables]
+    graph.outputs = ["y", *(graph.emit("Identity", name) for name in gradients)]
+    graph.prune()
+    assert all(node in graph.nodes for node in forward_ops)
+    return graph
+
+
+def _evaluate(graph: Graph) -> Callable[[dict[str, Array]], list[Array]]:
+    """Return the graph as a function in onnx.reference."""
+    evaluator = ReferenceEvaluator(graph.to_model())
+    return lambda inputs: [np.asarray(output) for output in evaluator.run(None, inputs)]
+
+
+def _finite_differences(case: OpCase, values: dict[str, Any], upstream: Array, variable: str) -> Array:
+    """Return d sum(upstream[k] * y) / d variable for every k, by central differences in float64."""
+    forward = _evaluate(_graph(case, np.float64))
+    base = values[variable]
+    result: Array = np.zeros((len(upstream), *base.shape))
+    for position in np.ndindex(*base.shape):
+        shifted = []
+        for sign in (1, -1):
+            moved: Array = base.copy()
+            moved[position] += sign * _STEP
+            shifted.append(forward({**values, variable: moved})[0])
+        slope = (shifted[0] - shifted[1]) / (2 * _STEP)
+        result[(slice(None), *position)] = (upstream * slope).reshape(len(upstream), -1).sum(axis=1)
+    return result
+
+
+def _check(case: OpCase, rng: np.random.Generator) -> None:
+    values = _values(case, rng)
+    (forward,) = _evaluate(_graph(case, np.float64))(values)
+    upstream = rng.normal(size=(_TARGETS, *forward.shape))
+    slopes = [_finite_differences(case, values, upstream, f"x{index}") for index in case.variables]
+    exact: list[Array] = slopes
+    # onnx.reference does not split the kernel of a ConvTranspose with groups: there ONNX Runtime alone is checked.
+    if case.attributes.get("group", 1) == 1:
+        exact = _evaluate(_gradient_graph(case, np.float64))({**values, "g": upstream})[1:]
+        for gradient, expected in zip(exact, slopes, strict=True):
+            # Central differences: truncation of order step**2 = 1e-8 times the third derivative, rounding 1e-16 / step.
+            assert relative_error(gradient, expected) < 1e-6
+
+    session = onnxruntime.InferenceSession(_gradient_graph(case, np.float32).to_model().SerializeToString())
+    inputs = {name: array.astype(np.float32) for name, array in {**values, "g": upstream}.items()}
+    _, *single = session.run(None, inputs)
+    for gradient, expected in zip(single, exact, strict=True):
+        assert relative_error(gradient, expected) < 1e-5
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_rule_equals_finite_differences(case: OpCase, rng: np.random.Generator) -> None:
+    _check(case, rng)
+
+
+def test_every_rule_has_a_case() -> None:
+    assert {case.op for case in CASES} == set(VJPS)
+    covered = {(case.op, index) for case in CASES for index in case.variables}
+    missing = {
+        (op, index) for op, vjp in VJPS.items() for index, rule in enumerate(vjp.rules) if rule is not None
+    } - covered
+    assert not missing
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_rule_emits_only_ops_that_run_on_the_gpu(case: OpCase) -> None:
+    graph = _gradient_graph(case, np.float32)
+    assert {node.op_type for node in graph.nodes if node.name != "node"} <= CUDA_AND_TENSORRT_OPS
+
+
+_WRONG_RULES = {
+    "relu-passes-everything": ("relu", Vjp((lambda s: s.gradient,))),
+    "sub-loses-its-sign": ("sub-broadcast-right", Vjp((lambda s: s.gradient, lambda s: s.gradient), broadcasts=True)),
+    "mul-swaps-its-factors": ("mul-gate", Vjp((lambda s: s.times(s.x[0]), lambda s: s.times(s.x[1])), broadcasts=True)),
+    "leaky-relu-is-flat": ("leaky-relu", VJPS["Relu"]),
+    "average-becomes-sum": ("reduce-mean-kept", VJPS["ReduceSum"]),
+    "transpose-goes-forward": (
+        "transpose",
+        Vjp((lambda s: s.emit("Transpose", s.gradient, perm=[0, *(1 + a for a in s.attribute("perm"))]),)),
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", _WRONG_RULES)
+def test_planted_wrong_rule_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+    name, wrong = _WRONG_RULES[fault]
+    case = next(case for case in CASES if case.name == name)
+    monkeypatch.setitem(VJPS, case.op, wrong)
+    with pytest.raises((AssertionError, RuntimeError, ValueError)):
+        _check(case, rng)
+
+
+def test_max_pool_gives_a_tie_to_the_first_maximum() -> None:
+    net = NetworkBuilder(("batch", 1, 2, 4))
+    graph = net.build(net.add("MaxPool", net.input, kernel_shape=[2, 2], strides=[2, 2], name="y"))
+    graph.inputs["g"] = TensorType(np.dtype(np.float32), ("targets", "batch", 1, 1, 2))
+    graph.outputs = [backpropagate(graph, {"y": "g"}, net.input)]
+    session = onnxruntime.InferenceSession(graph.to_model().SerializeToString())
+    tied = np.array([[[[0, 0, 1, 3], [0, 0, 3, 3]]]], np.float32)
+    upstream = np.array([5, 7], np.float32).reshape(1, 1, 1, 1, 2)
+    (gradient,) = session.run(None, {"image": tied, "g": upstream})
+    np.testing.assert_array_equal(gradient[0, 0, 0], [[5, 0, 0, 7], [0, 0, 0, 0]])
+
+
+def test_relu_and_relu6_are_flat_at_their_kinks() -> None:
+    net = NetworkBuilder(("batch", 3))
+    relu6 = net.add("Clip", net.input, net.constant(np.float32(0)), net.constant(np.float32(6)), name="y")
+    graph = net.build(relu6)
+    graph.inputs["g"] = TensorType(np.dtype(np.float32), ("targets", "batch", 3))
+    graph.outputs = [backpropagate(graph, {"y": "g"}, net.input)]
+    session = onnxruntime.InferenceSession(graph.to_model().SerializeToString())
+    (gradient,) = session.run(None, {"image": np.array([[0, 3, 6]], np.float32), "g": np.ones((1, 1, 3), np.float32)})
+    np.testing.assert_array_equal(gradient[0, 0], [0, 1, 0])
+
+
+_REFUSED: dict[str, tuple[str, list[Any], dict[str, Any], str]] = {
+    "gemm that transposes its input": ("Gemm", [(5, 3), (5, 4)], {"transA": 1}, "transposed"),
+    "gemm by a computed matrix": ("Gemm", [(3, 5), "relu", (4,)], {}, "computed"),
+    "batch norm in training": (
+        "BatchNormalization",
+        [(2, 3, 4, 4), (3,), (3,), (3,), (3,)],
+        {"training_mode": 1},
+        "training",
+    ),
+    "column-major pooling": ("MaxPool", [(2, 3, 4, 4)], {"kernel_shape": [2, 2], "storage_order": 1}, "row-major"),
+    "reflecting pad": ("Pad", [(2, 3, 4, 4), (8,)], {"mode": "reflect"}, "constant padding"),
+}
+
+
+@pytest.mark.parametrize("name", _REFUSED)
+def test_a_variant_without_a_rule_is_refused_with_its_reason(name: str) -> None:
+    op, shapes, attributes, reason = _REFUSED[name]
+    net = NetworkBuilder(shapes[0])
+    inputs = [net.input]
+    for shape in shapes[1:]:
+        if shape == "relu":
+            inputs.append(net.add("Relu", net.constant(np.ones((5, 4), np.float32))))
+        else:
+            dtype = np.int64 if op == "Pad" else np.float32
+            inputs.append(net.constant(np.ones(shape, dtype)))
+    graph = net.build(net.add(op, *inputs, name="y", **attributes))
+    with pytest.raises(UnsupportedOpError, match=reason) as caught:
+        backpropagate(graph, {"y": "g"}, net.input)
+    assert op in str(caught.value)
+    assert "defvjp" in str(caught.value)
+
+
+def test_defvjp_adds_an_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastcam.vjps.VJPS", VJPS)
+    monkeypatch.delitem(VJPS, "Abs", raising=False)
+
+    def gradient_of_abs(step: Step) -> str:
+        return step.times(step.emit("Sign", step.x[0]))
+
+    try:
+        defvjp("Abs", gradient_of_abs)
+        net = NetworkBuilder((2, 3), np.float64)
+        graph = net.build(net.add("Abs", net.input, name="y"))
+        graph.inputs["g"] = TensorType(np.dtype(np.float64), (1, 2, 3))
+        graph.outputs = [backpropagate(graph, {"y": "g"}, net.input)]
+        image = np.array([[-1.0, 2, -3], [4, -5, 6]])
+        (gradient,) = ReferenceEvaluator(graph.to_model()).run(None, {"image": image, "g": 2 * np.ones((1, 2, 3))})
+        np.testing.assert_array_equal(gradient[0], [[-2, 2, -2], [2, -2, 2]])
+    finally:
+        del VJPS["Abs"]
+
+
+def test_defvjp_without_a_rule_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="Nothing"):
+        defvjp("Nothing")
