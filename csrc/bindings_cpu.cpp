@@ -129,7 +129,8 @@ void add_overlay(ViewJob& job, Overlay& overlay, const Shape& maps_shape) {
     require(overlay.alpha >= 0 && overlay.alpha <= 1, "alpha", "not in 0..1");
     job.pixels = static_cast<const std::uint8_t*>(overlay.pixels.data());
     job.pixels_stride = overlay.pixels.strides(0);
-    job.colors = {static_cast<const std::uint8_t*>(overlay.palette.data()), overlay.alpha};
+    job.palette = static_cast<const std::uint8_t*>(overlay.palette.data());
+    job.alpha = overlay.alpha;
     job.overlays = output<std::uint8_t>(overlay.overlays, {maps_shape[0], maps_shape[1], height, width, 3}, 'u',
                                         "overlays");
 }

@@ -94,9 +94,10 @@ const void* image_of(const Batch& batch, std::size_t image) {
 // the result, is the same for any number of threads.
 constexpr std::size_t slice_bytes = std::size_t{1} << 19;
 constexpr std::size_t most_slices = 16;
-constexpr std::size_t band_pixels = std::size_t{1} << 16;
+constexpr std::size_t groups_per_thread = 8;
+constexpr std::size_t band_pixels = std::size_t{1} << 14;
 // Below this a second thread wakes up too late to be of use.
-constexpr std::size_t bytes_worth_a_thread = std::size_t{1} << 18;
+constexpr std::size_t bytes_worth_a_thread = std::size_t{1} << 20;
 
 struct Span {
     std::size_t first;
@@ -174,13 +175,24 @@ private:
                 count_.maps, scratch.get(), sums, area_);
             return;
         }
+        const Floats scratch(scratch_floats(area_, count_.maps));
+        const auto add_up = [&](const float* coefficients, std::size_t stride) {
+            kernels_.weighted_row_sum[activations_type()](rows, channels.count, area_, coefficients, stride, count_.maps,
+                                                          scratch.get(), sums, area_);
+        };
+        if (weights_are_coefficients()) {
+            add_up(static_cast<const float*>(weights_at(image, channels.first)), job_.channels);
+            return;
+        }
         const Floats coefficients(count_.maps * channels.count);
         for (std::size_t map = 0; map < count_.maps; ++map) {
             coefficients_of(image, map, channels, coefficients.get() + map * channels.count);
         }
-        const Floats scratch(scratch_floats(area_, count_.maps));
-        kernels_.weighted_row_sum[activations_type()](rows, channels.count, area_, coefficients.get(), channels.count,
-                                                      count_.maps, scratch.get(), sums, area_);
+        add_up(coefficients.get(), channels.count);
+    }
+
+    bool weights_are_coefficients() const {
+        return job_.weighting == Weighting::channel && job_.weights.scalar == Scalar::float32;
     }
 
     // The weight of each channel as float32, channels first.
@@ -189,15 +201,8 @@ private:
         if (job_.weighting == Weighting::pooled) {
             kernels_.row_means[weights_type()](weights_at(image, first * area_), channels.count, area_, coefficients);
         } else {
-            to_floats(weights_at(image, first), channels.count, coefficients);
-        }
-    }
-
-    void to_floats(const void* source, std::size_t count, float* target) const {
-        if (job_.weights.scalar == Scalar::float32) {
-            std::copy_n(static_cast<const float*>(source), count, target);
-        } else {
-            kernels_.half_to_float(static_cast<const std::uint16_t*>(source), count, target);
+            kernels_.half_to_float(static_cast<const std::uint16_t*>(weights_at(image, first)), channels.count,
+                                   coefficients);
         }
     }
 
@@ -213,14 +218,22 @@ private:
                 count_.maps, sums, area_);
             return;
         }
+        const auto add_up = [&](const void* coefficients) {
+            kernels_.row_dots[activations_type()][static_cast<int>(Scalar::float32)](
+                rows, pixels.count, channels, coefficients, 0, channels, count_.maps, sums, area_);
+        };
+        if (weights_are_coefficients()) {
+            add_up(weights_at(image, 0));
+            return;
+        }
         const Floats coefficients(count_.maps * channels);
         if (job_.weighting == Weighting::pooled) {
             pool_pixels(image, coefficients.get());
         } else {
-            to_floats(weights_at(image, 0), count_.maps * channels, coefficients.get());
+            kernels_.half_to_float(static_cast<const std::uint16_t*>(weights_at(image, 0)), count_.maps * channels,
+                                   coefficients.get());
         }
-        kernels_.row_dots[activations_type()][static_cast<int>(Scalar::float32)](
-            rows, pixels.count, channels, coefficients.get(), 0, channels, count_.maps, sums, area_);
+        add_up(coefficients.get());
     }
 
     // coefficients (maps, channels): means of the gradients over the pixels, channels last.
@@ -275,12 +288,16 @@ public:
             right_[x] = at.high;
             fraction_[x] = at.fraction;
         }
+        for (std::size_t i = 0; job.overlays && i < palette_.size(); ++i) {
+            std::copy_n(job.palette + 3 * i, 3, palette_[i].bytes);
+        }
     }
 
     std::size_t bands() const { return bands_; }
 
+    // As a measure of work: blending a pixel takes as long as reading about 32 bytes.
     std::size_t bytes_per_map() const {
-        return job_.size.area() * ((job_.heatmaps ? sizeof(float) : 0) + (job_.overlays ? 6 : 0));
+        return job_.size.area() * ((job_.heatmaps ? sizeof(float) : 0) + (job_.overlays ? 32 : 0));
     }
 
     const float* map_of(std::size_t image, std::size_t map) const {
@@ -294,15 +311,15 @@ public:
         const Floats scratch(3 * width);
         Lines lines{map_of(image, map), scratch.get(), scratch.get() + width};
         float* const spare_row = scratch.get() + 2 * width;
-        std::vector<std::uint8_t> blend_scratch(job_.overlays ? 4 * width : 0);
+        std::vector<std::uint8_t> blend_scratch(job_.overlays ? 4 * width + 1 : 0);
         for (std::size_t y = rows.first; y < rows.first + rows.count; ++y) {
             const std::size_t row = index * job_.size.height + y;
             float* const heat = job_.heatmaps ? job_.heatmaps + row * width : spare_row;
             draw_row(y, lines, heat);
             if (job_.overlays) {
                 const std::uint8_t* pixels = job_.pixels + static_cast<std::ptrdiff_t>(image) * job_.pixels_stride;
-                kernels_.blend_row(heat, pixels + y * width * 3, width, job_.colors, blend_scratch.data(),
-                                   job_.overlays + row * width * 3);
+                kernels_.blend_row(heat, pixels + y * width * 3, width, palette_.data(), job_.alpha,
+                                   blend_scratch.data(), job_.overlays + row * width * 3);
             }
         }
     }
@@ -348,6 +365,7 @@ private:
     std::vector<std::uint32_t> left_;
     std::vector<std::uint32_t> right_;
     std::vector<float> fraction_;
+    std::array<Color, 256> palette_{};
 };
 
 // The smallest index that any thread reports.
@@ -388,7 +406,7 @@ std::optional<std::size_t> render(Count count, const MapJob& map_job, const View
     const std::size_t bytes = count.images * (maps.bytes_per_image() + count.maps * views.bytes_per_map());
     threads = std::min(threads, 1 + bytes / bytes_worth_a_thread);
     if (count.images >= threads) {
-        for_each(count.images, threads, [&](std::size_t image) {
+        const auto render_image = [&](std::size_t image) {
             maps.sum_slice(image, 0, nullptr);
             const Floats share(maps.slices() > 1 ? maps.share_size() : 0);
             for (std::size_t slice = 1; slice < maps.slices(); ++slice) {
@@ -399,6 +417,12 @@ std::optional<std::size_t> render(Count count, const MapJob& map_job, const View
                 finish(image * count.maps + map);
                 for (std::size_t band = 0; band < views.bands(); ++band) draw(image * count.maps + map, band);
             }
+        };
+        // Neighbours by one thread: what the kernels fetch ahead at the end of an image is the start of the next.
+        const std::size_t groups = std::min(count.images, groups_per_thread * threads);
+        for_each(groups, threads, [&](std::size_t group) {
+            const Span images = part_of(count.images, groups, group);
+            for (std::size_t image = images.first; image < images.first + images.count; ++image) render_image(image);
         });
         return bad.get();
     }

@@ -46,7 +46,8 @@ struct ViewJob {
     float* heatmaps;             // or null
     const std::uint8_t* pixels;  // (images, size, 3), or null: no overlay
     std::ptrdiff_t pixels_stride;
-    Colors colors;
+    const std::uint8_t* palette;  // (256, 3)
+    double alpha;                 // weight of the palette's colour, 0..1
     std::uint8_t* overlays;
 };
 

@@ -16,6 +16,9 @@ constexpr std::size_t tile_vectors = 3;  // 12 + 3 + 1 of 16
 constexpr std::size_t tile_rows = 2;
 #endif
 
+// How far ahead of the dot products memory is fetched.
+constexpr std::size_t dot_prefetch_bytes = 16 * 1024;
+
 // Rows summed without a break. Sums of sums lose less to rounding than one long sum.
 constexpr std::size_t most_rows_per_block = 128;
 
@@ -28,8 +31,8 @@ struct Columns {
     std::size_t start(std::size_t vector) const { return count < lanes ? 0 : least(vector * lanes, count - lanes); }
 };
 
-// Some neighbouring vectors of a row, few enough for a block of rows to stay in the level 2 cache while the maps take
-// their turns with it: each row is read from memory once.
+// Some neighbouring vectors of a row, few enough for a block of rows to stay in the cache while the maps take their turns
+// with it: each row is read from memory once.
 struct Panel {
     Columns columns;
     std::size_t first;
@@ -39,7 +42,12 @@ struct Panel {
     // From `origin`, in elements.
     std::size_t start(std::size_t vector) const { return columns.start(first + vector) - origin(); }
     std::size_t width() const { return least(start(vectors - 1) + lanes, columns.count); }
-    std::size_t rows_per_block() const { return least(block_floats / width(), most_rows_per_block); }
+    // Blocks of about equal height: the last one fetches as much of the next image as that one needs for a start.
+    std::size_t rows_per_block(std::size_t rows) const {
+        const std::size_t most = least(block_floats / width(), most_rows_per_block);
+        const std::size_t blocks = (rows + most - 1) / most;
+        return (rows + blocks - 1) / blocks;
+    }
 
     // Copies sums from one vector after the other to one column after the other.
     void unpack(const float* scratch, float* sums) const {
@@ -74,11 +82,19 @@ struct LoadFew {
     }
 };
 
+// Into the level 2 cache: two blocks do not fit into the first.
 template <class T>
 inline void prefetch(const T* from, std::size_t elements_ahead) {
     // An address behind the array is harmless here; the sum is formed as an integer as no such pointer may be formed.
-    __builtin_prefetch(
-        reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(from) + elements_ahead * sizeof(T)), 0, 2);
+    const auto address = reinterpret_cast<std::uintptr_t>(from) + elements_ahead * sizeof(T);
+    __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 2);
+}
+
+// Fetches what neighbouring vectors, starting at `starts`, will find `elements_ahead`: one request per cache line.
+template <std::size_t Count, class T>
+inline void prefetch_all(const T* row, const std::size_t (&starts)[Count], std::size_t elements_ahead) {
+    constexpr std::size_t vectors_per_line = 64 / (lanes * sizeof(T));
+    for (std::size_t v = 0; v < Count; v += vectors_per_line) prefetch(row + starts[v], elements_ahead);
 }
 
 // Rows of a panel: `first` is its origin in the first row.
@@ -128,7 +144,7 @@ inline void weighted_tile(const Block<T>& block, const Panel& panel, std::size_t
         const T* row = block.first + r * block.stride;
         if (r == next_fetch) {
             next_fetch += turn.count;
-            for (std::size_t v = 0; v < Vectors; ++v) prefetch(row + starts[v], block.prefetch_ahead);
+            prefetch_all(row, starts, block.prefetch_ahead);
         }
         Vector values[Vectors];
         for (std::size_t v = 0; v < Vectors; ++v) values[v] = load_vector(row + starts[v]);
@@ -140,49 +156,51 @@ inline void weighted_tile(const Block<T>& block, const Panel& panel, std::size_t
     for (std::size_t m = 0; m < Maps; ++m) add_to(sums[m], scratch + (m * panel.vectors + first_vector) * lanes);
 }
 
-// Calls tile(number of vectors as a constant, first vector) for tiles of about equal width: one narrow tile at the end
-// would wait for the latency of its few sums.
-template <std::size_t Vectors = tile_vectors, class Tile>
-inline void call_tile(std::size_t vectors, std::size_t first, const Tile& tile) {
-    if constexpr (Vectors > 1) {
-        if (vectors < Vectors) return call_tile<Vectors - 1>(vectors, first, tile);
+// Calls body with `value`, 1..Most, as a constant.
+template <std::size_t Most, class Body>
+inline void call_with(std::size_t value, const Body& body) {
+    if constexpr (Most > 1) {
+        if (value < Most) return call_with<Most - 1>(value, body);
     }
-    tile(Constant<Vectors>{}, first);
+    body(Constant<Most>{});
 }
 
+// Calls tile(number of vectors as a constant, first vector) for tiles of about equal width: one narrow tile at the end
+// would wait for the latency of its few sums.
 template <class Tile>
 inline void for_each_tile(std::size_t vectors, const Tile& tile) {
     const std::size_t tiles = (vectors + tile_vectors - 1) / tile_vectors;
     for (std::size_t t = 0; t < tiles; ++t) {
         const std::size_t first = vectors * t / tiles;
-        call_tile(vectors * (t + 1) / tiles - first, first, tile);
+        call_with<tile_vectors>(vectors * (t + 1) / tiles - first, [&](auto count) { tile(count, first); });
     }
 }
 
-// All columns of one block, for `Maps` maps.
-template <std::size_t Maps, class T>
-void weighted_block(const Block<T>& block, const Panel& panel, Turn turn, Coefficients coefficients, float* scratch) {
-    if (panel.columns.count < lanes) {
-        weighted_tile<Maps, 1>(block, panel, 0, turn, coefficients, LoadFew{panel.columns.count}, scratch);
-        return;
+// One tile of columns for all maps in turn, while the tile is in the level 1 cache.
+template <std::size_t Vectors, class T, class Load>
+void weighted_columns(const Block<T>& block, const Panel& panel, std::size_t first_vector, std::size_t maps,
+                      Coefficients coefficients, Load load_vector, float* scratch) {
+    Turn turn{block.prefetch_ahead == 0 ? block.rows : 0, (maps + tile_maps - 1) / tile_maps};
+    for (std::size_t map = 0; map < maps; map += tile_maps, ++turn.index) {
+        call_with<tile_maps>(least(tile_maps, maps - map), [&](auto count) {
+            weighted_tile<count.value, Vectors>(
+                block, panel, first_vector, turn,
+                {coefficients.first + map * coefficients.stride, coefficients.stride}, load_vector,
+                scratch + map * panel.vectors * lanes);
+        });
     }
-    for_each_tile(panel.vectors, [&](auto vectors, std::size_t first) {
-        weighted_tile<Maps, vectors.value>(block, panel, first, turn, coefficients, LoadWhole{}, scratch);
-    });
 }
 
 template <class T>
 void weighted_maps(const Block<T>& block, const Panel& panel, std::size_t maps, Coefficients coefficients,
                    float* scratch) {
-    using Run = void (*)(const Block<T>&, const Panel&, Turn, Coefficients, float*);
-    constexpr Run run[] = {weighted_block<1, T>, weighted_block<2, T>, weighted_block<3, T>, weighted_block<4, T>};
-    static_assert(sizeof run / sizeof run[0] == tile_maps, "one function per number of maps");
-    Turn turn{block.prefetch_ahead == 0 ? block.rows : 0, (maps + tile_maps - 1) / tile_maps};
-    for (std::size_t map = 0; map < maps; map += tile_maps, ++turn.index) {
-        run[least(tile_maps, maps - map) - 1](
-            block, panel, turn, {coefficients.first + map * coefficients.stride, coefficients.stride},
-            scratch + map * panel.vectors * lanes);
+    if (panel.columns.count < lanes) {
+        weighted_columns<1>(block, panel, 0, maps, coefficients, LoadFew{panel.columns.count}, scratch);
+        return;
     }
+    for_each_tile(panel.vectors, [&](auto vectors, std::size_t first) {
+        weighted_columns<vectors.value>(block, panel, first, maps, coefficients, LoadWhole{}, scratch);
+    });
 }
 
 // The same block as dense floats.
@@ -227,10 +245,10 @@ void weighted_row_sum(const void* rows, std::size_t row_count, std::size_t colum
     for_each_panel(Columns{column_count}, [&](const Panel& panel) {
         __builtin_memset(map_scratch, 0, maps * panel.vectors * lanes * sizeof(float));
         const T* const origin = static_cast<const T*>(rows) + panel.origin();
-        const std::size_t step = panel.rows_per_block();
+        const std::size_t step = panel.rows_per_block(row_count);
         for (std::size_t row = 0; row < row_count; row += step) {
             const Block<T> block{origin + row * column_count, least(step, row_count - row), column_count,
-                                 2 * step * column_count};
+                                 step * column_count};
             weighted_maps_of_block(block, panel, maps, {coefficients + row, coefficients_stride}, map_scratch,
                                    block_scratch);
         }
@@ -250,9 +268,9 @@ inline void element_tile(const Block<T>& block, const U* weights, const Panel& p
     for (std::size_t r = 0; r < block.rows; ++r) {
         const T* const row = block.first + r * block.stride;
         const U* const weight = weights + r * block.stride;
+        prefetch_all(row, starts, block.prefetch_ahead);
+        prefetch_all(weight, starts, block.prefetch_ahead);
         for (std::size_t v = 0; v < Vectors; ++v) {
-            prefetch(row + starts[v], block.prefetch_ahead);
-            prefetch(weight + starts[v], block.prefetch_ahead);
             sums[v] = multiply_add(load_vector(row + starts[v]), load_vector(weight + starts[v]), sums[v]);
         }
     }
@@ -276,7 +294,7 @@ void element_row_sum(const void* rows, const void* weights, std::size_t row_coun
                      std::size_t sums_stride) {
     for_each_panel(Columns{column_count}, [&](const Panel& panel) {
         __builtin_memset(scratch, 0, maps * panel.vectors * lanes * sizeof(float));
-        const std::size_t step = panel.rows_per_block();
+        const std::size_t step = panel.rows_per_block(row_count);
         for (std::size_t row = 0; row < row_count; row += step) {
             const std::size_t offset = row * column_count + panel.origin();
             const Block<T> block{static_cast<const T*>(rows) + offset, least(step, row_count - row), column_count,
@@ -348,7 +366,7 @@ void row_dots_of(const T* rows, std::size_t row_count, std::size_t columns, cons
         const std::size_t height = row + tile_rows <= row_count ? tile_rows : 1;
         for (std::size_t map = 0; map < maps; map += tile_maps) {
             const Run run = (height == 1 ? one : many)[least(tile_maps, maps - map) - 1];
-            run(rows + row * columns, columns, map == 0 ? tile_rows * columns : 0, weights.from(map, row),
+            run(rows + row * columns, columns, map == 0 ? dot_prefetch_bytes / sizeof(T) : 0, weights.from(map, row),
                 sums + map * sums_stride + row, sums_stride);
         }
         row += height;
@@ -399,9 +417,16 @@ void add(const float* source, std::size_t count, float* target) {
 }
 
 bool within(const float* values, std::size_t count, float limit) {
-    bool good = true;
-    for (std::size_t i = 0; i < count; ++i) good &= __builtin_fabsf(values[i]) <= limit;
-    return good;
+    Mask good = Mask{} == 0;
+    std::size_t i = 0;
+    for (; i + lanes <= count; i += lanes) {
+        const Vector value = load(values + i);
+        good &= (value <= broadcast(limit)) & (value >= broadcast(-limit));  // false for NaN
+    }
+    bool all = true;
+    for (std::size_t lane = 0; lane < lanes; ++lane) all &= good[lane] != 0;
+    for (; i < count; ++i) all &= __builtin_fabsf(values[i]) <= limit;
+    return all;
 }
 
 struct Range {
@@ -468,7 +493,8 @@ constexpr float round_float = 0x1.8p23f;
 constexpr double round_double = 0x1.8p52;
 
 void blend_row(const float* __restrict values, const std::uint8_t* __restrict pixels, std::size_t width,
-               const Colors& colors, std::uint8_t* __restrict scratch, std::uint8_t* __restrict overlay) {
+               const Color* __restrict palette, double alpha, std::uint8_t* __restrict scratch,
+               std::uint8_t* __restrict overlay) {
     std::uint8_t* const index = scratch;
     std::uint8_t* const tint = scratch + width;
     for (std::size_t x = 0; x < width; ++x) {
@@ -476,8 +502,8 @@ void blend_row(const float* __restrict values, const std::uint8_t* __restrict pi
         const float value = positive < 1 ? positive : 1.0f;
         index[x] = static_cast<std::uint8_t>(static_cast<std::int32_t>((255 * value + round_float) - round_float));
     }
-    for (std::size_t x = 0; x < width; ++x) __builtin_memcpy(tint + 3 * x, colors.palette + 3 * index[x], 3);
-    const double alpha = colors.alpha;
+    // The spare byte of each colour is overwritten by the next.
+    for (std::size_t x = 0; x < width; ++x) __builtin_memcpy(tint + 3 * x, palette + index[x], sizeof(Color));
     const double rest = 1 - alpha;
     for (std::size_t i = 0; i < 3 * width; ++i) {
         const double blended = rest * pixels[i] + alpha * tint[i];

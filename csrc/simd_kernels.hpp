@@ -15,7 +15,7 @@ constexpr int scalar_count = 2;
 // Columns that are summed at a time, and floats of a block of them, at most. A block and the sums stay in the level 2
 // cache.
 constexpr std::size_t panel_columns = 384;
-constexpr std::size_t block_floats = std::size_t{1} << 13;
+constexpr std::size_t block_floats = std::size_t{1} << 14;
 
 // Floats of scratch memory for the sums over rows.
 constexpr std::size_t scratch_floats(std::size_t columns, std::size_t maps) {
@@ -24,9 +24,9 @@ constexpr std::size_t scratch_floats(std::size_t columns, std::size_t maps) {
     return block_floats + maps * (padded < panel_columns ? padded : panel_columns);
 }
 
-struct Colors {
-    const std::uint8_t* palette;  // (256, 3)
-    double alpha;                 // weight of the palette's colour
+// Red, green, blue and a byte to spare, so that a colour is copied at once.
+struct Color {
+    std::uint8_t bytes[4];
 };
 
 // T, U stand for float32 or float16 behind `const void*`; the tables are indexed by Scalar.
@@ -76,9 +76,10 @@ struct SimdKernels {
     // target = top + fraction * (bottom - top)
     void (*interpolate_rows)(const float* top, const float* bottom, float fraction, std::size_t width, float* target);
 
-    // One row of the overlay.  pixels, overlay: (width, 3); scratch: 4 * width bytes.
-    void (*blend_row)(const float* values, const std::uint8_t* pixels, std::size_t width, const Colors& colors,
-                      std::uint8_t* scratch, std::uint8_t* overlay);
+    // One row of the overlay.  pixels, overlay: (width, 3); palette: 256; alpha: weight of the palette's colour;
+    // scratch: 4 * width + 1 bytes.
+    void (*blend_row)(const float* values, const std::uint8_t* pixels, std::size_t width, const Color* palette,
+                      double alpha, std::uint8_t* scratch, std::uint8_t* overlay);
 };
 
 extern const SimdKernels baseline_kernels;

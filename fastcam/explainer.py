@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +26,7 @@ from .errors import (
     TargetError,
 )
 from .imaging import Layout, Preprocessing, palette, prepare, read_image, write_image
+from .metadata import MAXIMUM_RANK, Metadata
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -39,11 +39,7 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | Pixels"
 Target: TypeAlias = "int | str | Sequence[int | str] | Sequence[Sequence[int | str]] | Indices | None"
 
-# Versions of the file format that this module reads; see `fastcam.exporter.FORMAT_VERSION`.
-_READABLE_FORMATS = ("1",)
 _PROVIDERS = {"auto": ("CPUExecutionProvider",), "cpu": ("CPUExecutionProvider",)}
-# The file ranks this many of the best classes; see `fastcam.exporter`.
-MAXIMUM_RANK = 100
 _OUTPUTS = ("logits", "activations", "weights", "targets")
 
 
@@ -261,12 +257,18 @@ class Explainer:
         self._path = Path(path)
         self._threads = _checked_threads(threads)
         self._session = _open_session(self._path, _checked_providers(device, providers), self._threads)
-        self._metadata = _checked_metadata(self._path, self._session)
+        properties = self._session.get_modelmeta().custom_metadata_map
+        self._metadata = Metadata.from_properties(properties, str(self._path))
         image = self._session.get_inputs()[0]
         self._input_name = image.name
         self._input_shape = list(image.shape)
         self._fixed_batch = self._input_shape[0] if isinstance(self._input_shape[0], int) else None
         self._class_count = int(self._session.get_outputs()[0].shape[1])
+        if self.classes is not None and len(self.classes) != self._class_count:
+            raise FileFormatError(
+                f"{self._path}: its metadata entry 'fastcam.classes' holds {len(self.classes)} names for "
+                f"{self._class_count} classes: export the model again"
+            )
 
     @property
     def path(self) -> Path:
@@ -281,18 +283,17 @@ class Explainer:
     @property
     def layer(self) -> str:
         """Name of the explained layer."""
-        return self._metadata["fastcam.layer"]
+        return self._metadata.layer
 
-    @cached_property
+    @property
     def candidates(self) -> tuple[str, ...]:
         """Layers that `export` could have explained, from the last to the first."""
-        return tuple(json.loads(self._metadata["fastcam.candidates"]))
+        return self._metadata.candidates
 
-    @cached_property
+    @property
     def classes(self) -> tuple[str, ...] | None:
         """Class names by index, None where `export` was given none."""
-        names = json.loads(self._metadata["fastcam.classes"])
-        return None if names is None else tuple(names)
+        return self._metadata.classes
 
     @property
     def class_count(self) -> int:
@@ -302,7 +303,7 @@ class Explainer:
     @property
     def input_layout(self) -> Layout:
         """Order of the input's axes: "NHWC" or "NCHW"."""
-        return "NCHW" if self._metadata["fastcam.input_layout"] == "NCHW" else "NHWC"
+        return self._metadata.input_layout
 
     @cached_property
     def input_size(self) -> tuple[int, int]:
@@ -310,11 +311,10 @@ class Explainer:
         height, width = (self._input_shape[self.input_layout.index(axis)] for axis in "HW")
         return height, width
 
-    @cached_property
+    @property
     def preprocessing(self) -> Preprocessing | None:
         """How a picture becomes the model's input; None where the file does not say."""
-        text = self._metadata["fastcam.preprocessing"]
-        return None if text == "null" else Preprocessing.from_json(text)
+        return self._metadata.preprocessing
 
     def prepare(self, images: ImageSource | Sequence[ImageSource]) -> Floats:
         """Turn pictures into the model's input.
@@ -412,7 +412,7 @@ class Explainer:
             maps=maps,
             targets=targets,
             logits=logits,
-            probabilities=_PROBABILITIES[self._metadata["fastcam.score_activation"]](logits),
+            probabilities=_PROBABILITIES[self._metadata.score_activation](logits),
             labels=[[self._label(index) for index in row] for row in targets.tolist()],
             images=pictures,
         )
@@ -430,8 +430,8 @@ class Explainer:
     ) -> tuple[Floats, Floats, Indices, Floats]:
         """Return heatmaps, maps, targets and logits of one chunk, whose first image is number ``start``."""
         count = len(tensor)
-        if self._fixed_batch is not None and count < self._fixed_batch:
-            # The file takes whole batches only: the last image fills up the last one.
+        if self._fixed_batch is not None:
+            # Such a file takes whole batches only: the last image fills up the last one.
             tensor, targets = (_filled(array, self._fixed_batch) for array in (tensor, targets))
         outputs = self._session.run(_OUTPUTS, {self._input_name: tensor, "target": targets})
         logits, activations, weights, explained = (array[:count] for array in outputs)
@@ -558,19 +558,6 @@ def _checked_threads(threads: int | None) -> int | None:
     return threads
 
 
-def _checked_metadata(path: Path, session: onnxruntime.InferenceSession) -> Mapping[str, str]:
-    metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
-    version = metadata.get("fastcam.format_version")
-    if version is None:
-        raise FileFormatError(f"{path}: this ONNX file does not explain itself: run fastcam.export on it first")
-    if version not in _READABLE_FORMATS:
-        raise FileFormatError(
-            f"{path}: written in format {version}; this version of fastcam reads {', '.join(_READABLE_FORMATS)}. "
-            "Update fastcam, or export the model again"
-        )
-    return metadata
-
-
 def _as_list(images: Any) -> list[Any]:
     """Return the single pictures: a list's items, an array's (N,H,W,3) rows, or the one that is given."""
     if isinstance(images, np.ndarray):
@@ -605,9 +592,7 @@ def _target_rows(target: Any) -> list[list[Any]]:
 
 
 def _filled(array: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
-    """Repeat the last row until there are ``count``; a single row serves every image as it is."""
-    if len(array) == 1:
-        return np.repeat(array, count, axis=0)
+    """Repeat the last row until there are ``count``."""
     return np.concatenate([array, np.repeat(array[-1:], count - len(array), axis=0)])
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,15 +14,12 @@ from onnx import helper
 from .autodiff import backpropagate, pooled_gradient, target_gradients
 from .errors import ArgumentError, ModelError
 from .graph import Graph, TensorType, static_dims
-from .imaging import Preprocessing
+from .imaging import Layout, Preprocessing
 from .importer import ImportedModel, ModelSource, import_model
+from .metadata import MAXIMUM_RANK, Metadata
 from .simplifier import simplify
 from .splitter import choose_layer, find_value, list_candidates, remove_score_activation
 from .storage import check_writable, write_model
-
-FORMAT_VERSION = "1"
-# Ranks that `target` can ask for. TensorRT sorts at most 3840 classes, and nobody looks at a hundred maps.
-MAXIMUM_RANK = 100
 
 PreprocessingSpec = str | Preprocessing | Mapping[str, Any]
 
@@ -46,8 +41,7 @@ class ExportResult:
     input_name : str
     input_shape : tuple
         As the model takes images; a text is an open dimension.
-    input_layout : str
-        "NHWC" or "NCHW".
+    input_layout : "NHWC" or "NCHW"
     preprocessing : Preprocessing or None
         None: the file does not say how to turn a picture into the model's input.
     outputs : tuple of str
@@ -62,7 +56,7 @@ class ExportResult:
     class_count: int
     input_name: str
     input_shape: tuple[int | str | None, ...]
-    input_layout: str
+    input_layout: Layout
     preprocessing: Preprocessing | None
     outputs: tuple[str, ...]
     bytes: int
@@ -147,31 +141,26 @@ def export(
         chosen_preprocessing = Preprocessing.of(imported.preprocessing)
     input_name = next(iter(graph.inputs))
     layout = _input_layout(graph, imported)
-    size = write_model(
-        graph,
-        destination,
-        metadata={
-            "fastcam.format_version": FORMAT_VERSION,
-            "fastcam.package_version": importlib.metadata.version("fastcam"),
-            "fastcam.framework": imported.framework,
-            "fastcam.layer": value,
-            "fastcam.candidates": json.dumps(candidates),
-            "fastcam.classes": json.dumps(names, ensure_ascii=False),
-            "fastcam.input_layout": layout,
-            "fastcam.preprocessing": chosen_preprocessing.to_json() if chosen_preprocessing else "null",
-            "fastcam.score_activation": score_activation,
-        },
-    )
-    return ExportResult(
-        path=destination,
+    metadata = Metadata(
         layer=value,
         candidates=tuple(candidates),
         classes=None if names is None else tuple(names),
+        input_layout=layout,
+        preprocessing=chosen_preprocessing,
+        score_activation=score_activation,
+        framework=imported.framework,
+    )
+    size = write_model(graph, destination, metadata.to_properties())
+    return ExportResult(
+        path=destination,
+        layer=metadata.layer,
+        candidates=metadata.candidates,
+        classes=metadata.classes,
         class_count=class_count,
         input_name=input_name,
         input_shape=graph.shape(input_name),
         input_layout=layout,
-        preprocessing=chosen_preprocessing,
+        preprocessing=metadata.preprocessing,
         outputs=tuple(graph.outputs),
         bytes=size,
     )
@@ -200,13 +189,12 @@ def _class_count(graph: Graph, names: Sequence[str] | None) -> int:
     return count
 
 
-def _input_layout(graph: Graph, imported: ImportedModel) -> str:
+def _input_layout(graph: Graph, imported: ImportedModel) -> Layout:
     """Tell where the channels are: the axis of size 1 or 3; the framework's habit where both could be."""
     (shape,) = (type_.shape for name, type_ in graph.inputs.items() if name != "target")
-    fits = {"NCHW": shape[1] in (1, 3), "NHWC": shape[3] in (1, 3)}
-    habit = "NHWC" if imported.framework == "keras" else "NCHW"
-    order = [habit, *(name for name in fits if name != habit)]
-    layout = next((name for name in order if fits[name]), None)
+    fits: dict[Layout, bool] = {"NCHW": shape[1] in (1, 3), "NHWC": shape[3] in (1, 3)}
+    habits: list[Layout] = ["NHWC", "NCHW"] if imported.framework == "keras" else ["NCHW", "NHWC"]
+    layout = next((habit for habit in habits if fits[habit]), None)
     if layout is None:
         raise ModelError(f"the input has shape {shape}: neither axis 1 nor axis 3 holds 1 or 3 channels of an image")
     return layout
@@ -246,8 +234,10 @@ def _reserve(graph: Graph, name: str) -> None:
 def _seeds(graph: Graph, logits: str) -> dict[str, str]:
     """Add the input ``target`` and the output ``targets``; return the gradient of their logits where it is known."""
     _reserve(graph, "target")
-    graph.inputs["target"] = TensorType(np.dtype(np.int64), (graph.type(logits).shape[0], "targets"))
-    graph.defaults["target"] = np.full((1, 1), -1, np.int64)
+    batch = graph.type(logits).shape[0]
+    # One row for all images; runtimes want as many as the batch where that is a fixed number.
+    graph.inputs["target"] = TensorType(np.dtype(np.int64), (batch, "targets"))
+    graph.defaults["target"] = np.full((batch if isinstance(batch, int) else 1, 1), -1, np.int64)
     absent = graph.emit("Less", "target", graph.emit_constant(np.int64(0)), stem="target/absent")
     chosen = graph.emit("Where", absent, _ranked_classes(graph, logits), "target", stem="targets")
     by_target = graph.emit("Transpose", _name_output(graph, chosen, "targets"), perm=[1, 0], stem="target/by_target")

@@ -255,20 +255,30 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
 
 
 def needed_nodes(graph: Graph, outputs: Iterable[str]) -> list[onnx.NodeProto]:
-    """Return the nodes behind ``outputs`` in the order of a depth-first walk from them."""
+    """Return the nodes behind ``outputs`` in the order of a depth-first walk from them.
+
+    Raises
+    ------
+    ModelError
+        When a value depends on itself.
+    """
     producers = graph.producers()
     order: list[onnx.NodeProto] = []
-    done: set[int] = set()
+    entered: set[int] = set()
+    finished: set[int] = set()
     for output in outputs:
         stack = [(producers.get(output), False)]
         while stack:
-            node, expanded = stack.pop()
-            if node is None or (id(node) in done):
+            node, left = stack.pop()
+            if node is None or id(node) in finished:
                 continue
-            if expanded:
-                done.add(id(node))
+            if left:
+                finished.add(id(node))
                 order.append(node)
                 continue
+            if id(node) in entered:
+                raise ModelError(f"the graph has a cycle through node {node.name or node.output[0]!r}")
+            entered.add(id(node))
             stack.append((node, True))
             stack.extend((producers.get(name), False) for name in reversed(_reads(node)))
     return order

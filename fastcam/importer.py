@@ -217,14 +217,17 @@ def _import_keras(model: Any) -> ImportedModel:
         return scores
 
     signature = [image, *specs]
+    function = tf.function(forward, input_signature=signature, autograph=False)
     with _quiet(tf2onnx):
-        proto, _ = tf2onnx.convert.from_function(
-            tf.function(forward, input_signature=signature, autograph=False), input_signature=signature, opset=_OPSET
-        )
+        proto, _ = tf2onnx.convert.from_function(function, input_signature=signature, opset=_OPSET)
     graph = from_model(proto)
-    for spec, variable in zip([*specs[0], *specs[1]], [*variables[0], *variables[1]], strict=True):
-        if graph.inputs.pop(spec.name, None) is not None:
-            graph.constants[spec.name] = np.asarray(variable)
+    arguments = zip([*specs[0], *specs[1]], [*variables[0], *variables[1]], strict=True)
+    # Tensors that layers hold outside their variables (Normalization's mean) arrive as further inputs.
+    captures = function.get_concrete_function().graph.captures
+    known = {spec.name: variable for spec, variable in arguments} | {inner.name: outer for outer, inner in captures}
+    for name, value in known.items():
+        if graph.inputs.pop(name, None) is not None:
+            graph.constants[name] = np.asarray(value)
     _check_one_input_one_output(graph)
     _open_batch(graph)
     layers = _name_values(graph, {layer: _source_tensor(tensor).name for layer, tensor in tensors.items()})

@@ -4,10 +4,11 @@ In this order:
 
 1. Fold every node whose inputs are all constants.
 2. Give Reshape a constant target where the shape is known, which frees the shape arithmetic behind it.
-3. Drop nodes that do nothing at inference: Identity, Dropout, a Cast to the same type.
-4. Fold what follows a Conv and is affine per channel (BatchNormalization, Mul, Add) into its kernel and bias.
-5. Turn MatMul + bias into Gemm.
-6. Prune.
+3. Drop nodes that do nothing at inference: Identity, Dropout, a Cast to the same type, a Transpose to the same order.
+4. Sink every Transpose below the ops that work in any order of axes, until two meet that undo each other.
+5. Fold what follows a Conv and is affine per channel (BatchNormalization, Mul, Add) into its kernel and bias.
+6. Turn MatMul + bias into Gemm.
+7. Prune.
 
 Each pass returns nothing and may be run again; a value in ``keep`` survives under its name.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Collection
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -24,6 +26,9 @@ from onnx import helper
 
 from .errors import ModelError
 from .graph import Array, Dim, Graph, attribute
+
+# For the output of every Transpose, what it reads and its permutation.
+Orders: TypeAlias = "dict[str, tuple[str, tuple[int, ...]]]"
 
 
 def simplify(graph: Graph, keep: Collection[str] = ()) -> None:
@@ -41,6 +46,11 @@ def simplify(graph: Graph, keep: Collection[str] = ()) -> None:
     graph.infer_types()
     settle_reshapes(graph)
     drop_no_ops(graph)
+    sink_transposes(graph, fixed=outputs)
+    drop_no_ops(graph)
+    # What the sunken ones left behind would still count as readers.
+    graph.prune()
+    graph.infer_types()
     fold_into_convolutions(graph)
     join_matmul_and_bias(graph)
     graph.outputs = outputs
@@ -68,7 +78,7 @@ def fold_constants(graph: Graph) -> None:
 def settle_reshapes(graph: Graph) -> None:
     """Replace a computed Reshape target by a constant wherever at most one dimension is open."""
     for node in graph.nodes:
-        if node.op_type != "Reshape" or node.input[1] in graph.constants or graph.rank(node.output[0]) is None:
+        if node.op_type != "Reshape" or graph.rank(node.output[0]) is None:
             continue
         target = _reshape_target(graph.shape(node.input[0]), graph.shape(node.output[0]))
         if target is not None:
@@ -95,6 +105,126 @@ def drop_no_ops(graph: Graph) -> None:
         else:
             remaining.append(node)
     graph.nodes = remaining
+
+
+def sink_transposes(graph: Graph, fixed: Collection[str] = ()) -> None:
+    """Move Transpose below element-wise ops and reductions, and drop pairs that undo each other.
+
+    TensorFlow's graphs have their channels last, ONNX's convolutions first: a Transpose stands on either side of every
+    Conv, and what lies between two of them is done in the order of axes that the Conv has. A value keeps its name and
+    takes the new order; the values named in ``fixed`` keep their order too.
+    """
+    orders: Orders = {}
+    for node in list(graph.nodes):
+        sink = _SINKS.get(node.op_type)
+        order = sink(graph, node, orders) if sink and node.output[0] not in fixed else None
+        if order is not None:
+            _restore_order(graph, node, order, orders)
+        elif node.op_type == "Transpose":
+            orders[node.output[0]] = (node.input[0], _permutation(graph, node))
+
+
+def _restore_order(graph: Graph, node: onnx.NodeProto, order: tuple[int, ...], orders: Orders) -> None:
+    """Let the readers of a node that now works in another order of axes read a Transpose of its output."""
+    if order == tuple(range(len(order))):
+        return
+    value = node.output[0]
+    transposed = graph.unused_name(f"{value}/transposed")
+    for reader in graph.nodes:
+        for index, name in enumerate(reader.input):
+            if name == value:
+                reader.input[index] = transposed
+    restoring = helper.make_node("Transpose", [value], [transposed], name=transposed, perm=order)
+    graph.nodes.insert(_position(graph, node) + 1, restoring)
+    orders[transposed] = (value, order)
+
+
+def _sink_elementwise(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple[int, ...] | None:
+    """Work on the untransposed inputs, where all are transposed alike or constant; return the order to restore."""
+    known = {orders[name][1] for name in node.input if name in orders}
+    if len(known) != 1:
+        return None
+    (order,) = known
+    constants = [name for name in node.input if name and name not in orders]
+    if any(name not in graph.constants or graph.constants[name].ndim > len(order) for name in constants):
+        return None
+    for index, name in enumerate(node.input):
+        if name in orders:
+            node.input[index] = orders[name][0]
+        elif name and graph.constants[name].ndim:
+            array = graph.constants[name]
+            full = array.reshape((1,) * (len(order) - array.ndim) + array.shape)
+            node.input[index] = graph.emit_constant(np.ascontiguousarray(full.transpose(np.argsort(order))), stem=name)
+    return order
+
+
+def _sink_transpose(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple[int, ...] | None:
+    """Join two in a row: the second then reads what the first read."""
+    if node.input[0] not in orders:
+        return None
+    source, first = orders[node.input[0]]
+    joined = tuple(first[axis] for axis in _permutation(graph, node))
+    node.input[0] = source
+    del node.attribute[:]
+    node.attribute.append(helper.make_attribute("perm", joined))
+    return None
+
+
+def _sink_reduction(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple[int, ...] | None:
+    axes = graph.constants.get(node.input[1]) if len(node.input) > 1 else None
+    if node.input[0] not in orders or axes is None or not axes.size:
+        return None
+    source, order = orders[node.input[0]]
+    reduced = sorted(order[int(axis)] for axis in axes)
+    node.input[0], node.input[1] = source, graph.emit_constant(np.array(reduced, np.int64), stem="axes")
+    if attribute(node, "keepdims", 1):
+        return order
+    left = [axis for axis in range(len(order)) if axis not in reduced]
+    return tuple(left.index(axis) for axis in order if axis in left)
+
+
+def _sink_pad(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple[int, ...] | None:
+    pads = graph.constants.get(node.input[1])
+    if node.input[0] not in orders or pads is None or (len(node.input) > 3 and node.input[3]):
+        return None
+    source, order = orders[node.input[0]]
+    moved = pads.reshape(2, -1)[:, np.argsort(order)].reshape(-1)
+    node.input[0], node.input[1] = source, graph.emit_constant(np.ascontiguousarray(moved), stem="pads")
+    return order
+
+
+def _sink_concat(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple[int, ...] | None:
+    known = {orders[name][1] for name in node.input if name in orders}
+    if len(known) != 1 or not all(name in orders for name in node.input):
+        return None
+    (order,) = known
+    for index, name in enumerate(node.input):
+        node.input[index] = orders[name][0]
+    axis = attribute(node, "axis")
+    del node.attribute[:]
+    node.attribute.append(helper.make_attribute("axis", order[axis]))
+    return order
+
+
+_ELEMENTWISE = """
+    Abs Add Cast Ceil Clip Celu Div Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Log Max Min Mish Mul
+    Neg Pow Reciprocal Relu Selu Sigmoid Softplus Softsign Sqrt Sub Sum Tanh Where
+""".split()
+
+_SINKS: dict[str, Callable[[Graph, onnx.NodeProto, Orders], tuple[int, ...] | None]] = {
+    **dict.fromkeys(_ELEMENTWISE, _sink_elementwise),
+    "Transpose": _sink_transpose,
+    "ReduceMean": _sink_reduction,
+    "ReduceSum": _sink_reduction,
+    "ReduceMax": _sink_reduction,
+    "Pad": _sink_pad,
+    "Concat": _sink_concat,
+}
+
+
+def _permutation(graph: Graph, node: onnx.NodeProto) -> tuple[int, ...]:
+    given = attribute(node, "perm")
+    return tuple(given) if given else tuple(range(len(graph.shape(node.input[0]))))[::-1]
 
 
 def fold_into_convolutions(graph: Graph) -> None:
@@ -148,6 +278,9 @@ def _hands_on(node: onnx.NodeProto, graph: Graph) -> bool:
         return len([name for name in node.output if name]) == 1 and not _trains(node, graph)
     if node.op_type == "Cast" and graph.rank(node.input[0]) is not None:
         return bool(helper.np_dtype_to_tensor_dtype(graph.type(node.input[0]).dtype) == attribute(node, "to"))
+    if node.op_type == "Transpose" and attribute(node, "perm"):
+        order = attribute(node, "perm")
+        return bool(order == sorted(order))
     return node.op_type == "Identity"
 
 

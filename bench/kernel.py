@@ -1,0 +1,309 @@
+"""Whether the kernels reach the bandwidth of the memory, and how they compare with NumPy and cv2.
+
+``python -m bench.kernel`` prints two tables and writes results/kernel.json and results/kernel.png.
+
+Bandwidth: bytes of activations and weights over the time of a whole `render` at layer size, for batches far larger than
+the last-level cache. The ceiling is `read_bandwidth.cpp`, compiled for this machine, on the same memory with as many
+threads: the fastest of several prefetch distances. A NumPy reduction would not do: it runs on one thread and adds.
+
+Heatmaps: one image, from activations to a heatmap or an overlay of 224 x 224.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastcam import kernels
+from fastcam.kernels import reference
+from fastcam.kernels.boundary import Weighting
+
+from .harness import RESULTS, Timing, interleave, save, table
+
+PACKAGES = ("fastcam", "numpy", "opencv-python-headless")
+PREFETCH_DISTANCES = (0, 512, 1024, 4096)
+SIZE = (224, 224)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Activations of `images` x `shape`, for `maps` targets each."""
+
+    images: int
+    shape: tuple[int, int, int]
+    maps: int
+    dtype: str = "float32"
+    layout: str = "NCHW"
+    weighting: Weighting = "channel"
+
+    @property
+    def label(self) -> str:
+        """What distinguishes it, for tables."""
+        c, h, w = self.shape
+        return f"{self.images}x{c}x{h}x{w} {self.dtype} {self.layout} {self.weighting} K={self.maps}"
+
+
+WORKLOADS = (
+    Workload(512, (512, 14, 14), 1),
+    Workload(512, (512, 14, 14), 15),
+    Workload(512, (512, 14, 14), 1, layout="NHWC"),
+    Workload(512, (512, 14, 14), 15, layout="NHWC"),
+    Workload(1024, (512, 14, 14), 1, dtype="float16"),
+    Workload(1024, (512, 14, 14), 15, dtype="float16"),
+    Workload(1024, (512, 14, 14), 1, dtype="float16", layout="NHWC"),
+    Workload(1024, (1280, 7, 7), 1),
+    Workload(64, (256, 56, 56), 1),
+    Workload(256, (512, 14, 14), 1, weighting="pooled"),
+    Workload(256, (512, 14, 14), 1, weighting="element"),
+)
+
+
+class ReadBandwidth:
+    """`read_bandwidth.cpp`, compiled for this processor."""
+
+    def __init__(self, threads: int) -> None:
+        compiler = os.environ.get("CXX") or shutil.which("c++")
+        if compiler is None:
+            raise SystemExit("bench.kernel needs a C++ compiler: install one, or name it in CXX")
+        self._threads = threads
+        with tempfile.TemporaryDirectory() as folder:
+            library = Path(folder) / "read_bandwidth.so"
+            source = Path(__file__).with_name("read_bandwidth.cpp")
+            options = ["-std=c++17", "-O3", "-march=native", "-Wno-psabi", "-shared", "-fPIC", "-pthread"]
+            subprocess.run([compiler, *options, "-o", library, source], check=True)
+            self._fold = ctypes.CDLL(str(library)).fold_memory
+        self._fold.restype = ctypes.c_uint64
+        self._fold.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_size_t]
+
+    def bytes_of(self, array: NDArray[Any]) -> int:
+        """How much of the array is read: all, but for a remainder of a few hundred bytes."""
+        step = 256 * self._threads
+        return array.nbytes // step * step
+
+    def read(self, array: NDArray[Any], prefetch_ahead: int = 0) -> int:
+        """Exclusive or of all 64-bit words."""
+        return int(self._fold(array.ctypes.data, self.bytes_of(array), self._threads, prefetch_ahead))
+
+    def validate(self, array: NDArray[Any]) -> None:
+        """Demand that every byte is read."""
+        words = np.frombuffer(array.reshape(-1).view(np.uint8)[: self.bytes_of(array)], np.uint64)
+        expected = int(np.bitwise_xor.reduce(words))
+        for prefetch_ahead in PREFETCH_DISTANCES:
+            if self.read(array, prefetch_ahead) != expected:
+                raise SystemExit("read_bandwidth.cpp did not read every byte")
+
+
+def make_inputs(workload: Workload) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Random activations, zero for the ReLU's half, and weights; in the workload's memory layout."""
+    rng = np.random.default_rng(0)
+    c, h, w = workload.shape
+    n, k = workload.images, workload.maps
+    weights_shape = (n, k, c) if workload.weighting == "channel" else (n, k, c, h, w)
+    memory_shape = (n, c, h, w) if workload.layout == "NCHW" else (n, h, w, c)
+    # A few images repeated: drawing all of them takes longer than the benchmark.
+    drawn = np.maximum(rng.standard_normal((8, *memory_shape[1:]), np.float32), 0).astype(workload.dtype)
+    activations = np.tile(drawn, (-(-n // 8), 1, 1, 1))[:n]
+    weights = np.tile(
+        rng.standard_normal((8, *weights_shape[1:]), np.float32), (-(-n // 8), *[1] * (len(weights_shape) - 1))
+    )[:n]
+    if workload.layout == "NHWC":
+        activations = activations.transpose(0, 3, 1, 2)
+    return activations, np.ascontiguousarray(weights)
+
+
+def check(activations: NDArray[Any], weights: NDArray[Any], weighting: Weighting, maps: NDArray[np.float32]) -> None:
+    """Demand the specification's maps of the last image."""
+    expected = reference.KERNELS.render(activations[-1:], weights[-1:], weighting=weighting).maps[0]
+    error = float(np.linalg.norm(maps[-1] - expected) / np.linalg.norm(expected))
+    if not error <= 1e-5:
+        raise SystemExit(f"wrong maps: relative error {error}")
+
+
+def measure_bandwidth(workload: Workload, reader: ReadBandwidth, threads: int, rounds: int) -> dict[str, Any]:
+    """Time `render` and plain reading in turns."""
+    activations, weights = make_inputs(workload)
+    largest = max((activations, weights), key=lambda array: array.nbytes)
+    memory = largest.transpose(0, 2, 3, 1) if workload.layout == "NHWC" and largest is activations else largest
+    outputs = kernels.render(activations, weights, weighting=workload.weighting, threads=threads)
+    check(activations, weights, workload.weighting, outputs.maps)
+    reader.validate(memory)
+
+    def render() -> None:
+        kernels.render(
+            activations,
+            weights,
+            weighting=workload.weighting,
+            threads=threads,
+            maps_out=outputs.maps,
+            heatmaps_out=outputs.heatmaps,
+        )
+
+    def reading(prefetch_ahead: int) -> Callable[[], object]:
+        return lambda: reader.read(memory, prefetch_ahead)
+
+    timings = interleave(
+        {"render": render, **{f"read, prefetch {ahead}": reading(ahead) for ahead in PREFETCH_DISTANCES}}, rounds=rounds
+    )
+    rendered = timings.pop("render")
+    fastest = min(timings.values(), key=lambda timing: timing.median)
+    achieved = (activations.nbytes + weights.nbytes) / rendered.median / 1e9
+    ceiling = reader.bytes_of(memory) / fastest.median / 1e9
+    return {
+        "workload": workload.label,
+        "threads": threads,
+        "GB/s": achieved,
+        "read GB/s": ceiling,
+        "share": achieved / ceiling,
+        "us per map": rendered.median / (workload.images * workload.maps) * 1e6,
+        "samples": {"render": rendered.samples, **{name: timing.samples for name, timing in timings.items()}},
+    }
+
+
+def numpy_heatmap(activations: NDArray[Any], weights: NDArray[Any]) -> NDArray[np.float32]:
+    """Grad-CAM of one image and class as NumPy code usually has it, float32 throughout."""
+    cam = np.maximum(np.tensordot(weights[0, 0], activations[0], 1), 0)
+    cam /= cam.max()
+    for axis, outputs in enumerate(SIZE):
+        inputs = cam.shape[axis]
+        at = np.clip((np.arange(outputs, dtype=np.float32) + 0.5) * (inputs / outputs) - 0.5, 0, inputs - 1)
+        low = at.astype(np.intp)
+        high = np.minimum(low + 1, inputs - 1)
+        fraction = np.expand_dims(at - low, 1 - axis)
+        cam = cam.take(low, axis) * (1 - fraction) + cam.take(high, axis) * fraction
+    return cam.astype(np.float32, copy=False)
+
+
+def numpy_overlay(
+    heatmap: NDArray[np.float32], image: NDArray[np.uint8], palette: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """Colour and blend."""
+    colors = palette[np.rint(255 * heatmap).astype(np.uint8)]
+    return np.rint(0.5 * image + 0.5 * colors).astype(np.uint8)
+
+
+def cv2_contestants(
+    activations: NDArray[Any], weights: NDArray[Any], image: NDArray[np.uint8], palette: NDArray[np.uint8]
+) -> dict[str, Callable[[], Any]]:
+    """The pipeline of most Grad-CAM code: NumPy for the sum, cv2 for the rest. Empty where cv2 is missing."""
+    try:
+        import cv2
+    except ImportError:
+        return {}
+    table_of_colors = palette.reshape(256, 1, 3)
+
+    def heatmap() -> Any:
+        cam = np.maximum(np.tensordot(weights[0, 0], activations[0], 1), 0)
+        return cv2.resize(cam / cam.max(), SIZE[::-1], interpolation=cv2.INTER_LINEAR)
+
+    def overlay() -> Any:
+        colors = cv2.applyColorMap((heatmap() * 255 + 0.5).astype(np.uint8), table_of_colors)
+        return cv2.addWeighted(image, 0.5, colors, 0.5, 0)
+
+    return {"cv2 heatmap": heatmap, "cv2 overlay": overlay}
+
+
+def measure_heatmaps(shape: tuple[int, int, int], rounds: int) -> dict[str, Any]:
+    """Time one heatmap and one overlay of 224 x 224 by each pipeline."""
+    activations, weights = make_inputs(Workload(1, shape, 1))
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (1, *SIZE, 3), np.uint8)
+    palette = rng.integers(0, 256, (256, 3), np.uint8)
+    outputs = kernels.render(activations, weights, size=SIZE, images=images, palette=palette)
+    buffers: dict[str, Any] = {"maps_out": outputs.maps, "heatmaps_out": outputs.heatmaps}
+    contestants: dict[str, Callable[[], Any]] = {
+        "fastcam heatmap": lambda: kernels.render(activations, weights, size=SIZE, **buffers).heatmaps[0, 0],
+        "numpy heatmap": lambda: numpy_heatmap(activations, weights),
+        "fastcam overlay": lambda: (
+            kernels.render(
+                activations,
+                weights,
+                size=SIZE,
+                images=images,
+                palette=palette,
+                overlays_out=outputs.overlays,
+                **buffers,
+            ).overlays
+        ),
+        "numpy overlay": lambda: numpy_overlay(numpy_heatmap(activations, weights), images[0], palette),
+        **cv2_contestants(activations, weights, images[0], palette),
+    }
+    expected = reference.KERNELS.render(activations, weights, size=SIZE).heatmaps[0, 0]
+    for name, run in contestants.items():
+        if name.endswith("heatmap") and not np.abs(run() - expected).max() <= 1e-4:
+            raise SystemExit(f"{name}: wrong values")
+    timings = interleave(contestants, rounds=rounds, repeats=20)
+    return {
+        "activations": "x".join(map(str, (1, *shape))),
+        "medians": {name: timing.median for name, timing in timings.items()},
+        "samples": {name: timing.samples for name, timing in timings.items()},
+    }
+
+
+def plot(bandwidth: list[dict[str, Any]], path: Path) -> None:
+    """Bars of achieved GB/s before the ceiling; nothing where matplotlib is missing."""
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        return
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(10, 0.45 * len(bandwidth) + 1.5), layout="constrained")
+    places = np.arange(len(bandwidth))[::-1]
+    axes.barh(places, [row["read GB/s"] for row in bandwidth], color="0.85", label="plain reading")
+    axes.barh(places, [row["GB/s"] for row in bandwidth], height=0.5, color="tab:blue", label="fastcam.kernels.render")
+    axes.set_yticks(places, [row["workload"] for row in bandwidth])
+    axes.set_xlabel("GB/s of activations and weights")
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=120)
+
+
+def quartiles(samples: tuple[float, ...]) -> str:
+    """In milliseconds."""
+    low, high = Timing(samples).spread
+    return f"{low * 1e3:.2f}-{high * 1e3:.2f}"
+
+
+def main(rounds: int = 15) -> None:
+    threads = int(kernels.describe()["threads"])
+    reader = ReadBandwidth(threads)
+    bandwidth = [measure_bandwidth(workload, reader, threads, rounds) for workload in WORKLOADS]
+    print(kernels.describe())
+    print(
+        table(
+            ["workload", "GB/s", "read GB/s", "share", "us per map", "ms, quartiles"],
+            [
+                [
+                    row["workload"],
+                    f"{row['GB/s']:.1f}",
+                    f"{row['read GB/s']:.1f}",
+                    f"{row['share']:.0%}",
+                    f"{row['us per map']:.2f}",
+                    quartiles(row["samples"]["render"]),
+                ]
+                for row in bandwidth
+            ],
+        )
+    )
+    heatmaps = [measure_heatmaps(shape, rounds) for shape in ((1280, 7, 7), (512, 14, 14), (2048, 7, 7))]
+    names = list(heatmaps[0]["medians"])
+    print("\nmicroseconds for one 224 x 224")
+    rows = [[row["activations"], *(f"{row['medians'][name] * 1e6:.0f}" for name in names)] for row in heatmaps]
+    print(table(["activations", *names], rows))
+    results = {"kernels": kernels.describe(), "bandwidth": bandwidth, "heatmaps": heatmaps}
+    print(f"\n{save('kernel', PACKAGES, results)}")
+    plot(bandwidth, RESULTS / "kernel.png")
+
+
+if __name__ == "__main__":
+    main()

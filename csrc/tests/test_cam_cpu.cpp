@@ -1,0 +1,344 @@
+// The kernels against naive loops in double, for every instruction set of this processor. Every buffer is a heap block
+// of its exact size, so that AddressSanitizer sees each byte read or written outside.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cam_cpu.hpp"
+#include "thread_pool.hpp"
+
+namespace {
+
+using namespace fastcam;
+
+int passed = 0;
+int failed = 0;
+
+void check(bool condition, const std::string& what) {
+    if (condition) {
+        ++passed;
+        return;
+    }
+    ++failed;
+    std::printf("FAILED: %s\n", what.c_str());
+}
+
+// Only for values that a half represents exactly: small integers over powers of two.
+std::uint16_t exact_half(float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    if (value == 0) return 0;
+    const auto exponent = static_cast<int>((bits >> 23) & 0xff) - 127 + 15;
+    return static_cast<std::uint16_t>(((bits >> 16) & 0x8000) | (static_cast<std::uint32_t>(exponent) << 10) |
+                                      ((bits >> 13) & 0x3ff));
+}
+
+// Numbers as the kernels get them, and as the naive loop wants them.
+class Numbers {
+public:
+    Numbers(std::size_t count, Scalar scalar, std::mt19937& random)
+        : scalar_(scalar), values_(count), bytes_(new std::byte[std::max<std::size_t>(count, 1) * width()]) {
+        std::uniform_int_distribution<int> integer(-32, 32);
+        for (std::size_t i = 0; i < count; ++i) set(i, static_cast<float>(integer(random)) / 16);
+    }
+
+    void set(std::size_t i, float value) {
+        values_[i] = value;
+        if (scalar_ == Scalar::float32) {
+            std::memcpy(bytes_.get() + 4 * i, &value, 4);
+        } else {
+            const std::uint16_t half = std::isnan(value) ? std::uint16_t{0x7e00} : exact_half(value);
+            std::memcpy(bytes_.get() + 2 * i, &half, 2);
+        }
+    }
+
+    double operator[](std::size_t i) const { return values_[i]; }
+    Batch batch(std::size_t per_image) const {
+        return {bytes_.get(), static_cast<std::ptrdiff_t>(per_image), scalar_};
+    }
+
+private:
+    std::size_t width() const { return scalar_ == Scalar::float32 ? 4 : 2; }
+
+    Scalar scalar_;
+    std::vector<float> values_;
+    std::unique_ptr<std::byte[]> bytes_;
+};
+
+struct Case {
+    Count count;
+    std::size_t channels;
+    Size size;
+    Layout layout;
+    Weighting weighting;
+    Normalization normalization;
+    Scalar activations;
+    Scalar weights;
+    std::size_t threads;
+
+    std::size_t at(std::size_t c, std::size_t p) const {
+        return layout == Layout::channels_first ? c * size.area() + p : p * channels + c;
+    }
+
+    std::string name() const {
+        char text[160];
+        std::snprintf(text, sizeof text, "%s n=%zu k=%zu c=%zu %zux%zu layout=%d weighting=%d norm=%d types=%d%d threads=%zu",
+                      std::string(instruction_set()).c_str(), count.images, count.maps, channels, size.height, size.width,
+                      static_cast<int>(layout), static_cast<int>(weighting), static_cast<int>(normalization),
+                      static_cast<int>(activations), static_cast<int>(weights), threads);
+        return text;
+    }
+};
+
+std::vector<double> naive_maps(const Case& c, const Numbers& activations, const Numbers& weights) {
+    const std::size_t area = c.size.area();
+    std::vector<double> maps;
+    for (std::size_t nk = 0; nk < c.count.images * c.count.maps; ++nk) {
+        std::vector<double> map(area);
+        for (std::size_t channel = 0; channel < c.channels; ++channel) {
+            const auto weight = [&](std::size_t p) {
+                return weights[nk * c.channels * area + c.at(channel, p)];
+            };
+            double shared = 0;
+            if (c.weighting == Weighting::channel) shared = weights[nk * c.channels + channel];
+            if (c.weighting == Weighting::pooled) {
+                for (std::size_t p = 0; p < area; ++p) shared += weight(p);
+                shared /= static_cast<double>(area);
+            }
+            for (std::size_t p = 0; p < area; ++p) {
+                map[p] += (c.weighting == Weighting::element ? weight(p) : shared) *
+                          activations[nk / c.count.maps * c.channels * area + c.at(channel, p)];
+            }
+        }
+        for (double& value : map) value = std::max(value, 0.0);
+        if (c.normalization != Normalization::none) {
+            const double low = c.normalization == Normalization::minmax ? *std::min_element(map.begin(), map.end()) : 0;
+            const double span = *std::max_element(map.begin(), map.end()) - low;
+            for (double& value : map) value = span > 0 ? (value - low) / span : 0;
+        }
+        maps.insert(maps.end(), map.begin(), map.end());
+    }
+    return maps;
+}
+
+double naive_at(const double* map, Size size, double y, double x) {
+    const auto pixel = [&](double row, double column) {
+        const auto clamped = [](double v, std::size_t n) {
+            return static_cast<std::size_t>(std::min(std::max(v, 0.0), static_cast<double>(n - 1)));
+        };
+        return map[clamped(row, size.height) * size.width + clamped(column, size.width)];
+    };
+    const double top = std::floor(y);
+    const double left = std::floor(x);
+    const double fy = y - top;
+    const double fx = x - left;
+    return (1 - fy) * ((1 - fx) * pixel(top, left) + fx * pixel(top, left + 1)) +
+           fy * ((1 - fx) * pixel(top + 1, left) + fx * pixel(top + 1, left + 1));
+}
+
+double relative_error(const std::vector<double>& expected, const float* actual) {
+    double difference = 0;
+    double norm = 0;
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+        difference += (expected[i] - actual[i]) * (expected[i] - actual[i]);
+        norm += expected[i] * expected[i];
+    }
+    return norm > 0 ? std::sqrt(difference / norm) : std::sqrt(difference);
+}
+
+template <class T>
+std::unique_ptr<T[]> exact(std::size_t count) {
+    return std::unique_ptr<T[]>(new T[count]);
+}
+
+void run_case(const Case& c, Size target, bool with_overlay, std::mt19937& random) {
+    const std::size_t area = c.size.area();
+    const std::size_t map_count = c.count.images * c.count.maps;
+    const std::size_t weights_per_image = c.count.maps * c.channels * (c.weighting == Weighting::channel ? 1 : area);
+    const Numbers activations(c.count.images * c.channels * area, c.activations, random);
+    const Numbers weights(c.count.images * weights_per_image, c.weights, random);
+    const auto maps = exact<float>(map_count * area);
+    const auto heatmaps = exact<float>(map_count * target.area());
+    const auto pixels = exact<std::uint8_t>(c.count.images * target.area() * 3);
+    const auto palette = exact<std::uint8_t>(256 * 3);
+    const auto overlays = exact<std::uint8_t>(map_count * target.area() * 3);
+    std::generate_n(pixels.get(), c.count.images * target.area() * 3, [&] { return static_cast<std::uint8_t>(random()); });
+    std::generate_n(palette.get(), 256 * 3, [&] { return static_cast<std::uint8_t>(random()); });
+
+    MapJob map_job{activations.batch(c.channels * area), weights.batch(weights_per_image), c.layout, c.weighting,
+                   c.normalization, c.channels, maps.get()};
+    ViewJob view_job{maps.get(), c.size, target, heatmaps.get(), nullptr, 0, palette.get(), 0.25, nullptr};
+    if (with_overlay) {
+        view_job.pixels = pixels.get();
+        view_job.pixels_stride = static_cast<std::ptrdiff_t>(target.area() * 3);
+        view_job.overlays = overlays.get();
+    }
+    const auto bad = render(c.count, map_job, view_job, c.threads);
+    check(!bad, c.name() + ": finite");
+
+    const std::vector<double> expected = naive_maps(c, activations, weights);
+    check(relative_error(expected, maps.get()) <= 1e-5, c.name() + ": maps");
+
+    std::vector<double> expected_heat;
+    for (std::size_t nk = 0; nk < map_count; ++nk) {
+        for (std::size_t i = 0; i < target.area(); ++i) {
+            const double y = (static_cast<double>(i / target.width) + 0.5) * static_cast<double>(c.size.height) /
+                                 static_cast<double>(target.height) - 0.5;
+            const double x = (static_cast<double>(i % target.width) + 0.5) * static_cast<double>(c.size.width) /
+                                 static_cast<double>(target.width) - 0.5;
+            expected_heat.push_back(naive_at(expected.data() + nk * area, c.size, y, x));
+        }
+    }
+    check(relative_error(expected_heat, heatmaps.get()) <= 1e-5, c.name() + ": heatmaps");
+
+    if (!with_overlay) return;
+    std::size_t wrong = 0;
+    for (std::size_t i = 0; i < map_count * target.area(); ++i) {
+        const std::size_t image = i / (c.count.maps * target.area());
+        const double value = 255 * std::min(std::max(static_cast<double>(heatmaps[i]), 0.0), 1.0);
+        for (std::size_t channel = 0; channel < 3; ++channel) {
+            const std::uint8_t pixel = pixels[(image * target.area() + i % target.area()) * 3 + channel];
+            const auto blend = [&](double index) {
+                return std::nearbyint(0.75 * pixel + 0.25 * palette[static_cast<std::size_t>(index) * 3 + channel]);
+            };
+            // The product 255 * value is rounded to float32 before it is rounded to an index.
+            const double slack = 255 * std::numeric_limits<float>::epsilon();
+            const double actual = overlays[i * 3 + channel];
+            wrong += actual != blend(std::nearbyint(value - std::min(value, slack))) &&
+                     actual != blend(std::nearbyint(std::min(value + slack, 255.0)));
+        }
+    }
+    check(wrong == 0, c.name() + ": overlays");
+}
+
+void test_shapes(std::mt19937& random) {
+    const Size sizes[] = {{1, 1}, {1, 5}, {3, 2}, {3, 3}, {4, 4}, {1, 17}, {5, 5}, {7, 7}, {14, 14}, {21, 19}};
+    const std::size_t channel_counts[] = {1, 3, 15, 16, 17, 40, 133};
+    const Normalization normalizations[] = {Normalization::max, Normalization::minmax, Normalization::none};
+    int turn = 0;
+    for (const Size size : sizes) {
+        for (const std::size_t channels : channel_counts) {
+            for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
+                for (const Weighting weighting : {Weighting::channel, Weighting::pooled, Weighting::element}) {
+                    for (const Scalar activations : {Scalar::float32, Scalar::float16}) {
+                        for (const Scalar weights : {Scalar::float32, Scalar::float16}) {
+                            ++turn;
+                            const std::size_t maps = static_cast<std::size_t>(turn) % 7 + 1;
+                            const Size target = turn % 3 == 0 ? size : Size{static_cast<std::size_t>(turn) % 29 + 1, 23};
+                            const Normalization normalization = normalizations[turn % 3];
+                            run_case({{2, maps}, channels, size, layout, weighting, normalization, activations, weights, 2},
+                                     target, normalization != Normalization::none, random);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+// Large enough for panels, several blocks, slices, bands and threads.
+void test_large(std::mt19937& random) {
+    for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
+        for (const std::size_t threads : {std::size_t{1}, std::size_t{4}}) {
+            run_case({{1, 5}, 300, {31, 29}, layout, Weighting::channel, Normalization::max, Scalar::float32,
+                      Scalar::float32, threads}, {300, 500}, true, random);
+            run_case({{1, 6}, 70, {53, 57}, layout, Weighting::channel, Normalization::minmax, Scalar::float16,
+                      Scalar::float16, threads}, {40, 50}, true, random);
+            run_case({{5, 2}, 200, {13, 14}, layout, Weighting::pooled, Normalization::max, Scalar::float32,
+                      Scalar::float16, threads}, {64, 64}, false, random);
+            run_case({{1, 2}, 400, {20, 20}, layout, Weighting::element, Normalization::max, Scalar::float16,
+                      Scalar::float32, threads}, {64, 64}, false, random);
+        }
+    }
+}
+
+void test_non_finite(std::mt19937& random) {
+    const Case c{{3, 2}, 20, {5, 4}, Layout::channels_first, Weighting::channel, Normalization::max, Scalar::float32,
+                 Scalar::float32, 2};
+    for (const float value : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+                              -std::numeric_limits<float>::infinity()}) {
+        Numbers activations(3 * 20 * 20, Scalar::float32, random);
+        Numbers weights(3 * 2 * 20, Scalar::float32, random);
+        weights.set((1 * 2 + 1) * 20 + 7, value);
+        const auto maps = exact<float>(6 * 20);
+        const auto heatmaps = exact<float>(6 * 20);
+        const MapJob map_job{activations.batch(400), weights.batch(40), c.layout, c.weighting, c.normalization, 20,
+                             maps.get()};
+        const ViewJob view_job{maps.get(), c.size, c.size, heatmaps.get(), nullptr, 0, nullptr, 0, nullptr};
+        check(render(c.count, map_job, view_job, 2) == std::size_t{3}, "non-finite weight names map 1 of image 1");
+        activations.set(2 * 400 - 1, value);
+        check(render(c.count, map_job, view_job, 2) == std::size_t{2}, "non-finite activation names image 1");
+    }
+    const auto maps = exact<float>(4);
+    const auto heatmaps = exact<float>(4);
+    std::fill_n(maps.get(), 4, 1.0f);
+    maps[3] = 2 * view_limit;
+    const ViewJob view_job{maps.get(), {1, 2}, {1, 2}, heatmaps.get(), nullptr, 0, nullptr, 0, nullptr};
+    check(view({1, 2}, view_job, 2) == std::size_t{1}, "view names a map beyond its limit");
+}
+
+void test_empty() {
+    const auto nothing = exact<float>(1);
+    const MapJob map_job{{nothing.get(), 1, Scalar::float32}, {nothing.get(), 0, Scalar::float32},
+                         Layout::channels_first, Weighting::channel, Normalization::max, 1, nullptr};
+    const ViewJob view_job{nullptr, {1, 1}, {2, 2}, nullptr, nullptr, 0, nullptr, 0, nullptr};
+    check(!render({0, 3}, map_job, view_job, 4), "no images");
+    check(!render({1, 0}, map_job, view_job, 4), "no maps");
+    check(!view({0, 0}, view_job, 4), "nothing to view");
+}
+
+void test_pool() {
+    ThreadPool pool;
+    std::vector<std::atomic<int>> runs(1000);
+    pool.run(runs.size(), 4, [&](std::size_t task) { ++runs[task]; });
+    check(std::all_of(runs.begin(), runs.end(), [](const auto& count) { return count == 1; }), "each task runs once");
+
+    std::atomic<int> others{0};
+    bool caught = false;
+    try {
+        pool.run(100, 4, [&](std::size_t task) {
+            if (task == 50) throw std::runtime_error("task 50");
+            ++others;
+        });
+    } catch (const std::runtime_error& error) {
+        caught = std::string(error.what()) == "task 50";
+    }
+    check(caught && others == 99, "an exception reaches the caller after the other tasks");
+
+    std::atomic<int> total{0};
+    std::vector<std::thread> callers;
+    for (int caller = 0; caller < 8; ++caller) {
+        callers.emplace_back([&] {
+            for (int round = 0; round < 50; ++round) pool.run(10, 3, [&](std::size_t) { ++total; });
+        });
+    }
+    for (std::thread& caller : callers) caller.join();
+    check(total == 8 * 50 * 10, "many callers at once");
+}
+
+}  // namespace
+
+int main() {
+    std::mt19937 random(1);
+    for (const std::string_view name : instruction_sets()) {
+        use_instruction_set(name);
+        test_shapes(random);
+        test_large(random);
+        test_non_finite(random);
+        test_empty();
+    }
+    test_pool();
+    std::printf("%d passed, %d failed\n", passed, failed);
+    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}

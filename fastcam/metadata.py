@@ -1,0 +1,131 @@
+"""What an explained model's file says about itself, and how: the one place that knows the metadata keys."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from .errors import ArgumentError, FileFormatError
+from .imaging import Layout, Preprocessing
+
+FORMAT_VERSION = "1"
+READABLE_VERSIONS = ("1",)
+
+# Ranks that the input `target` can ask for: -1 the best class, -2 the second. TensorRT sorts at most 3840 classes, and
+# nobody looks at a hundred maps.
+MAXIMUM_RANK = 100
+
+SCORE_ACTIVATIONS = ("softmax", "sigmoid", "none")
+
+_PREFIX = "fastcam."
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Facts about an explained model that its graph does not tell.
+
+    Attributes
+    ----------
+    layer : str
+        The explained layer, by the name that it had in the source model.
+    candidates : tuple of str
+        Layers that could have been explained, from the last to the first.
+    classes : tuple of str or None
+        Names by index.
+    input_layout : "NHWC" or "NCHW"
+    preprocessing : Preprocessing or None
+        None: it is not known how a picture becomes the model's input.
+    score_activation : {"softmax", "sigmoid", "none"}
+        What the source model made of its logits.
+    framework : str
+        Where the model came from: "keras" or "onnx".
+    """
+
+    layer: str
+    candidates: tuple[str, ...]
+    classes: tuple[str, ...] | None
+    input_layout: Layout
+    preprocessing: Preprocessing | None
+    score_activation: str
+    framework: str
+
+    def to_properties(self) -> dict[str, str]:
+        """Return the entries of the file's ``metadata_props``, always in the same order."""
+        entries = {
+            "format_version": FORMAT_VERSION,
+            "package_version": importlib.metadata.version("fastcam"),
+            "framework": self.framework,
+            "layer": self.layer,
+            "candidates": json.dumps(self.candidates, ensure_ascii=False),
+            "classes": json.dumps(self.classes, ensure_ascii=False),
+            "input_layout": self.input_layout,
+            "preprocessing": "null" if self.preprocessing is None else self.preprocessing.to_json(),
+            "score_activation": self.score_activation,
+        }
+        return {_PREFIX + key: value for key, value in entries.items()}
+
+    @classmethod
+    def from_properties(cls, properties: Mapping[str, str], name: str) -> Metadata:
+        """Read the entries of the file called ``name``.
+
+        Raises
+        ------
+        FileFormatError
+            The file was not made by `fastcam.export`, or by a version that is too new, or an entry is damaged.
+        """
+        version = properties.get(_PREFIX + "format_version")
+        if version is None:
+            raise FileFormatError(f"{name}: this ONNX file does not explain itself: run fastcam.export on it first")
+        if version not in READABLE_VERSIONS:
+            raise FileFormatError(
+                f"{name}: written in format {version}; this version of fastcam reads {', '.join(READABLE_VERSIONS)}. "
+                "Update fastcam, or export the model again"
+            )
+        return cls(**{key: _entry(properties, key, read, name) for key, read in _READERS.items()})
+
+
+def _entry(properties: Mapping[str, str], key: str, read: Any, name: str) -> Any:
+    try:
+        return read(properties[_PREFIX + key])
+    except (KeyError, ValueError, TypeError, ArgumentError) as error:
+        raise FileFormatError(
+            f"{name}: its metadata entry {_PREFIX + key!r} is missing or damaged ({error!r}): export the model again"
+        ) from error
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = json.loads(text)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("not a list of names")
+    return tuple(names)
+
+
+def _optional_names(text: str) -> tuple[str, ...] | None:
+    return None if text == "null" else _names(text)
+
+
+def _preprocessing(text: str) -> Preprocessing | None:
+    return None if text == "null" else Preprocessing.from_json(text)
+
+
+def _one_of(*allowed: str) -> Any:
+    def read(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(f"{text!r} is none of {', '.join(allowed)}")
+        return text
+
+    return read
+
+
+_READERS: dict[str, Any] = {
+    "layer": str,
+    "candidates": _names,
+    "classes": _optional_names,
+    "input_layout": _one_of(*get_args(Layout)),
+    "preprocessing": _preprocessing,
+    "score_activation": _one_of(*SCORE_ACTIVATIONS),
+    "framework": str,
+}

@@ -1,0 +1,107 @@
+"""The public names, and what importing them costs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastcam
+from fastcam import errors
+
+
+def test_public_names() -> None:
+    assert sorted(fastcam.__all__) == [
+        "ArgumentError",
+        "DeviceError",
+        "Explainer",
+        "Explanation",
+        "ExportResult",
+        "FastcamError",
+        "FileFormatError",
+        "ImageError",
+        "ImageExplanation",
+        "KernelError",
+        "LayerError",
+        "MissingExtraError",
+        "ModelError",
+        "NonFiniteError",
+        "Preprocessing",
+        "Step",
+        "TargetError",
+        "UnsupportedOpError",
+        "WriteError",
+        "defvjp",
+        "export",
+        "split",
+    ]
+    for name in fastcam.__all__:
+        value = getattr(fastcam, name)
+        assert value.__doc__, name
+        assert name in dir(fastcam)
+
+
+def test_every_error_is_public_and_refines_a_builtin() -> None:
+    classes = [value for value in vars(errors).values() if isinstance(value, type) and value is not errors.FastcamError]
+    for error in classes:
+        assert issubclass(error, fastcam.FastcamError)
+        assert len(error.__mro__) > len(fastcam.FastcamError.__mro__) + 1
+        assert getattr(fastcam, error.__name__) is error
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'explain'"):
+        _ = fastcam.explain
+
+
+def test_the_version_is_the_packages() -> None:
+    assert fastcam.__version__.count(".") == 2
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    code = "import sys, json, fastcam; print(json.dumps(sorted(sys.modules)))"
+    loaded = set(json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout))
+    heavy = {"numpy", "onnx", "onnxruntime", "PIL", "cmap", "click", "matplotlib", "tensorflow", "tf2onnx", "torch"}
+    assert not heavy & loaded
+
+
+def test_explaining_needs_neither_onnx_nor_tensorflow(tmp_path: Path) -> None:
+    """A service that only runs exported files loads ONNX Runtime, NumPy and the kernels."""
+    code = "import sys, json, fastcam; fastcam.Explainer; print(json.dumps(sorted(sys.modules)))"
+    loaded = set(json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout))
+    assert "numpy" in loaded
+    assert not {"onnx", "tensorflow", "tf2onnx", "matplotlib", "cmap"} & loaded
+
+
+def test_modules_import_one_way() -> None:
+    """Each module imports what stands to its left in the way of the data, and errors; nothing imports back."""
+    order = [
+        "errors",
+        "kernels",
+        "imaging",
+        "metadata",
+        "graph",
+        "importer",
+        "simplifier",
+        "splitter",
+        "vjps",
+        "autodiff",
+        "storage",
+        "exporter",
+        "explainer",
+        "checkpoint",
+        "demo",
+        "cli",
+    ]
+    package = Path(fastcam.__file__).parent
+    modules = {path.stem for path in package.glob("*.py")} | {"kernels"}
+    assert modules - {"__init__"} == set(order)
+    for position, name in enumerate(order):
+        if name == "kernels":
+            continue
+        lines = (package / f"{name}.py").read_text(encoding="utf-8").splitlines()
+        imported = {line.split()[1].removeprefix(".") for line in lines if line.strip().startswith("from .")}
+        assert {item.split(".")[0] for item in imported if item} <= set(order[:position]), name

@@ -1,0 +1,174 @@
+"""Reading models into graphs, renaming, pruning, shapes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from networks import NetworkBuilder, relative_error, small_classifier
+from onnx import helper, numpy_helper
+
+from fastcam.errors import ModelError, UnsupportedOpError
+from fastcam.graph import attribute, from_model, needed_nodes, static_dims
+
+
+def test_a_model_comes_back_as_it_went_in(rng: np.random.Generator) -> None:
+    graph = small_classifier()
+    image = rng.normal(size=(2, 3, 12, 12)).astype(np.float32)
+    again = from_model(graph.to_model())
+    first, second = (
+        onnxruntime.InferenceSession(item.to_model().SerializeToString()).run(None, {"image": image})[0]
+        for item in (graph, again)
+    )
+    np.testing.assert_array_equal(first, second)
+    assert again.shape("block2") == ("batch", 8, 6, 6)
+    assert again.inputs["image"].shape == ("batch", 3, 12, 12)
+
+
+def test_constant_nodes_become_constants() -> None:
+    nodes = [
+        helper.make_node("Constant", [], ["a"], value=numpy_helper.from_array(np.array([1.5, 2], np.float32))),
+        helper.make_node("Constant", [], ["b"], value_float=3.0),
+        helper.make_node("Constant", [], ["c"], value_ints=[4, 5]),
+        helper.make_node("Constant", [], ["d"], value_int=6),
+        helper.make_node("Constant", [], ["e"], value_floats=[7.0]),
+        helper.make_node("Add", ["x", "a"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2])
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2])
+    graph = from_model(
+        helper.make_model(helper.make_graph(nodes, "g", [x], [y]), opset_imports=[helper.make_opsetid("", 18)])
+    )
+    expected = {"a": [1.5, 2], "b": 3, "c": [4, 5], "d": 6, "e": [7]}
+    assert {name: array.tolist() for name, array in graph.constants.items()} == expected
+    assert [node.op_type for node in graph.nodes] == ["Add"]
+
+
+def test_text_constants_are_refused() -> None:
+    node = helper.make_node("Constant", [], ["a"], value_string="text")
+    use = helper.make_node("Identity", ["a"], ["y"])
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.STRING, [])
+    with pytest.raises(ModelError, match="value_string"):
+        from_model(helper.make_model(helper.make_graph([node, use], "g", [], [y])))
+
+
+def test_functions_are_inlined(rng: np.random.Generator) -> None:
+    opset = [helper.make_opsetid("", 18)]
+    double = helper.make_function("local", "Double", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])], opset)
+    node = helper.make_node("Double", ["x"], ["y"], domain="local")
+    infos = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in "xy"]
+    proto = helper.make_graph([node], "g", infos[:1], infos[1:])
+    model = helper.make_model(proto, functions=[double], opset_imports=[*opset, helper.make_opsetid("local", 1)])
+    assert [item.op_type for item in from_model(model).nodes] == ["Add"]
+
+
+def test_an_empty_model_is_refused() -> None:
+    with pytest.raises(ModelError, match="no nodes"):
+        from_model(onnx.ModelProto())
+
+
+def test_weights_that_cannot_be_read_are_refused() -> None:
+    model = small_classifier().to_model()
+    model.graph.initializer[0].raw_data = b"abc"
+    with pytest.raises(ModelError, match="weights cannot be read"):
+        from_model(model)
+
+
+def test_a_model_that_shape_inference_refuses() -> None:
+    model = small_classifier().to_model()
+    del model.opset_import[:]
+    with pytest.raises(ModelError, match="shape inference refused"):
+        from_model(model)
+
+
+def test_a_sequence_input_is_refused() -> None:
+    info = helper.make_tensor_sequence_value_info("x", onnx.TensorProto.FLOAT, None)
+    node = helper.make_node("SequenceLength", ["x"], ["y"])
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.INT64, [])
+    with pytest.raises(ModelError, match="'x' is not a tensor"):
+        from_model(helper.make_model(helper.make_graph([node], "g", [info], [y])))
+
+
+def test_renaming_reaches_every_use() -> None:
+    graph = small_classifier()
+    graph.rename("block2", "explained")
+    graph.infer_types()
+    assert graph.shape("explained") == ("batch", 8, 6, 6)
+    assert "block2" not in {name for node in graph.nodes for name in (*node.input, *node.output)}
+    graph.rename("image", "pixels")
+    assert list(graph.inputs) == ["pixels"]
+    assert graph.nodes[0].input[0] == "pixels"
+
+
+def test_pruning_drops_what_no_output_needs() -> None:
+    net = NetworkBuilder(("batch", 2))
+    unused = net.add("Mul", net.input, net.constant(np.float32(2), "unused_weight"))
+    net.add("Relu", unused)
+    graph = net.build(net.add("Neg", net.input, name="y"))
+    graph.prune()
+    assert [node.op_type for node in graph.nodes] == ["Neg"]
+    assert not graph.constants
+
+
+def test_order_depends_on_the_outputs_alone() -> None:
+    graph = small_classifier()
+    graph.prune()
+    order = [node.output[0] for node in graph.nodes]
+    graph.nodes.reverse()
+    graph.prune()
+    assert [node.output[0] for node in graph.nodes] == order
+    assert [node.output[0] for node in needed_nodes(graph, graph.outputs)] == order
+
+
+def test_equal_small_constants_are_shared_and_different_ones_are_not() -> None:
+    graph = small_classifier()
+    one = graph.emit_constant(np.array([1, 2]))
+    assert graph.emit_constant(np.array([1, 2])) == one
+    assert graph.emit_constant(np.array([1, 3])) != one
+    assert graph.emit_constant(np.array([1.0, 2.0])) != one
+
+
+def test_names_do_not_collide() -> None:
+    graph = small_classifier()
+    assert graph.unused_name("block1") == "block1_1"
+    assert graph.emit("Relu", "block1", stem="block1") == "block1_1"
+    assert graph.unused_name("block1") == "block1_2"
+
+
+def test_an_unknown_shape_says_what_to_do() -> None:
+    graph = small_classifier()
+    with pytest.raises(ModelError, match=r"'nothing' is unknown.*fixed height and width"):
+        graph.shape("nothing")
+    assert graph.rank("nothing") is None
+
+
+def test_an_open_dimension_where_a_number_is_needed() -> None:
+    graph = small_classifier()
+    assert static_dims(graph, "block2", (1, 2)) == (8, 6)
+    with pytest.raises(UnsupportedOpError, match=r"'block2' has shape \('batch', 8, 6, 6\)"):
+        static_dims(graph, "block2", (0, 1))
+
+
+def test_attributes_are_read_with_defaults_and_as_text() -> None:
+    node = helper.make_node("Conv", ["x", "w"], ["y"], auto_pad="SAME_UPPER", group=2)
+    assert attribute(node, "auto_pad") == "SAME_UPPER"
+    assert attribute(node, "group", 1) == 2
+    assert attribute(node, "strides", [1, 1]) == [1, 1]
+
+
+def test_large_weights_are_not_copied_for_inference() -> None:
+    graph = small_classifier()
+    weight = next(array for array in graph.constants.values() if array.size > 1000)
+    graph.infer_types()
+    assert any(array is weight for array in graph.constants.values())
+    assert relative_error(weight, weight) == 0
+
+
+def test_a_graph_that_feeds_itself_is_refused() -> None:
+    net = NetworkBuilder(("batch", 2))
+    net.add("Add", net.input, "second", name="first")
+    net.add("Relu", "first", name="second")
+    net.graph.outputs = ["second"]
+    with pytest.raises(ModelError, match="cycle through node"):
+        net.graph.prune()
