@@ -221,6 +221,16 @@ std::optional<std::size_t> view_arrays(const py::array& maps, std::size_t height
     return view({static_cast<std::size_t>(count[0]), static_cast<std::size_t>(count[1])}, job, threads);
 }
 
+std::optional<std::size_t> first_not_finite_row(const py::array& array) {
+    require(array.ndim() > 0 && has_type(array, 'f', 4) && is_dense(array) && is_aligned(array), "array",
+            "not float32, contiguous and aligned");
+    const std::size_t rows = extent(array, 0);
+    const std::size_t columns = rows == 0 ? 0 : static_cast<std::size_t>(array.size()) / rows;
+    const auto* const values = static_cast<const float*>(array.data());
+    const py::gil_scoped_release release;
+    return first_not_finite(values, rows, columns);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module, py::mod_gil_not_used()) {
@@ -242,6 +252,7 @@ PYBIND11_MODULE(_cpu, module, py::mod_gil_not_used()) {
     module.def("view", &view_arrays, py::arg("maps").noconvert(), py::arg("height"), py::arg("width"),
                py::arg("heatmaps").noconvert(), py::arg("images").noconvert(), py::arg("palette").noconvert(),
                py::arg("alpha"), py::arg("overlays").noconvert(), py::arg("threads"));
+    module.def("first_not_finite", &first_not_finite_row, py::arg("array").noconvert());
     module.def("instruction_sets", &instruction_sets);
     module.def("instruction_set", &instruction_set);
     module.def("use_instruction_set", &use_instruction_set);

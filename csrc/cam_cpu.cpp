@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <new>
 #include <stdexcept>
@@ -453,6 +454,14 @@ std::optional<std::size_t> view(Count count, const ViewJob& job, std::size_t thr
         const std::size_t index = task / views.bands();
         views.draw_band(index / count.maps, index % count.maps, task % views.bands());
     });
+    return std::nullopt;
+}
+
+std::optional<std::size_t> first_not_finite(const float* values, std::size_t rows, std::size_t columns) {
+    const SimdKernels& kernels = *chosen_kernels();
+    for (std::size_t row = 0; row < rows; ++row) {
+        if (!kernels.within(values + row * columns, columns, std::numeric_limits<float>::max())) return row;
+    }
     return std::nullopt;
 }
 

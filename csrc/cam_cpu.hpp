@@ -61,6 +61,9 @@ struct Count {
 std::optional<std::size_t> render(Count count, const MapJob& map_job, const ViewJob& view_job, std::size_t threads);
 std::optional<std::size_t> view(Count count, const ViewJob& job, std::size_t threads);
 
+// The first of the rows, `columns` floats each, that holds NaN or infinity.
+std::optional<std::size_t> first_not_finite(const float* values, std::size_t rows, std::size_t columns);
+
 // Half of the largest float32: the difference of two such values is finite.
 constexpr float view_limit = 0x1.fffffep126f;
 

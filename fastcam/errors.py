@@ -44,7 +44,17 @@ class KernelError(FastcamError, ValueError):
 
 
 class NonFiniteError(FastcamError, ArithmeticError):
-    """NaN or infinity in the activations, the gradients or the scores of an image."""
+    """NaN or infinity in the activations, the gradients or the scores of an image.
+
+    Attributes
+    ----------
+    image : int
+        Number of the image in its batch.
+    """
+
+    def __init__(self, message: str, image: int) -> None:
+        super().__init__(message)
+        self.image = image
 
 
 class DeviceError(FastcamError, RuntimeError):

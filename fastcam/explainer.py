@@ -173,21 +173,32 @@ class Explanation(Sequence[ImageExplanation]):
         (N,K) int64.
     logits : ndarray
         (N,classes) float32, before softmax or sigmoid.
-    probabilities : ndarray
-        (N,classes) float32: the softmax or sigmoid of the source model; softmax where it ended in logits.
-    labels : list of list of str
-        Class names of ``targets``.
     images : list
         The pictures, uint8 (H0,W0,3), None where the model's input was given directly.
+    classes : tuple of str or None
+        Class names by index.
+    score_activation : {"softmax", "sigmoid", "none"}
+        What the source model made of its logits.
     """
 
     heatmaps: Floats
     maps: Floats
     targets: Indices
     logits: Floats
-    probabilities: Floats
-    labels: list[list[str]]
     images: list[Pixels | None]
+    classes: tuple[str, ...] | None
+    score_activation: str
+
+    @cached_property
+    def probabilities(self) -> Floats:
+        """(N,classes) float32: the softmax or sigmoid of the source model; softmax where it ended in logits."""
+        return _PROBABILITIES[self.score_activation](self.logits)
+
+    @cached_property
+    def labels(self) -> list[list[str]]:
+        """Class names of `targets`, one list an image; the index as text where the model has no names."""
+        name = str if self.classes is None else self.classes.__getitem__
+        return [[name(index) for index in row] for row in self.targets.tolist()]
 
     def __len__(self) -> int:
         return len(self.heatmaps)
@@ -262,6 +273,7 @@ class Explainer:
         image = self._session.get_inputs()[0]
         self._input_name = image.name
         self._input_shape = list(image.shape)
+        self._image_shape = tuple(self._input_shape[1:])
         self._fixed_batch = self._input_shape[0] if isinstance(self._input_shape[0], int) else None
         self._class_count = int(self._session.get_outputs()[0].shape[1])
         if self.classes is not None and len(self.classes) != self._class_count:
@@ -349,7 +361,7 @@ class Explainer:
 
     def __call__(
         self,
-        images: ImageSource | Floats | Sequence[ImageSource],
+        images: ImageSource | npt.NDArray[np.floating[Any]] | Sequence[ImageSource],
         target: Target = None,
         *,
         size: str | tuple[int, int] = "input",
@@ -406,20 +418,20 @@ class Explainer:
             chunk = slice(start, start + step)
             targets = wanted if len(wanted) == 1 else wanted[chunk]
             parts.append(self._explain(tensor_of(chunk), targets, chosen_size, normalize, start))
-        heatmaps, maps, targets, logits = (_joined(arrays) for arrays in zip(*parts, strict=True))
+        heatmaps, maps, targets, logits = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
         return Explanation(
             heatmaps=heatmaps,
             maps=maps,
             targets=targets,
             logits=logits,
-            probabilities=_PROBABILITIES[self._metadata.score_activation](logits),
-            labels=[[self._label(index) for index in row] for row in targets.tolist()],
             images=pictures,
+            classes=self.classes,
+            score_activation=self._metadata.score_activation,
         )
 
     def _read(self, images: Any) -> tuple[list[Pixels | None], Callable[[slice], Floats]]:
         """Return the pictures, None for rows of a preprocessed batch, and what gives a slice of the model's input."""
-        if isinstance(images, np.ndarray) and np.issubdtype(images.dtype, np.floating):
+        if isinstance(images, np.ndarray) and images.dtype.kind == "f":
             tensor = self._checked_batch(images)
             return [None] * len(tensor), tensor.__getitem__
         pictures = [read_image(source) for source in _as_list(images)]
@@ -429,43 +441,52 @@ class Explainer:
         self, tensor: Floats, targets: Indices, size: tuple[int, int] | None, normalize: Any, start: int
     ) -> tuple[Floats, Floats, Indices, Floats]:
         """Return heatmaps, maps, targets and logits of one chunk, whose first image is number ``start``."""
-        count = len(tensor)
-        if self._fixed_batch is not None:
-            # Such a file takes whole batches only: the last image fills up the last one.
-            tensor, targets = (_filled(array, self._fixed_batch) for array in (tensor, targets))
-        outputs = self._session.run(_OUTPUTS, {self._input_name: tensor, "target": targets})
-        logits, activations, weights, explained = (array[:count] for array in outputs)
-        finite = np.isfinite(logits).all(axis=1)
-        if not finite.all():
-            raise NonFiniteError(f"the scores of image {start + int(finite.argmin())} are not finite: check the model")
+        outputs = self._run(tensor, targets)
+        logits, activations, weights, explained = outputs
+        bad = kernels.first_not_finite(logits)
+        if bad is not None:
+            raise NonFiniteError(f"the scores of image {start + bad} are not finite: check the model", start + bad)
         try:
-            rendered = kernels.render(activations, weights, normalize=normalize, size=size, threads=self._threads)
+            rendered = kernels.render_outputs(activations, weights, normalize, size, self._threads)
         except NonFiniteError as error:
-            raise NonFiniteError(f"in the images from number {start} on: {error}") from error
+            image = start + error.image
+            raise NonFiniteError(
+                f"the activations or gradients of image {image} are not finite: check the model", image
+            ) from error
         return rendered.heatmaps, rendered.maps, explained, logits
+
+    def _run(self, tensor: Floats, targets: Indices) -> list[npt.NDArray[Any]]:
+        """Run the model; return ``_OUTPUTS`` for every row of ``tensor``."""
+        if self._fixed_batch is None:
+            return list(self._session.run(_OUTPUTS, {self._input_name: tensor, "target": targets}))
+        # Such a file takes whole batches only: the last image fills up the last one.
+        whole, whole_targets = (_filled(array, self._fixed_batch) for array in (tensor, targets))
+        outputs = self._session.run(_OUTPUTS, {self._input_name: whole, "target": whole_targets})
+        return [array[: len(tensor)] for array in outputs]
 
     def _checked_size(self, size: Any) -> tuple[int, int] | None:
         """Return the heatmaps' size, None for the layer's own."""
-        if size == "layer":
-            return None
         if size == "input":
             return self.input_size
-        if isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2:
-            return int(size[0]), int(size[1])
-        raise ArgumentError(f"size={size!r}: give 'input', 'layer' or (height, width)")
+        if size == "layer":
+            return None
+        numbers = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else ()
+        if len(numbers) == 2 and all(isinstance(number, int | np.integer) and number > 0 for number in numbers):
+            return int(numbers[0]), int(numbers[1])
+        raise ArgumentError(f"size={size!r}: give 'input', 'layer' or (height, width), at least 1 each")
 
     def _checked_batch(self, batch: npt.NDArray[Any]) -> Floats:
         """Return a preprocessed batch as float32 of the model's shape."""
-        expected = self._input_shape[1:]
-        if batch.ndim != 4 or list(batch.shape[1:]) != expected:
+        if batch.ndim != 4 or batch.shape[1:] != self._image_shape:
             raise ImageError(
-                f"the batch has shape {batch.shape}; the model takes (N, {', '.join(map(str, expected))}), "
+                f"the batch has shape {batch.shape}; the model takes (N, {', '.join(map(str, self._image_shape))}), "
                 f"{self.input_layout}"
             )
-        bad = ~np.isfinite(batch).all(axis=(1, 2, 3))
-        if bad.any():
-            raise ImageError(f"image {int(bad.argmax())} of the batch holds NaN or infinity")
-        return np.ascontiguousarray(batch, np.float32)
+        tensor = np.ascontiguousarray(batch, np.float32)
+        bad = kernels.first_not_finite(tensor)
+        if bad is not None:
+            raise ImageError(f"image {bad} of the batch holds NaN or infinity, or a number beyond float32")
+        return tensor
 
     def _resolve(self, target: Target, count: int) -> Indices:
         """Return class indices (1 or N, K); -r stands for the r-th best class, which the file works out itself."""
@@ -505,9 +526,6 @@ class Explainer:
             hint = f": did you mean {' or '.join(map(repr, near))}?" if near else ""
             raise TargetError(f"the model has no class {name!r}{hint}")
         return found[0]
-
-    def _label(self, index: int) -> str:
-        return str(index) if self.classes is None else self.classes[index]
 
 
 def _open_session(path: Path, providers: list[Any], threads: int | None) -> onnxruntime.InferenceSession:
@@ -594,10 +612,6 @@ def _target_rows(target: Any) -> list[list[Any]]:
 def _filled(array: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
     """Repeat the last row until there are ``count``."""
     return np.concatenate([array, np.repeat(array[-1:], count - len(array), axis=0)])
-
-
-def _joined(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _softmax(logits: Floats) -> Floats:

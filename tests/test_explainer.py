@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -270,6 +269,13 @@ def test_infinity_names_its_image(explainer: fastcam.Explainer, batch: Array) ->
         explainer(batch)
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
+def test_doubles_are_taken_as_far_as_float32_goes(explainer: fastcam.Explainer, batch: Array) -> None:
+    np.testing.assert_array_equal(explainer(batch.astype(np.float64)).logits, explainer(batch).logits)
+    with pytest.raises(ImageError, match="beyond float32"):
+        explainer(np.full((1, 3, 12, 12), 1e300))
+
+
 def test_large_finite_pixels_are_no_infinity(explainer: fastcam.Explainer, batch: Array) -> None:
     """Values whose squares overflow float32 are still numbers."""
     batch[0, 0, 0, 0] = 1e25
@@ -500,9 +506,22 @@ def test_a_missing_matplotlib_is_named(
         item.plot()
 
 
-def test_results_are_plain_data(explainer: fastcam.Explainer, batch: Array) -> None:
-    fields = {field.name for field in dataclasses.fields(explainer(batch))}
-    assert fields == {"heatmaps", "maps", "targets", "logits", "probabilities", "labels", "images"}
+def test_activations_beyond_float32_name_their_image(tmp_path: Path) -> None:
+    """Scores of 9e37, 30000 times what exceeds a threshold, are finite; 30000 / 16 times three maps of 1e36 is not."""
+    net = NetworkBuilder(("batch", 3, 4, 4))
+    layer = net.add("Relu", net.add("Mul", net.input, net.constant(np.float32(1e36))), name="layer")
+    mean = net.add("Flatten", net.add("GlobalAveragePool", layer))
+    excess = net.add("Relu", net.add("Sub", mean, net.constant(np.float32(0.999e36))))
+    scores = net.add("Gemm", excess, net.constant(np.full((3, 2), 30000, np.float32)))
+    fastcam.export(net.build(scores).to_model(), tmp_path / "large.onnx", layer="layer")
+    explainer = fastcam.Explainer(tmp_path / "large.onnx")
+    images = np.zeros((3, 3, 4, 4), np.float32)
+    images[2] = 1
+    assert len(explainer(images[:2])) == 2
+    for chunk in (1, 16):
+        with pytest.raises(NonFiniteError, match="activations or gradients of image 2") as caught:
+            explainer(images, batch=chunk)
+        assert caught.value.image == 2
 
 
 def test_memory_stays(explainer: fastcam.Explainer, batch: Array) -> None:

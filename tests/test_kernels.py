@@ -451,3 +451,41 @@ def test_environment_with_an_unknown_backend() -> None:
 def test_unknown_instruction_set() -> None:
     with pytest.raises(ValueError, match="no instruction set 'mmx'"):
         _cpu.use_instruction_set("mmx")
+
+
+# What the Explainer calls between two forward passes
+
+
+@pytest.mark.parametrize("normalize", ["max", "minmax", None])
+@pytest.mark.parametrize("size", [None, (11, 13)])
+def test_render_outputs_is_render(
+    kernels: Kernels, rng: np.random.Generator, normalize: Normalize, size: tuple[int, int] | None
+) -> None:
+    case = random_case(rng, normalize=normalize, size=size)
+    expected = case.run(kernels)
+    found = kernels.render_outputs(case.activations, case.weights, normalize, size, None)
+    np.testing.assert_array_equal(found.maps, expected.maps)
+    np.testing.assert_array_equal(found.heatmaps, expected.heatmaps)
+    case.activations[1, 2, 3, 3] = np.nan
+    with pytest.raises(NonFiniteError, match="image 1 is not finite") as caught:
+        kernels.render_outputs(case.activations, case.weights, normalize, size, 1)
+    assert caught.value.image == 1
+
+
+@pytest.mark.parametrize("columns", [(1,), (7,), (3, 5, 5), (130,)])
+def test_first_not_finite(kernels: Kernels, rng: np.random.Generator, columns: tuple[int, ...]) -> None:
+    array = rng.normal(size=(4, *columns)).astype(np.float32)
+    array[0] = np.finfo(np.float32).max
+    assert kernels.first_not_finite(array) is None
+    assert kernels.first_not_finite(array[:0]) is None
+    for value in (np.nan, np.inf, -np.inf):
+        broken = array.copy()
+        broken.reshape(4, -1)[2, -1] = value
+        broken.reshape(4, -1)[3, 0] = value
+        assert kernels.first_not_finite(broken) == 2
+
+
+def test_first_not_finite_reads_no_other_memory() -> None:
+    for wrong in (np.zeros((2, 2)), np.zeros((4, 4), np.float32)[:, ::2], np.float32(0)):
+        with pytest.raises((ValueError, TypeError), match="array"):
+            _cpu.first_not_finite(wrong)  # type: ignore[arg-type]

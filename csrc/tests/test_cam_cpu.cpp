@@ -329,6 +329,21 @@ void test_pool() {
 
 }  // namespace
 
+void test_first_not_finite() {
+    for (const std::size_t columns : {std::size_t{1}, std::size_t{7}, std::size_t{16}, std::size_t{65}}) {
+        const std::size_t rows = 3;
+        const std::unique_ptr<float[]> values(new float[rows * columns]);
+        std::fill_n(values.get(), rows * columns, -std::numeric_limits<float>::max());
+        check(!first_not_finite(values.get(), rows, columns), "every value is finite");
+        for (std::size_t index = 0; index < rows * columns; ++index) {
+            const float before = values[index];
+            values[index] = index % 2 == 0 ? std::numeric_limits<float>::infinity() : std::nanf("");
+            check(first_not_finite(values.get(), rows, columns) == index / columns, "the row that is not finite");
+            values[index] = before;
+        }
+    }
+}
+
 int main() {
     std::mt19937 random(1);
     for (const std::string_view name : instruction_sets()) {
@@ -337,6 +352,7 @@ int main() {
         test_large(random);
         test_non_finite(random);
         test_empty();
+        test_first_not_finite();
     }
     test_pool();
     std::printf("%d passed, %d failed\n", passed, failed);

@@ -13,7 +13,7 @@ import os
 from ..errors import ArgumentError
 from .boundary import Kernels, Rendered
 
-__all__ = ["Kernels", "Rendered", "colorize", "describe", "render", "resize"]
+__all__ = ["Kernels", "Rendered", "colorize", "describe", "first_not_finite", "render", "render_outputs", "resize"]
 
 _MODULES = {"native": "cpu", "reference": "reference"}
 
@@ -29,6 +29,8 @@ def _load(name: str) -> Kernels:
 _kernels = _load(os.environ.get("FASTCAM_BACKEND", "native"))
 
 render = _kernels.render
+render_outputs = _kernels.render_outputs
 resize = _kernels.resize
 colorize = _kernels.colorize
+first_not_finite = _kernels.first_not_finite
 describe = _kernels.describe

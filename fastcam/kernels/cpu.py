@@ -20,6 +20,10 @@ _NORMALIZATIONS = {
 class CpuKernels(Kernels):
     """Hands validated arrays to the module `_cpu`."""
 
+    def first_not_finite(self, array: Floats) -> int | None:
+        """See `Kernels`."""
+        return _cpu.first_not_finite(array)
+
     def describe(self) -> dict[str, str | int]:
         """Backend "native", the instruction set in use, and the processors of this process."""
         return {"backend": "native", "instruction_set": _cpu.instruction_set(), "threads": _cpu.processor_count()}

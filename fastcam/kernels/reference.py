@@ -16,6 +16,11 @@ Doubles = NDArray[np.float64]
 class ReferenceKernels(Kernels):
     """Slow, single-threaded, and right by inspection."""
 
+    def first_not_finite(self, array: Floats) -> int | None:
+        """See `Kernels`."""
+        found = np.flatnonzero(~np.isfinite(array).all(axis=tuple(range(1, array.ndim))))
+        return int(found[0]) if found.size else None
+
     def describe(self) -> dict[str, str | int]:
         """Backend "reference"."""
         return {"backend": "reference", "instruction_set": "numpy", "threads": 1}
