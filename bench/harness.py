@@ -35,7 +35,13 @@ class Timing:
 
 
 def interleave(
-    contestants: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 2, repeats: int = 1
+    contestants: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warmup: int = 2,
+    repeats: int = 1,
+    burst: int = 1,
+    settle: int = 0,
 ) -> dict[str, Timing]:
     """Time the contestants in turns, so that a change of the machine's speed meets all of them.
 
@@ -44,11 +50,16 @@ def interleave(
     contestants
         Name and what to run. Check what they compute before: this only times.
     rounds
-        Samples of each. Every round starts with another contestant.
+        Turns of each. Every round starts with another contestant.
     warmup
         Runs of each before the first sample.
     repeats
         Runs per sample, for what is too short for the clock; the sample is the time of one.
+    burst
+        Samples in a row of a contestant in its turn.
+    settle
+        Runs at the start of a turn that do not count. Threads of ONNX Runtime go on spinning after a run: what comes
+        right after another session's would be timed with a processor less.
     """
     names = list(contestants)
     for name in names:
@@ -59,11 +70,18 @@ def interleave(
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             run = contestants[name]
-            start = time.perf_counter()
-            for _ in range(repeats):
+            for _ in range(settle):
                 run()
-            samples[name].append((time.perf_counter() - start) / repeats)
+            for _ in range(burst):
+                samples[name].append(_time_of(run, repeats))
     return {name: Timing(tuple(values)) for name, values in samples.items()}
+
+
+def _time_of(run: Callable[[], object], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - start) / repeats
 
 
 def machine(packages: Sequence[str]) -> dict[str, Any]:
