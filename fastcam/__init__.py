@@ -13,83 +13,13 @@ The way of the data::
 >>> explanation[0].save("why.png")  # doctest: +SKIP
 """
 
-from __future__ import annotations
+from typing import Any
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
-if TYPE_CHECKING:
-    from .errors import (
-        ArgumentError,
-        DeviceError,
-        FastcamError,
-        FileFormatError,
-        ImageError,
-        KernelError,
-        LayerError,
-        MissingExtraError,
-        ModelError,
-        NonFiniteError,
-        TargetError,
-        UnsupportedOpError,
-        WriteError,
-    )
-    from .explainer import Explainer, Explanation, ImageExplanation
-    from .exporter import ExportResult, export
-    from .imaging import Preprocessing
-    from .splitter import split
-    from .vjps import Step, defvjp
-
-# The one list of public names, by the module that makes them. They are loaded when first used: onnx alone takes longer
-# to import than a service that only runs an Explainer should wait.
-_PUBLIC = {
-    "exporter": ("ExportResult", "export"),
-    "splitter": ("split",),
-    "vjps": ("Step", "defvjp"),
-    "explainer": ("Explainer", "Explanation", "ImageExplanation"),
-    "imaging": ("Preprocessing",),
-    "errors": (
-        "ArgumentError",
-        "DeviceError",
-        "FastcamError",
-        "FileFormatError",
-        "ImageError",
-        "KernelError",
-        "LayerError",
-        "MissingExtraError",
-        "ModelError",
-        "NonFiniteError",
-        "TargetError",
-        "UnsupportedOpError",
-        "WriteError",
-    ),
-}
-_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
-
-__all__ = [
-    "ArgumentError",
-    "DeviceError",
-    "Explainer",
-    "Explanation",
-    "ExportResult",
-    "FastcamError",
-    "FileFormatError",
-    "ImageError",
-    "ImageExplanation",
-    "KernelError",
-    "LayerError",
-    "MissingExtraError",
-    "ModelError",
-    "NonFiniteError",
-    "Preprocessing",
-    "Step",
-    "TargetError",
-    "UnsupportedOpError",
-    "WriteError",
-    "defvjp",
-    "export",
-    "split",
-]
+# `__init__.pyi` is the one list of public names. They are loaded when first used: onnx alone takes longer to import
+# than a service that only runs an Explainer should wait.
+_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def __getattr__(name: str) -> Any:
@@ -97,12 +27,4 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("fastcam")
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'fastcam' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return _load(name)

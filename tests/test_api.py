@@ -53,8 +53,8 @@ def test_every_error_is_public_and_refines_a_builtin() -> None:
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'explain'"):
-        _ = fastcam.explain
+    with pytest.raises(AttributeError, match="explain"):
+        getattr(fastcam, "explain")  # noqa: B009  # mypy knows that it is not there
 
 
 def test_the_version_is_the_packages() -> None:
