@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from .errors import UnsupportedOpError
-from .graph import Dim, Graph, attribute, dependents, needed_nodes, static_dims
+from .graph import Dim, Graph, attribute, dependents, needed_nodes, operator, static_dims
 from .vjps import PUSHES, VJPS, Layout, Step
 
 
@@ -50,10 +50,11 @@ def target_gradients(graph: Graph, logits: str, target: str) -> tuple[str, str]:
 
 def _dense_layer(graph: Graph, logits: str) -> onnx.NodeProto | None:
     node = graph.producer(logits)
-    if node is None or node.op_type not in ("Gemm", "MatMul") or graph.rank(node.input[0]) != 2:
+    if node is None or operator(node) not in ("Gemm", "MatMul") or graph.rank(node.input[0]) != 2:
         return None
     scaled = attribute(node, "alpha", 1.0) != 1 or attribute(node, "transA", 0)
-    return node if node.input[1] in graph.constants and not scaled else None
+    computed = [name for name in node.input[1:] if name and name not in graph.constants]
+    return node if graph.rank(node.input[1]) == 2 and not computed and not scaled else None
 
 
 def _one_hot(graph: Graph, logits: str, target: str) -> str:
@@ -113,7 +114,7 @@ def _path(graph: Graph, value: str, gradients: Mapping[str, str]) -> list[onnx.N
 
 def _input_gradient(step: Step, index: int, value: str) -> str:
     node = step.node
-    vjp = VJPS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    vjp = VJPS.get(operator(node))
     if vjp is None:
         raise UnsupportedOpError(_message(node, "there is no gradient rule for it", value))
     rule = vjp.rule(index)
@@ -194,9 +195,10 @@ def _push_sum(graph: Graph, value: str, gradients: Mapping[str, str]) -> tuple[s
     consumers = graph.consumers()
     while value not in gradients and len(consumers.get(value, [])) == 1:
         node = consumers[value][0]
-        push = PUSHES.get(node.op_type)
+        push = PUSHES.get(operator(node))
         pushed = push(graph, node, layout) if push else None
-        if pushed is None:
+        # Rows have to stay images for the sums to be theirs.
+        if pushed is None or not pushed.startswith("N"):
             break
         value, layout = node.output[0], pushed
     return value, layout
@@ -210,7 +212,7 @@ def _flattened_reader(graph: Graph, value: str, gradients: Mapping[str, str]) ->
     """Return the dense layer that alone reads ``value`` flattened to one row an image, if that is what follows."""
     consumers = graph.consumers()
     flatten = _only_reader(consumers, value, gradients)
-    if flatten is None or flatten.op_type not in ("Flatten", "Reshape") or not _flattens(graph, flatten):
+    if flatten is None or operator(flatten) not in ("Flatten", "Reshape") or not _flattens(graph, flatten):
         return None
     dense = _only_reader(consumers, flatten.output[0], gradients)
     if dense is None or _dense_layer(graph, dense.output[0]) is None or dense.input[0] != flatten.output[0]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from .errors import (
     TargetError,
 )
 from .imaging import Layout, Preprocessing, palette, prepare, read_image, write_image
-from .metadata import MAXIMUM_RANK, Metadata
+from .metadata import LARGEST_BATCH, MAXIMUM_RANK, Metadata
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -40,10 +40,13 @@ ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | Pixels"
 Target: TypeAlias = "int | str | Sequence[int | str] | Sequence[Sequence[int | str]] | Indices | None"
 
 _PROVIDERS = {"auto": ("CPUExecutionProvider",), "cpu": ("CPUExecutionProvider",)}
-_OUTPUTS = ("logits", "activations", "weights", "targets")
+# Element type and rank of what the file gives.
+_OUTPUTS = {"logits": ("float", 2), "activations": ("float", 4), "weights": ("float", 3), "targets": ("int64", 2)}
+# Pixels of one heatmap: a gigabyte of float32.
+_LARGEST_HEATMAP = 2**28
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageExplanation:
     """What the model said about one image, and why.
 
@@ -99,8 +102,8 @@ class ImageExplanation:
         ArgumentError
             ``k`` is out of range, the colour map unknown, or there is no picture.
         """
-        if not -len(self.maps) <= k < len(self.maps):
-            raise ArgumentError(f"k={k}: this image has {len(self.maps)} heatmaps, 0..{len(self.maps) - 1}")
+        if not _is_whole(k) or not -len(self.maps) <= k < len(self.maps):
+            raise ArgumentError(f"k={k!r}: this image has {len(self.maps)} heatmaps, 0..{len(self.maps) - 1}")
         picture = self.image if image is None else read_image(image)
         if picture is None:
             raise ArgumentError("the model's input was given directly, so there is no picture: pass overlay(image=...)")
@@ -130,9 +133,13 @@ class ImageExplanation:
 
         Raises
         ------
+        ArgumentError
+            There is no picture: the model's input was given directly.
         MissingExtraError
             matplotlib is not installed.
         """
+        if self.image is None:
+            raise ArgumentError("the model's input was given directly, so there is no picture to plot")
         try:
             from matplotlib.figure import Figure
         except ImportError as error:
@@ -159,7 +166,7 @@ def _within_unit(heatmap: Floats) -> Floats:
     return heatmap / top if top > 0 else heatmap
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Explanation(Sequence[ImageExplanation]):
     """Scores and heatmaps of N images; a sequence of `ImageExplanation`.
 
@@ -268,19 +275,36 @@ class Explainer:
         self._path = Path(path)
         self._threads = _checked_threads(threads)
         self._session = _open_session(self._path, _checked_providers(device, providers), self._threads)
-        properties = self._session.get_modelmeta().custom_metadata_map
-        self._metadata = Metadata.from_properties(properties, str(self._path))
-        image = self._session.get_inputs()[0]
-        self._input_name = image.name
+        self._metadata = Metadata.from_properties(_properties(self._path, self._session), str(self._path))
+        inputs = {item.name: item for item in self._session.get_inputs()}
+        outputs = {item.name: item for item in self._session.get_outputs()}
+        self._check_outputs(outputs)
+        if len(inputs) != 1:
+            raise FileFormatError(
+                f"{self._path}: it has {len(inputs)} inputs beside the target: export the model again"
+            )
+        self._input_name, image = next(iter(inputs.items()))
         self._input_shape = list(image.shape)
         self._image_shape = tuple(self._input_shape[1:])
         self._fixed_batch = self._input_shape[0] if isinstance(self._input_shape[0], int) else None
-        self._class_count = int(self._session.get_outputs()[0].shape[1])
+        if self._fixed_batch is not None and self._fixed_batch > LARGEST_BATCH:
+            raise FileFormatError(
+                f"{self._path}: it takes batches of {self._fixed_batch} images: export the model again"
+            )
+        self._class_count = int(outputs["logits"].shape[1])
         if self.classes is not None and len(self.classes) != self._class_count:
             raise FileFormatError(
                 f"{self._path}: its metadata entry 'fastcam.classes' holds {len(self.classes)} names for "
                 f"{self._class_count} classes: export the model again"
             )
+
+    def _check_outputs(self, outputs: Mapping[str, Any]) -> None:
+        for name, (kind, rank) in _OUTPUTS.items():
+            found = outputs.get(name)
+            if found is None or found.type != f"tensor({kind})" or len(found.shape) != rank:
+                raise FileFormatError(
+                    f"{self._path}: its output {name!r} is missing or changed: export the model again"
+                )
 
     @property
     def path(self) -> Path:
@@ -403,10 +427,8 @@ class Explainer:
             NaN or infinity in an image's scores, activations or gradients.
         """
         chosen_size = self._checked_size(size)
-        if normalize not in ("max", "minmax", None):
-            raise ArgumentError(f"normalize={normalize!r}: choose 'max', 'minmax' or None")
-        if batch < 1:
-            raise ArgumentError(f"batch={batch}: give at least 1")
+        _check_normalize(normalize)
+        _check_count("batch", batch)
         pictures, tensor_of = self._read(images)
         count = len(pictures)
         if not count:
@@ -457,23 +479,28 @@ class Explainer:
 
     def _run(self, tensor: Floats, targets: Indices) -> list[npt.NDArray[Any]]:
         """Run the model; return ``_OUTPUTS`` for every row of ``tensor``."""
-        if self._fixed_batch is None:
-            return list(self._session.run(_OUTPUTS, {self._input_name: tensor, "target": targets}))
-        # Such a file takes whole batches only: the last image fills up the last one.
-        whole, whole_targets = (_filled(array, self._fixed_batch) for array in (tensor, targets))
-        outputs = self._session.run(_OUTPUTS, {self._input_name: whole, "target": whole_targets})
-        return [array[: len(tensor)] for array in outputs]
+        count = len(tensor)
+        if self._fixed_batch is not None:
+            # Such a file takes whole batches only: the last image fills up the last one.
+            tensor, targets = (_filled(array, self._fixed_batch) for array in (tensor, targets))
+        try:
+            outputs = self._session.run(tuple(_OUTPUTS), {self._input_name: tensor, "target": targets})
+        except Exception as error:  # ONNX Runtime's exception classes derive from Exception directly
+            raise ModelError(f"{self._path}: ONNX Runtime cannot run this model: {error}") from error
+        return list(outputs) if self._fixed_batch is None else [array[:count] for array in outputs]
 
     def _checked_size(self, size: Any) -> tuple[int, int] | None:
         """Return the heatmaps' size, None for the layer's own."""
-        if size == "input":
+        if isinstance(size, str) and size == "input":
             return self.input_size
-        if size == "layer":
+        if isinstance(size, str) and size == "layer":
             return None
-        numbers = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else ()
-        if len(numbers) == 2 and all(isinstance(number, int | np.integer) and number > 0 for number in numbers):
-            return int(numbers[0]), int(numbers[1])
-        raise ArgumentError(f"size={size!r}: give 'input', 'layer' or (height, width), at least 1 each")
+        numbers = tuple(size) if isinstance(size, Sequence | np.ndarray) and not isinstance(size, str) else ()
+        if len(numbers) == 2 and all(_is_whole(number) and number > 0 for number in numbers):
+            height, width = int(numbers[0]), int(numbers[1])
+            if height * width <= _LARGEST_HEATMAP:
+                return height, width
+        raise ArgumentError(f"size={size!r}: give 'input', 'layer' or (height, width), at least 1 each, 2**28 in all")
 
     def _checked_batch(self, batch: npt.NDArray[Any]) -> Floats:
         """Return a preprocessed batch as float32 of the model's shape."""
@@ -557,10 +584,18 @@ def _open_session(path: Path, providers: list[Any], threads: int | None) -> onnx
     return session
 
 
+def _properties(path: Path, session: onnxruntime.InferenceSession) -> Mapping[str, str]:
+    try:
+        properties: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{path}: its metadata are damaged ({error}): export the model again") from error
+    return properties
+
+
 def _checked_providers(device: str, providers: Sequence[Any] | None) -> list[Any]:
     if providers is not None:
-        if not providers:
-            raise ArgumentError("providers is empty: name at least one ONNX Runtime execution provider")
+        if isinstance(providers, str) or not providers or not all(map(_names_a_provider, providers)):
+            raise ArgumentError(f"providers={providers!r}: give a list of names, or of pairs of a name and its options")
         return list(providers)
     if device not in _PROVIDERS:
         raise ArgumentError(
@@ -570,10 +605,28 @@ def _checked_providers(device: str, providers: Sequence[Any] | None) -> list[Any
     return list(_PROVIDERS[device])
 
 
+def _names_a_provider(item: Any) -> bool:
+    return isinstance(item, str) or (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str))
+
+
+def _check_normalize(normalize: Any) -> None:
+    if normalize is not None and not (isinstance(normalize, str) and normalize in ("max", "minmax")):
+        raise ArgumentError(f"normalize={normalize!r}: choose 'max', 'minmax' or None")
+
+
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, int | np.integer)
+
+
 def _checked_threads(threads: int | None) -> int | None:
-    if threads is not None and threads < 1:
-        raise ArgumentError(f"threads={threads}: give at least 1, or None for all processors")
+    if threads is not None:
+        _check_count("threads", threads)
     return threads
+
+
+def _check_count(name: str, number: int) -> None:
+    if not _is_whole(number) or number < 1:
+        raise ArgumentError(f"{name}={number!r}: give a whole number, at least 1")
 
 
 def _as_list(images: Any) -> list[Any]:
@@ -585,7 +638,7 @@ def _as_list(images: Any) -> list[Any]:
 
 def _top_ranks(target: str, class_count: int) -> Indices | None:
     """Return the ranks that "top3" means as (1,3) negative numbers; None for another text."""
-    match = re.fullmatch(r"top(\d+)", target)
+    match = re.fullmatch(r"top(\d{1,9})", target)
     if match is None:
         return None
     count = int(match[1])

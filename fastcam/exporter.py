@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,14 @@ import numpy as np
 from onnx import helper
 
 from .autodiff import backpropagate, pooled_gradient, target_gradients
-from .errors import ArgumentError, ModelError
+from .errors import ArgumentError, FastcamError, ModelError
+from .files import check_writable
 from .graph import Graph, TensorType, static_dims
 from .imaging import Layout, Preprocessing
-from .importer import ImportedModel, ModelSource, import_model
-from .metadata import MAXIMUM_RANK, Metadata
-from .simplifier import simplify
-from .splitter import choose_layer, find_value, list_candidates, remove_score_activation
-from .storage import check_writable, write_model
+from .importer import ImportedModel, ModelSource
+from .metadata import LARGEST_BATCH, MAXIMUM_RANK, Metadata
+from .splitter import open_classifier
+from .storage import write_model
 
 PreprocessingSpec = str | Preprocessing | Mapping[str, Any]
 
@@ -83,8 +84,8 @@ def export(
     model : keras.Model, onnx.ModelProto, or path
         A path ends in .keras, .h5 or .onnx.
     path : path
-        The .onnx file to write; replaced only once the new one is complete. Above 2 GB the weights go to
-        ``path`` + ".data".
+        The .onnx file to write; replaced only once the new one is complete. Above 2 GB the weights go to a file of
+        their own beside it, ``path`` + ".<hash>.data".
     layer : str, optional
         The layer to explain: a Keras layer, ONNX value or node name. By default the last one with a spatial map, after
         its activation.
@@ -118,36 +119,36 @@ def export(
     >>> result = fastcam.export(keras_model, "dogs.onnx", classes=["beagle", "pug"])  # doctest: +SKIP
     """
     destination = Path(path)
+    if layer is not None and not isinstance(layer, str):
+        raise ArgumentError(f"layer={layer!r}: give the name of a layer, or None for the last one with a map")
     if destination.suffix.lower() != ".onnx":
         raise ArgumentError(f"export path {str(path)!r} must end in .onnx")
-    if gradients not in _GRADIENTS:
+    if gradients not in tuple(_GRADIENTS):
         raise ArgumentError(f"gradients={gradients!r} is not known; choose one of {', '.join(map(repr, _GRADIENTS))}")
     chosen_preprocessing = None if preprocess is None else Preprocessing.of(preprocess)
     names = _class_names(classes)
     check_writable(destination)
 
-    imported = import_model(model)
-    graph = imported.graph
-    simplify(graph, keep=[find_value(graph, layer, imported.layers)] if layer else [])
-    score_activation = remove_score_activation(graph)
-    value = choose_layer(graph, layer, imported.layers)
-    candidates = list_candidates(graph)
-    class_count = _class_count(graph, names)
-    _add_explanation(graph, value, full=_GRADIENTS[gradients])
-    graph.prune()
-    graph.infer_types()
+    with _understood():
+        classifier = open_classifier(model, layer)
+        graph, imported = classifier.graph, classifier.imported
+        class_count = _class_count(graph, names)
+        layout = _input_layout(graph, imported)
+        if chosen_preprocessing is None and imported.preprocessing is not None:
+            chosen_preprocessing = Preprocessing.of(imported.preprocessing)
+        _check_channels(graph, layout, chosen_preprocessing)
+        _add_explanation(graph, classifier.layer, full=_GRADIENTS[gradients])
+        graph.prune()
+        graph.infer_types()
 
-    if chosen_preprocessing is None and imported.preprocessing is not None:
-        chosen_preprocessing = Preprocessing.of(imported.preprocessing)
     input_name = next(iter(graph.inputs))
-    layout = _input_layout(graph, imported)
     metadata = Metadata(
-        layer=value,
-        candidates=tuple(candidates),
+        layer=classifier.layer,
+        candidates=tuple(classifier.candidates),
         classes=None if names is None else tuple(names),
         input_layout=layout,
         preprocessing=chosen_preprocessing,
-        score_activation=score_activation,
+        score_activation=classifier.score_activation,
         framework=imported.framework,
     )
     size = write_model(graph, destination, metadata.to_properties())
@@ -171,15 +172,41 @@ def _class_names(classes: Sequence[str] | str | os.PathLike[str] | None) -> list
         return None
     if isinstance(classes, str | os.PathLike):
         try:
-            return Path(classes).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            # Editors put a mark before the first line, and an empty one after the last.
+            return Path(classes).read_text(encoding="utf-8-sig").rstrip().splitlines()
+        except (OSError, ValueError) as error:
             raise ArgumentError(f"classes={str(classes)!r} is not a readable UTF-8 text file: {error}") from error
+    if not isinstance(classes, Iterable):
+        raise ArgumentError(f"classes={classes!r}: give a list of names, or the path of a text file")
     items: list[object] = list(classes)
-    names = [item for item in items if isinstance(item, str)]
+    names = [item for item in items if isinstance(item, str) and item.isprintable()]
     if len(names) != len(items):
-        wrong = next(item for item in items if not isinstance(item, str))
+        wrong = next(item for item in items if not isinstance(item, str) or not item.isprintable())
         raise ArgumentError(f"classes must be names, got {wrong!r} ({type(wrong).__name__})")
     return names
+
+
+@contextlib.contextmanager
+def _understood() -> Iterator[None]:
+    """Turn what a malformed model makes Python raise into a ModelError; errors with a reason of their own pass."""
+    try:
+        yield
+    except (FastcamError, KeyboardInterrupt):
+        raise
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"the model is malformed, or of a kind that fastcam does not know ({type(error).__name__}: {error}). "
+            "Check it with onnx.checker.check_model(model, full_check=True)"
+        ) from error
+
+
+def _check_channels(graph: Graph, layout: Layout, preprocessing: Preprocessing | None) -> None:
+    """Refuse a preprocessing that would fail at the first picture."""
+    channels = next(iter(graph.inputs.values())).shape[layout.index("C")]
+    if channels == 1 and preprocessing and (len(set(preprocessing.mean)) > 1 or len(set(preprocessing.scale)) > 1):
+        raise ArgumentError(
+            f"the model takes greyscale images, and {preprocessing} differs between red, green and blue"
+        )
 
 
 def _class_count(graph: Graph, names: Sequence[str] | None) -> int:
@@ -191,7 +218,7 @@ def _class_count(graph: Graph, names: Sequence[str] | None) -> int:
 
 def _input_layout(graph: Graph, imported: ImportedModel) -> Layout:
     """Tell where the channels are: the axis of size 1 or 3; the framework's habit where both could be."""
-    (shape,) = (type_.shape for name, type_ in graph.inputs.items() if name != "target")
+    shape = next(iter(graph.inputs.values())).shape
     fits: dict[Layout, bool] = {"NCHW": shape[1] in (1, 3), "NHWC": shape[3] in (1, 3)}
     habits: list[Layout] = ["NHWC", "NCHW"] if imported.framework == "keras" else ["NCHW", "NHWC"]
     layout = next((habit for habit in habits if fits[habit]), None)
@@ -202,8 +229,14 @@ def _input_layout(graph: Graph, imported: ImportedModel) -> Layout:
 
 def _add_explanation(graph: Graph, value: str, *, full: bool) -> None:
     """Add ``target``, ``activations``, ``weights`` and, if asked, ``gradients`` to the graph that makes the logits."""
-    logits = _name_output(graph, graph.outputs[0], "logits")
+    scores = graph.outputs[0]
+    for name in (scores, value):
+        if graph.type(name).dtype != np.float32:
+            raise ModelError(f"value {name!r} is {graph.type(name).dtype}: fastcam explains float32 networks")
+    # The layer first: it may be called "logits" itself.
     activations = _name_output(graph, value, "activations")
+    logits = _name_output(graph, scores, "logits")
+    graph.outputs = [logits, activations]
     seeds = _seeds(graph, logits)
     pooled = pooled_gradient(graph, seeds, activations)
     _name_output(graph, graph.emit("Transpose", pooled, perm=[1, 0, 2], stem="weights"), "weights")
@@ -235,6 +268,8 @@ def _seeds(graph: Graph, logits: str) -> dict[str, str]:
     """Add the input ``target`` and the output ``targets``; return the gradient of their logits where it is known."""
     _reserve(graph, "target")
     batch = graph.type(logits).shape[0]
+    if isinstance(batch, int) and batch > LARGEST_BATCH:
+        raise ModelError(f"the model takes batches of exactly {batch} images: export it with an open batch")
     # One row for all images; runtimes want as many as the batch where that is a fixed number.
     graph.inputs["target"] = TensorType(np.dtype(np.int64), (batch, "targets"))
     graph.defaults["target"] = np.full((batch if isinstance(batch, int) else 1, 1), -1, np.int64)

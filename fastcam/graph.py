@@ -9,6 +9,7 @@ file is written.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ Dim = int | str | None
 
 # Shape arithmetic (Reshape, Slice, Pad ...) reads small constants; inference needs their values, and only theirs.
 _INFERENCE_CONSTANT_SIZE = 64
+
+_DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
 class TensorType(NamedTuple):
@@ -51,6 +54,10 @@ class Graph:
         What shape inference knows, by value name; `infer_types` refreshes it.
     defaults : dict of str to ndarray
         Values of the inputs that a caller may leave out.
+    domains : dict of str to int
+        Versions of further operator sets.
+    maps : dict of str to tuple of int
+        Height, width and channels of the values that are known to be maps, whatever the order of their axes.
     """
 
     nodes: list[onnx.NodeProto]
@@ -60,6 +67,14 @@ class Graph:
     opset: int
     types: dict[str, TensorType] = field(default_factory=dict)
     defaults: dict[str, Array] = field(default_factory=dict)
+    domains: dict[str, int] = field(default_factory=dict)
+    maps: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    # Names ever seen, while the number of nodes is this; and the small constants by value.
+    _seen: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    _seen_nodes: int = field(default=-1, init=False, repr=False, compare=False)
+    _small: dict[tuple[str, tuple[int, ...], bytes], str] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def producer(self, value: str) -> onnx.NodeProto | None:
         """Return the node that makes ``value``; None for inputs and constants."""
@@ -110,17 +125,14 @@ class Graph:
 
     def unused_name(self, stem: str) -> str:
         """Return ``stem``, or ``stem`` with the first number that makes it a new value name."""
-        taken = self._names()
-        if stem not in taken:
-            return stem
-        number = 1
-        while f"{stem}_{number}" in taken:
-            number += 1
-        return f"{stem}_{number}"
-
-    def _names(self) -> set[str]:
-        names = {name for node in self.nodes for name in (*node.input, *node.output)}
-        return names | set(self.constants) | set(self.inputs)
+        if len(self.nodes) != self._seen_nodes:
+            self._seen.update(name for node in self.nodes for name in (*node.input, *node.output))
+            self._seen_nodes = len(self.nodes)
+        name, number = stem, 1
+        while name in self._seen or name in self.constants or name in self.inputs:
+            name, number = f"{stem}_{number}", number + 1
+        self._seen.add(name)
+        return name
 
     def rename(self, old: str, new: str) -> None:
         """Give the value ``old`` the name ``new`` everywhere."""
@@ -129,8 +141,9 @@ class Graph:
                 for index, name in enumerate(names):
                     if name == old:
                         names[index] = new
-        for mapping in (self.constants, self.inputs, self.types, self.defaults):
+        for mapping in (self.constants, self.inputs, self.types, self.defaults, self.maps):
             _rename_key(mapping, old, new)
+        self._seen.add(new)
         self.outputs = [new if name == old else name for name in self.outputs]
 
     def replace_uses(self, old: str, new: str) -> None:
@@ -149,20 +162,40 @@ class Graph:
         made = {name for node in self.nodes for name in node.output}
         self.types = {name: type_ for name, type_ in self.types.items() if name in made}
 
+    def check(self) -> None:
+        """Raise ModelError where a node breaks ONNX's rules for its op, or reads a value that nothing makes."""
+        context = onnx.checker.C.CheckerContext()
+        context.ir_version = onnx.IR_VERSION
+        context.opset_imports = {"": self.opset, **self.domains}
+        known = {*self.inputs, *self.constants, *(name for node in self.nodes for name in node.output)}
+        for node in self.nodes:
+            try:
+                onnx.checker.check_node(node, context)
+            except onnx.checker.ValidationError as error:
+                raise ModelError(f"node {node.name!r} ({node.op_type}) is not valid ONNX: {error}") from error
+            missing = [name for name in node.input if name and name not in known]
+            if missing:
+                raise ModelError(f"node {node.name!r} ({node.op_type}) reads {missing}, which nothing makes")
+        if not known.issuperset(self.outputs):
+            raise ModelError(f"nothing makes the outputs {sorted(set(self.outputs) - known)}")
+
     def infer_types(self) -> None:
         """Refresh `types` by ONNX shape inference, without handing it the weights."""
-        known = {name: array for name, array in self.constants.items() if _steers_shapes(array)}
-        assumed = {
-            name: TensorType(array.dtype, array.shape) for name, array in self.constants.items() if name not in known
-        }
-        skeleton = Graph(self.nodes, known, {**self.inputs, **assumed}, self.outputs, self.opset)
         try:
-            model = shape_inference.infer_shapes(skeleton.to_model(), data_prop=True)
+            model = shape_inference.infer_shapes(self._without_weights(), data_prop=True)
         except Exception as error:  # the C++ checker throws several unrelated types
             raise ModelError(f"shape inference refused the model: {error}") from error
         # An output declared without a shape leaves inference with a second, empty entry: the informed one counts.
         self.types = {info.name: _type_of(info) for info in model.graph.output if _has_shape(info)}
         self.types |= {info.name: _type_of(info) for info in model.graph.value_info if _has_shape(info)}
+
+    def _without_weights(self) -> onnx.ModelProto:
+        """Return the graph as a message in which the large constants are inputs."""
+        known = {name: array for name, array in self.constants.items() if _steers_shapes(array)}
+        assumed = {
+            name: TensorType(array.dtype, array.shape) for name, array in self.constants.items() if name not in known
+        }
+        return dataclasses.replace(self, constants=known, inputs={**self.inputs, **assumed}).to_model()
 
     def to_model(self, *, metadata: Mapping[str, str] | None = None, name: str = "fastcam") -> onnx.ModelProto:
         """Return the graph as a message that holds its weights (a copy of them)."""
@@ -183,7 +216,7 @@ class Graph:
         )
         model = helper.make_model(
             proto,
-            opset_imports=[helper.make_opsetid("", self.opset)],
+            opset_imports=[helper.make_opsetid(domain, n) for domain, n in {"": self.opset, **self.domains}.items()],
             producer_name="fastcam",
             ir_version=helper.find_min_ir_version_for([helper.make_opsetid("", self.opset)]),
         )
@@ -198,16 +231,19 @@ class Graph:
         """Append a node of one output and return the name of the value it makes."""
         output = self.unused_name(stem or f"{op}_out")
         self.nodes.append(helper.make_node(op, list(inputs), [output], name=output, **attributes))
+        self._seen_nodes += 1
         return output
 
     def emit_constant(self, array: npt.ArrayLike, *, stem: str = "constant") -> str:
         """Add a constant and return its name; an equal small constant is shared."""
         value = np.asarray(array)
-        for name, other in self.constants.items():
-            if value.size <= _INFERENCE_CONSTANT_SIZE and _identical(value, other):
-                return name
+        key = (value.dtype.str, value.shape, value.tobytes() if value.size <= _INFERENCE_CONSTANT_SIZE else b"")
+        if key[2] and self._small.get(key) in self.constants:
+            return self._small[key]
         name = self.unused_name(stem)
         self.constants[name] = value
+        if key[2]:
+            self._small[key] = name
         return name
 
 
@@ -226,10 +262,11 @@ def from_model(model: onnx.ModelProto, base_dir: str = "") -> Graph:
     ModelError
         When the message holds no graph, or its weights cannot be read.
     """
-    if model.functions:
-        model = inliner.inline_local_functions(model)
     if not model.graph.node:
         raise ModelError("the model has no nodes: is it an ONNX model?")
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    _refuse_unsupported(model.graph)
     try:
         constants = {init.name: numpy_helper.to_array(init, base_dir) for init in model.graph.initializer}
     except Exception as error:  # protobuf, NumPy and the file system each raise their own
@@ -239,10 +276,28 @@ def from_model(model: onnx.ModelProto, base_dir: str = "") -> Graph:
         constants=constants | {n.output[0]: _constant_value(n) for n in model.graph.node if n.op_type == "Constant"},
         inputs={info.name: _type_of(info) for info in model.graph.input if info.name not in constants},
         outputs=[info.name for info in model.graph.output],
-        opset=next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0),
+        opset=next((item.version for item in model.opset_import if item.domain in _DEFAULT_DOMAINS), 0),
+        domains={item.domain: item.version for item in model.opset_import if item.domain not in _DEFAULT_DOMAINS},
     )
+    graph.check()
     graph.infer_types()
     return graph
+
+
+def _refuse_unsupported(graph: onnx.GraphProto) -> None:
+    for node in graph.node:
+        if any(item.HasField("g") or item.graphs for item in node.attribute):
+            raise ModelError(
+                f"node {node.name!r} ({node.op_type}) holds a graph of its own: fastcam explains networks without "
+                "control flow. Export the model again with fixed conditions"
+            )
+    if graph.sparse_initializer:
+        raise ModelError("the model has sparse weights: export it again with dense ones")
+
+
+def operator(node: onnx.NodeProto) -> str:
+    """Return the op of a node, with its domain in front unless that is ONNX's own."""
+    return str(node.op_type if node.domain in _DEFAULT_DOMAINS else f"{node.domain}::{node.op_type}")
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
@@ -280,7 +335,7 @@ def needed_nodes(graph: Graph, outputs: Iterable[str]) -> list[onnx.NodeProto]:
                 raise ModelError(f"the graph has a cycle through node {node.name or node.output[0]!r}")
             entered.add(id(node))
             stack.append((node, True))
-            stack.extend((producers.get(name), False) for name in reversed(_reads(node)))
+            stack.extend((producers.get(name), False) for name in reversed(node.input) if name)
     return order
 
 
@@ -289,8 +344,8 @@ def dependents(graph: Graph, value: str) -> list[onnx.NodeProto]:
     reached = {value}
     found = []
     for node in graph.nodes:
-        if reached.intersection(_reads(node)):
-            reached.update(node.output)
+        if reached.intersection(node.input):
+            reached.update(name for name in node.output if name)
             found.append(node)
     return found
 
@@ -313,15 +368,6 @@ def static_dims(graph: Graph, value: str, axes: Sequence[int]) -> tuple[int, ...
     return tuple(int(size) for size in sizes if size is not None)
 
 
-def _reads(node: onnx.NodeProto) -> list[str]:
-    """Return the values a node reads, those that its subgraphs capture included."""
-    names = [name for name in node.input if name]
-    for item in node.attribute:
-        for inner in ([item.g] if item.HasField("g") else []) + list(item.graphs):
-            names.extend(name for inner_node in inner.node for name in _reads(inner_node))
-    return names
-
-
 def _rename_key(mapping: dict[str, Any], old: str, new: str) -> None:
     if old in mapping:
         items = [(new if key == old else key, value) for key, value in mapping.items()]
@@ -333,10 +379,6 @@ def _steers_shapes(array: Array) -> bool:
     return array.size <= _INFERENCE_CONSTANT_SIZE and array.ndim <= 1
 
 
-def _identical(left: Array, right: Array) -> bool:
-    return left.dtype == right.dtype and left.shape == right.shape and bool(np.array_equal(left, right))
-
-
 def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
     clone = onnx.NodeProto()
     clone.CopyFrom(node)
@@ -344,6 +386,8 @@ def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
 
 
 def _constant_value(node: onnx.NodeProto) -> Array:
+    if len(node.attribute) != 1:
+        raise ModelError(f"constant {node.output[0]!r} has {len(node.attribute)} values instead of one")
     value = node.attribute[0]
     if value.name == "value":
         return numpy_helper.to_array(value.t)
@@ -370,7 +414,8 @@ def _type_of(info: onnx.ValueInfoProto) -> TensorType:
 
 
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
-    return dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+    # Some exporters write 0 or -1 for "any size".
+    return dim.dim_value if dim.dim_value > 0 else dim.dim_param or None
 
 
 def _value_info(name: str, type_: TensorType) -> onnx.ValueInfoProto:

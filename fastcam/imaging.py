@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import io
 import json
 import math
 import os
-import secrets
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ArgumentError, ImageError, WriteError
+from .files import check_writable, replacing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -373,8 +374,13 @@ def palette(name: str = "jet") -> Pixels:
     catalogue = cmap.Catalog()
     try:
         catalogue[name.removesuffix("_r")]
-    except ValueError:
-        near = difflib.get_close_matches(name, catalogue.short_keys(), n=5) or ["jet", "turbo", "viridis", "cividis"]
+    except (AttributeError, ValueError):
+        near = difflib.get_close_matches(str(name), catalogue.short_keys(), n=5) or [
+            "jet",
+            "turbo",
+            "viridis",
+            "cividis",
+        ]
         raise ArgumentError(f"unknown colour map {name!r}. Did you mean one of {', '.join(near)}?") from None
     table: Pixels = np.rint(cmap.Colormap(name).lut(256)[:, :3] * 255).astype(np.uint8)
     table.flags.writeable = False
@@ -414,13 +420,11 @@ def write_image(array: Pixels, path: str | os.PathLike[str]) -> None:
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,)):
         raise ArgumentError(f"cannot write an array of {array.dtype} {array.shape}. Accepted: uint8 (H,W,3) or (H,W)")
     kind, options = _FORMATS[path.suffix.lower()]
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    encoded = io.BytesIO()
     try:
-        with temporary.open("xb") as file:
-            Image.fromarray(np.ascontiguousarray(array)).save(file, format=kind, **options)
-        temporary.replace(path)
+        Image.fromarray(np.ascontiguousarray(array)).save(encoded, format=kind, **options)
     except (OSError, ValueError) as error:
-        raise WriteError(f"cannot write '{path}' ({error}). Choose a folder that exists and may be written") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+        raise WriteError(f"{path}: {kind} cannot hold this picture: {error}") from None
+    check_writable(path)
+    with replacing(path) as file:
+        file.write(encoded.getbuffer())

@@ -123,9 +123,11 @@ def _at_supported_opset(model: onnx.ModelProto, base_dir: str) -> onnx.ModelProt
     opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
     if MINIMUM_OPSET <= opset <= MAXIMUM_OPSET:
         return model
-    onnx.load_external_data_for_model(model, base_dir)
     try:
-        return onnx.version_converter.convert_version(model, _OPSET)
+        whole = onnx.ModelProto()
+        whole.CopyFrom(model)
+        onnx.load_external_data_for_model(whole, base_dir)
+        return onnx.version_converter.convert_version(whole, _OPSET)
     except Exception as error:  # the C++ converter throws RuntimeError subclasses of its own
         raise ModelError(
             f"the model uses ONNX opset {opset} and cannot be brought to opset {_OPSET}: {error}. "
@@ -144,6 +146,11 @@ def _check_one_input_one_output(graph: Graph) -> None:
         raise ModelError(
             f"input {name!r} is {type_.dtype} of shape {type_.shape}: "
             "an image classifier takes float32 (N,H,W,3) or (N,3,H,W)"
+        )
+    if not all(isinstance(size, int) for size in type_.shape[1:]):
+        raise ModelError(
+            f"input {name!r} has the open shape {type_.shape}: fix its height and width, for example with "
+            "onnx.tools.update_model_dims, or where the model is exported"
         )
 
 
@@ -220,6 +227,7 @@ def _import_keras(model: Any) -> ImportedModel:
     function = tf.function(forward, input_signature=signature, autograph=False)
     with _quiet(tf2onnx):
         proto, _ = tf2onnx.convert.from_function(function, input_signature=signature, opset=_OPSET)
+    _refuse_foreign_ops(proto)
     graph = from_model(proto)
     arguments = zip([*specs[0], *specs[1]], [*variables[0], *variables[1]], strict=True)
     # Tensors that layers hold outside their variables (Normalization's mean) arrive as further inputs.
@@ -231,12 +239,28 @@ def _import_keras(model: Any) -> ImportedModel:
     _check_one_input_one_output(graph)
     _open_batch(graph)
     layers = _name_values(graph, {layer: _source_tensor(tensor).name for layer, tensor in tensors.items()})
+    graph.maps = _map_sizes(keras, {layers[layer]: tensor for layer, tensor in tensors.items() if layer in layers})
     return ImportedModel(graph, "keras", layers, _known_preprocessing(graph, layers))
 
 
+def _refuse_foreign_ops(model: onnx.ModelProto) -> None:
+    """The converter hands TensorFlow ops that it does not know on under their own names."""
+    foreign = {node.op_type for node in model.graph.node if not node.domain and not onnx.defs.has(node.op_type)}
+    if foreign:
+        raise ModelError(
+            f"tf2onnx has no ONNX for TensorFlow's {', '.join(sorted(foreign))}: replace the layers that use it"
+        )
+
+
 def _keras_input_shape(model: Any) -> tuple[int | None, ...]:
-    if len(model.inputs or []) != 1:
-        raise ModelError(f"the Keras model has {len(model.inputs or [])} inputs: fastcam explains one image input")
+    inputs = getattr(model, "inputs", None) or []
+    if not inputs:
+        raise ModelError(
+            "the Keras model does not know its input: build it with keras.Input((height, width, channels)), "
+            "or call it once on an image"
+        )
+    if len(inputs) != 1:
+        raise ModelError(f"the Keras model has {len(inputs)} inputs: fastcam explains one image input")
     shape = tuple(model.inputs[0].shape)
     if len(shape) != 4 or None in shape[1:]:
         raise ModelError(
@@ -324,6 +348,14 @@ def _name_values(graph: Graph, tensors: dict[str, str]) -> dict[str, str]:
     graph.outputs = [renamed.get(name, name) for name in graph.outputs]
     graph.infer_types()
     return {layer: renamed[tensor] for layer, tensor in tensors.items() if tensor in renamed}
+
+
+def _map_sizes(keras: Any, tensors: dict[str, Any]) -> dict[str, tuple[int, int, int]]:
+    """Return height, width and channels of every layer's map. The converter may turn its axes, but not its sizes."""
+    if keras.config.image_data_format() != "channels_last":
+        return {}
+    shapes = {value: tuple(tensor.shape)[1:] for value, tensor in tensors.items() if tensor.shape.rank == 4}
+    return {value: shape for value, shape in shapes.items() if all(isinstance(size, int) for size in shape)}
 
 
 _INPUT_ROLES = {

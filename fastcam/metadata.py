@@ -18,6 +18,9 @@ READABLE_VERSIONS = ("1",)
 # nobody looks at a hundred maps.
 MAXIMUM_RANK = 100
 
+# A fixed batch beyond this is a mistake, or an attack: `target` alone would fill the memory.
+LARGEST_BATCH = 2**16
+
 SCORE_ACTIVATIONS = ("softmax", "sigmoid", "none")
 
 _PREFIX = "fastcam."
@@ -90,7 +93,7 @@ class Metadata:
 def _entry(properties: Mapping[str, str], key: str, read: Any, name: str) -> Any:
     try:
         return read(properties[_PREFIX + key])
-    except (KeyError, ValueError, TypeError, ArgumentError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError, ArgumentError) as error:
         raise FileFormatError(
             f"{name}: its metadata entry {_PREFIX + key!r} is missing or damaged ({error!r}): export the model again"
         ) from error

@@ -25,10 +25,14 @@ import onnx
 from onnx import helper
 
 from .errors import ModelError
-from .graph import Array, Dim, Graph, attribute
+from .graph import Array, Dim, Graph, attribute, operator
 
 # For the output of every Transpose, what it reads and its permutation.
 Orders: TypeAlias = "dict[str, tuple[str, tuple[int, ...]]]"
+
+
+# Elements: 2 GB of float32. A file of a kilobyte can ask for any amount.
+_LARGEST_CONSTANT = 2**29
 
 
 def simplify(graph: Graph, keep: Collection[str] = ()) -> None:
@@ -64,36 +68,44 @@ def fold_constants(graph: Graph) -> None:
     Raises
     ------
     ModelError
-        When such a node cannot be evaluated.
+        When such a node cannot be evaluated, or its result would be larger than any network's weights.
     """
     remaining = []
     for node in graph.nodes:
-        if all(name in graph.constants for name in node.input if name) and _is_pure(node):
-            graph.constants.update(zip(node.output, _evaluate(node, graph), strict=True))
-        else:
+        results = _evaluate(node, graph) if _is_pure(node) and _reads_constants(node, graph) else None
+        if results is None:
             remaining.append(node)
+        else:
+            graph.constants.update({name: array for name, array in zip(node.output, results, strict=True) if name})
     graph.nodes = remaining
 
 
 def settle_reshapes(graph: Graph) -> None:
-    """Replace a computed Reshape target by a constant wherever at most one dimension is open."""
+    """Give every Reshape a constant target that keeps the batch open, wherever at most one dimension is open."""
     for node in graph.nodes:
-        if node.op_type != "Reshape" or graph.rank(node.output[0]) is None:
+        if operator(node) != "Reshape" or graph.rank(node.input[0]) is None or graph.rank(node.output[0]) is None:
             continue
         target = _reshape_target(graph.shape(node.input[0]), graph.shape(node.output[0]))
         if target is not None:
             node.input[1] = graph.emit_constant(target, stem="shape")
+            # It would turn the 0 that keeps the batch into a size of 0.
+            del node.attribute[:]
 
 
 def _reshape_target(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> Array | None:
     """Return a constant target of Reshape: 0 keeps the batch where all else stays in the row, -1 is the open rest."""
-    if all(isinstance(size, int) for size in (*before[1:], *after[1:])) and math.prod(
-        size for size in before[1:] if isinstance(size, int)
-    ) == math.prod(size for size in after[1:] if isinstance(size, int)):
+    rows = [_row_size(shape) for shape in (before, after)]
+    if rows[0] is not None and rows[0] == rows[1]:
         return np.array([0, *after[1:]], np.int64)
     if sum(not isinstance(size, int) for size in after) <= 1:
         return np.array([size if isinstance(size, int) else -1 for size in after], np.int64)
     return None
+
+
+def _row_size(shape: tuple[Dim, ...]) -> int | None:
+    """Return the number of elements behind the first axis; None where that is open, or there is no axis."""
+    sizes = [size for size in shape[1:] if isinstance(size, int)]
+    return math.prod(sizes) if shape and len(sizes) == len(shape) - 1 else None
 
 
 def drop_no_ops(graph: Graph) -> None:
@@ -116,11 +128,11 @@ def sink_transposes(graph: Graph, fixed: Collection[str] = ()) -> None:
     """
     orders: Orders = {}
     for node in list(graph.nodes):
-        sink = _SINKS.get(node.op_type)
+        sink = _SINKS.get(operator(node))
         order = sink(graph, node, orders) if sink and node.output[0] not in fixed else None
         if order is not None:
             _restore_order(graph, node, order, orders)
-        elif node.op_type == "Transpose":
+        elif operator(node) == "Transpose":
             orders[node.output[0]] = (node.input[0], _permutation(graph, node))
 
 
@@ -163,7 +175,7 @@ def _sink_transpose(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple
     if node.input[0] not in orders:
         return None
     source, first = orders[node.input[0]]
-    joined = tuple(first[axis] for axis in _permutation(graph, node))
+    joined = tuple(first[axis] for axis in attribute(node, "perm") or range(len(first))[::-1])
     node.input[0] = source
     del node.attribute[:]
     node.attribute.append(helper.make_attribute("perm", joined))
@@ -206,6 +218,17 @@ def _sink_concat(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple[in
     return order
 
 
+def _sink_gate(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple[int, ...] | None:
+    """(N,C) to (N,1,1,C), as in squeeze-and-excitation: make it (N,C,1,1), to be transposed."""
+    if graph.rank(node.input[0]) != 2 or graph.rank(node.output[0]) != 4:
+        return None
+    channels = graph.shape(node.input[0])[1]
+    if not isinstance(channels, int) or graph.shape(node.output[0])[1:] != (1, 1, channels):
+        return None
+    node.input[1] = graph.emit_constant(np.array([0, channels, 1, 1], np.int64), stem="shape")
+    return (0, 2, 3, 1)
+
+
 _ELEMENTWISE = """
     Abs Add Cast Ceil Clip Celu Div Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Log Max Min Mish Mul
     Neg Pow Reciprocal Relu Selu Sigmoid Softplus Softsign Sqrt Sub Sum Tanh Where
@@ -219,6 +242,7 @@ _SINKS: dict[str, Callable[[Graph, onnx.NodeProto, Orders], tuple[int, ...] | No
     "ReduceMax": _sink_reduction,
     "Pad": _sink_pad,
     "Concat": _sink_concat,
+    "Reshape": _sink_gate,
 }
 
 
@@ -230,7 +254,7 @@ def _permutation(graph: Graph, node: onnx.NodeProto) -> tuple[int, ...]:
 def fold_into_convolutions(graph: Graph) -> None:
     """Fold per-channel affine ops that follow a Conv, and nothing else follows it, into the Conv's weights."""
     for node in list(graph.nodes):
-        affine = _AFFINE.get(node.op_type)
+        affine = _AFFINE.get(operator(node))
         # Each round may append constants and retire a node, so the view of the graph is taken anew.
         folded = affine and affine(graph, node)
         if folded:
@@ -240,10 +264,10 @@ def fold_into_convolutions(graph: Graph) -> None:
 def join_matmul_and_bias(graph: Graph) -> None:
     """Turn MatMul of a matrix and a constant matrix, followed by the addition of a constant row, into one Gemm."""
     producers, consumers = graph.producers(), graph.consumers()
-    for add in [node for node in graph.nodes if node.op_type == "Add"]:
+    for add in [node for node in graph.nodes if operator(node) == "Add"]:
         value, bias = _value_and_constant(graph, add)
         matmul = producers.get(value)
-        if matmul is None or matmul.op_type != "MatMul" or value in graph.outputs or len(consumers[value]) != 1:
+        if matmul is None or operator(matmul) != "MatMul" or value in graph.outputs or len(consumers[value]) != 1:
             continue
         weight = graph.constants.get(matmul.input[1])
         row = graph.constants.get(bias)
@@ -255,33 +279,44 @@ def join_matmul_and_bias(graph: Graph) -> None:
             del graph.nodes[_position(graph, matmul)]
 
 
-def _evaluate(node: onnx.NodeProto, graph: Graph) -> list[Array]:
+def _reads_constants(node: onnx.NodeProto, graph: Graph) -> bool:
+    return all(name in graph.constants for name in node.input if name)
+
+
+def _evaluate(node: onnx.NodeProto, graph: Graph) -> list[Array] | None:
+    """Return a node's outputs; None where they are no arrays."""
     # The reference implementation reads a 100 ms table of ops on import: only models with something to fold pay it.
     from onnx.reference import ReferenceEvaluator
 
+    for name in node.output:
+        sizes = [size for size in graph.shape(name) if isinstance(size, int)] if graph.rank(name) else []
+        if math.prod(sizes) > _LARGEST_CONSTANT:
+            raise ModelError(f"node {node.name!r} ({node.op_type}) makes a constant of {math.prod(sizes)} elements")
     inputs = {name: graph.constants[name] for name in node.input if name}
     try:
-        results = ReferenceEvaluator(node, opsets={"": graph.opset}).run(None, inputs)
+        results = list(ReferenceEvaluator(node, opsets={"": graph.opset}).run(None, inputs))
+        if not all(isinstance(result, np.ndarray | np.generic) for result in results):
+            return None
+        return [np.ascontiguousarray(result) for result in results]
     except Exception as error:  # whatever NumPy makes of the node's arguments
         raise ModelError(f"node {node.name!r} ({node.op_type}) cannot be evaluated: {error}") from error
-    return [np.ascontiguousarray(result) for result in results]
 
 
 def _is_pure(node: onnx.NodeProto) -> bool:
-    """A node that gives the same output each time, and is described by its inputs alone."""
-    has_subgraph = any(item.HasField("g") or item.graphs for item in node.attribute)
-    return not node.domain and not has_subgraph and not node.op_type.startswith("Random")
+    """A node of ONNX's own that gives the same output each time."""
+    return "::" not in operator(node) and not operator(node).startswith(("Random", "Bernoulli", "Multinomial"))
 
 
 def _hands_on(node: onnx.NodeProto, graph: Graph) -> bool:
-    if node.op_type == "Dropout":
+    op = operator(node)
+    if op == "Dropout":
         return len([name for name in node.output if name]) == 1 and not _trains(node, graph)
-    if node.op_type == "Cast" and graph.rank(node.input[0]) is not None:
+    if op == "Cast" and graph.rank(node.input[0]) is not None:
         return bool(helper.np_dtype_to_tensor_dtype(graph.type(node.input[0]).dtype) == attribute(node, "to"))
-    if node.op_type == "Transpose" and attribute(node, "perm"):
+    if op == "Transpose" and attribute(node, "perm"):
         order = attribute(node, "perm")
         return bool(order == sorted(order))
-    return node.op_type == "Identity"
+    return op == "Identity"
 
 
 def _trains(node: onnx.NodeProto, graph: Graph) -> bool:
@@ -289,7 +324,7 @@ def _trains(node: onnx.NodeProto, graph: Graph) -> bool:
     if len(node.input) < 3 or not node.input[2]:
         return False
     mode = graph.constants.get(node.input[2])
-    return mode is None or bool(mode)
+    return mode is None or bool(mode.any())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,7 +384,7 @@ def _per_channel(graph: Graph, value: str, constant: str) -> Array | None:
 def _absorb(graph: Graph, value: str, affine: _Affine, *, follower: onnx.NodeProto) -> None:
     """Fold ``follower``, which applies ``affine`` to ``value``, into the Conv that makes ``value``, if one does."""
     conv = graph.producer(value)
-    if conv is None or conv.op_type != "Conv" or value in graph.outputs or len(graph.consumers()[value]) != 1:
+    if conv is None or operator(conv) != "Conv" or value in graph.outputs or len(graph.consumers()[value]) != 1:
         return
     weights = [graph.constants.get(name) for name in conv.input[1:] if name]
     if any(item is None for item in weights):

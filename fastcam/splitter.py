@@ -9,22 +9,75 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
+from typing import TypeAlias
 
 import onnx
+from onnx import helper
 
 from .errors import LayerError, ModelError
-from .graph import Graph, attribute, dependents, needed_nodes
-from .importer import ModelSource, import_model
+from .graph import Dim, Graph, attribute, dependents, needed_nodes, operator
+from .importer import ImportedModel, ModelSource, import_model
 from .simplifier import simplify
 
 # Ops that end a convolutional block: their outputs are what "the output of a conv layer" means.
 _ACTIVATION_OPS = frozenset(
     "Relu Clip LeakyRelu PRelu Elu Selu Celu Gelu Mish HardSwish HardSigmoid Sigmoid Tanh Softplus Softsign".split()
 )
-_BLOCK_OPS = _ACTIVATION_OPS | frozenset("Conv ConvTranspose BatchNormalization Add Mul Concat Sum".split())
+_NORMALIZATION_OPS = frozenset("BatchNormalization LayerNormalization InstanceNormalization GroupNormalization".split())
+_BLOCK_OPS = _ACTIVATION_OPS | _NORMALIZATION_OPS | frozenset("Conv ConvTranspose Add Mul Concat Sum".split())
 
-_ACTIVATIONS_OF_SCORES = {"Softmax": "softmax", "LogSoftmax": "softmax", "Sigmoid": "sigmoid"}
-_PASSES_SCORES_ON = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Cast"})
+_SCORE_ACTIVATIONS = {"Softmax": "softmax", "LogSoftmax": "softmax", "Sigmoid": "sigmoid"}
+
+# Order of the axes of every map (N,C,h,w), where it is known: "NCHW" or "NHWC".
+Orders: TypeAlias = "dict[str, str]"
+
+_SPATIAL_FIRST_OPS = frozenset(
+    """
+    Conv ConvTranspose MaxPool AveragePool LpPool GlobalAveragePool GlobalMaxPool BatchNormalization
+    InstanceNormalization GroupNormalization LRN DepthToSpace SpaceToDepth
+    """.split()
+)
+_CHANNELS_LAST = [0, 2, 3, 1]
+_CHANNELS_FIRST = [0, 3, 1, 2]
+
+
+@dataclasses.dataclass
+class Classifier:
+    """A classifier made ready to be cut.
+
+    Attributes
+    ----------
+    graph : Graph
+        Image -> logits, simplified.
+    imported : ImportedModel
+        Where it came from.
+    layer : str
+        The explained value, (N,C,h,w).
+    candidates : list of str
+        Values that could be explained, from the last to the first.
+    score_activation : {"softmax", "sigmoid", "none"}
+        What the source made of its logits.
+    """
+
+    graph: Graph
+    imported: ImportedModel
+    layer: str
+    candidates: list[str]
+    score_activation: str
+
+
+def open_classifier(model: ModelSource, layer: str | None) -> Classifier:
+    """Import a model, clean it, take its score activation off and choose the layer; raises as `fastcam.export` does."""
+    imported = import_model(model)
+    graph = imported.graph
+    # Looked up before the clean-up, which keeps the value but not every node's name.
+    asked = find_value(graph, layer, imported.layers) if layer is not None else None
+    simplify(graph, keep=[asked] if asked else [])
+    score_activation = remove_score_activation(graph)
+    value = choose_layer(graph, asked, layer)
+    candidates = list_candidates(graph)
+    put_channels_first(graph, value)
+    return Classifier(graph, imported, value, candidates, score_activation)
 
 
 def remove_score_activation(graph: Graph) -> str:
@@ -49,13 +102,17 @@ def remove_score_activation(graph: Graph) -> str:
     """
     producers = graph.producers()
     node = producers.get(graph.outputs[0])
-    while node is not None and node.op_type in _PASSES_SCORES_ON:
+    while node is not None and _hands_scores_on(graph, node):
         node = producers.get(node.input[0])
     activation = "none"
-    if node is not None and node.op_type in _ACTIVATIONS_OF_SCORES and _runs_over_classes(graph, node):
-        activation = _ACTIVATIONS_OF_SCORES[node.op_type]
-        graph.outputs = [node.input[0]]
+    if node is not None and operator(node) in _SCORE_ACTIVATIONS and _runs_over_classes(graph, node):
+        activation = _SCORE_ACTIVATIONS[operator(node)]
+        if graph.rank(node.input[0]) == 2:
+            graph.outputs = [node.input[0]]
+        else:
+            graph.replace_uses(node.output[0], node.input[0])
         graph.prune()
+        graph.infer_types()
     logits = graph.outputs[0]
     if graph.rank(logits) != 2 or not isinstance(graph.shape(logits)[1], int):
         shape = graph.shape(logits) if graph.rank(logits) is not None else "of unknown rank"
@@ -63,79 +120,152 @@ def remove_score_activation(graph: Graph) -> str:
     return activation
 
 
+def _hands_scores_on(graph: Graph, node: onnx.NodeProto) -> bool:
+    """The node leaves every image its row of scores: only axes of size 1 come and go."""
+    op = operator(node)
+    if op == "Cast":
+        return all(graph.rank(name) and graph.type(name).dtype.kind == "f" for name in (node.input[0], node.output[0]))
+    if op not in ("Reshape", "Flatten", "Squeeze"):
+        return op == "Identity"
+    if graph.rank(node.input[0]) is None or graph.rank(node.output[0]) is None:
+        return False
+    before, after = graph.shape(node.input[0]), graph.shape(node.output[0])
+    return len(before) > 1 and before[0] == after[0] and _without_ones(before) == _without_ones(after)
+
+
+def _without_ones(shape: tuple[Dim, ...]) -> list[Dim]:
+    return [size for size in shape[1:] if size != 1]
+
+
 def _runs_over_classes(graph: Graph, node: onnx.NodeProto) -> bool:
-    """A Softmax over axis 1 of a matrix; an element-wise op always."""
-    return node.op_type == "Sigmoid" or attribute(node, "axis", -1) in (-1, (graph.rank(node.input[0]) or 0) - 1)
+    """An element-wise op always; a softmax over axis 1, which must hold all that an image has."""
+    if operator(node) == "Sigmoid":
+        return True
+    rank = graph.rank(node.input[0])
+    if rank is None:
+        return False
+    axis = attribute(node, "axis", -1) % rank
+    return axis == 1 and len(_without_ones(graph.shape(node.input[0]))) <= 1
 
 
 def list_candidates(graph: Graph) -> list[str]:
     """Return the values that can be explained, from the last to the first.
 
-    A candidate is a value (N,C,h,w) on the way from the image to the logits that ends a convolutional block and has a
-    map of more than one pixel.
+    A candidate is a map of several channels and more than one pixel, on the way from the image to the logits, that ends
+    a convolutional block.
     """
     image = next(iter(graph.inputs))
     on_the_way = {id(node) for node in dependents(graph, image)}
     nodes = [node for node in needed_nodes(graph, graph.outputs) if id(node) in on_the_way]
     consumers = graph.consumers()
-    found = [node for node in nodes if _ends_block(graph, node, consumers) and _has_map(graph, node.output[0])]
+    orders = _axis_orders(graph)
+    found = [node for node in nodes if _ends_block(node, consumers) and _has_map(graph, node.output[0], orders)]
     return [node.output[0] for node in reversed(found)]
 
 
-def _ends_block(graph: Graph, node: onnx.NodeProto, consumers: Mapping[str, list[onnx.NodeProto]]) -> bool:
+def _ends_block(node: onnx.NodeProto, consumers: Mapping[str, list[onnx.NodeProto]]) -> bool:
     """The op ends a block, and no activation follows it directly (x * sigmoid(x) counts as one)."""
-    if node.op_type not in _BLOCK_OPS:
+    if operator(node) not in _BLOCK_OPS:
         return False
     readers = consumers.get(node.output[0], [])
-    if node.op_type == "Sigmoid" and any(_is_gate(reader, node) for reader in readers):
+    if operator(node) == "Sigmoid" and any(operator(reader) == "Mul" for reader in readers):
         return False
-    return not any(reader.op_type in _ACTIVATION_OPS | {"BatchNormalization"} for reader in readers)
+    return not any(operator(reader) in _ACTIVATION_OPS | _NORMALIZATION_OPS for reader in readers)
 
 
-def _is_gate(reader: onnx.NodeProto, sigmoid: onnx.NodeProto) -> bool:
-    return reader.op_type == "Mul" and sigmoid.output[0] in reader.input
+def _axis_orders(graph: Graph) -> Orders:
+    """Tell for every value of rank 4 whether its channels come first or last, as far as the ops show it.
+
+    Convolution and pooling have them first. A Transpose moves them, a Reshape leaves nothing to go by, and any other op
+    has them where its inputs have them. Sizes of framework layers settle what is left.
+    """
+    orders = {name: order for name in graph.inputs if (order := _image_order(graph, name)) is not None}
+    for node in graph.nodes:
+        known = {orders[name] for name in node.input if name in orders}
+        order = known.pop() if len(known) == 1 else None
+        if operator(node) in _SPATIAL_FIRST_OPS:
+            order = "NCHW"
+        elif operator(node) == "Transpose":
+            order = _MOVED.get((order, tuple(attribute(node, "perm", ()))))
+        elif operator(node) == "Reshape":
+            order = None
+        order = order or _named_order(graph, node.output[0])
+        if order is not None and graph.rank(node.output[0]) == 4:
+            orders[node.output[0]] = order
+    return orders
 
 
-def _has_map(graph: Graph, value: str) -> bool:
-    if graph.rank(value) != 4:
+def _named_order(graph: Graph, name: str) -> str | None:
+    """Tell the order of a framework layer's map by its sizes, if only one fits."""
+    if name not in graph.maps or graph.rank(name) != 4:
+        return None
+    sizes = dict(zip("HWC", graph.maps[name], strict=True))
+    fits = [order for order in ("NCHW", "NHWC") if [sizes[axis] for axis in order[1:]] == list(graph.shape(name)[1:])]
+    return fits[0] if len(fits) == 1 else None
+
+
+def _image_order(graph: Graph, name: str) -> str | None:
+    """Tell where a picture's colours are: the axis of size 1 or 3, if only one can be it."""
+    if graph.rank(name) != 4:
+        return None
+    shape = graph.shape(name)
+    fits = [order for order in ("NCHW", "NHWC") if shape[order.index("C")] in (1, 3)]
+    return fits[0] if len(fits) == 1 else None
+
+
+_MOVED: dict[tuple[str | None, tuple[int, ...]], str] = {
+    ("NCHW", tuple(_CHANNELS_LAST)): "NHWC",
+    ("NHWC", tuple(_CHANNELS_FIRST)): "NCHW",
+    ("NCHW", (0, 1, 2, 3)): "NCHW",
+    ("NHWC", (0, 1, 2, 3)): "NHWC",
+    # The swap of height and width leaves the channels where they are.
+    ("NCHW", (0, 1, 3, 2)): "NCHW",
+    ("NHWC", (0, 2, 1, 3)): "NHWC",
+}
+
+
+def _has_map(graph: Graph, value: str, orders: Orders) -> bool:
+    if graph.rank(value) != 4 or value not in orders:
         return False
-    _, channels, *spatial = graph.shape(value)
-    return isinstance(channels, int) and all(isinstance(size, int) for size in spatial) and spatial != [1, 1]
+    sizes = dict(zip(orders[value], graph.shape(value), strict=True))
+    numbers = [size for size in (sizes["C"], sizes["H"], sizes["W"]) if isinstance(size, int) and size > 0]
+    return len(numbers) == 3 and numbers[1] * numbers[2] > 1
 
 
-def choose_layer(graph: Graph, layer: str | None, layers: Mapping[str, str]) -> str:
+def choose_layer(graph: Graph, value: str | None, layer: str | None = None) -> str:
     """Return the value to explain.
 
     Parameters
     ----------
     graph : Graph
-    layer : str or None
-        Name of a framework layer, an ONNX value or an ONNX node; None for the last candidate.
-    layers : mapping of str to str
-        Value of each framework layer.
+    value : str or None
+        The value that was asked for; None for the last candidate.
+    layer : str, optional
+        What it was called, for messages.
 
     Raises
     ------
     LayerError
-        When there is no such layer, it has no spatial map, or the logits do not depend on it.
+        When it has no spatial map, or the logits do not depend on it.
     """
-    if layer is None:
+    if value is None:
         candidates = list_candidates(graph)
         if not candidates:
             raise LayerError(
-                "the model has no value (N,C,h,w) with a spatial map on the way to its scores: nothing to explain"
+                "the model has no convolutional map of fixed size with more than one pixel on the way to its scores: "
+                "nothing to explain. An open height or width counts as unknown: give the model's input fixed ones"
             )
         return candidates[0]
-    value = find_value(graph, layer, layers)
-    if not _has_map(graph, value):
+    name = layer or value
+    if not _has_map(graph, value, _axis_orders(graph)):
         shape = graph.shape(value) if graph.rank(value) is not None else "unknown"
         raise LayerError(
-            f"layer {layer!r} has shape {shape}, not a map (N,C,h,w) of fixed size with more than one pixel; "
+            f"layer {name!r} has shape {shape}: not a map of known, fixed axes (N,C,h,w) with more than one pixel; "
             f"candidates: {_list_names(list_candidates(graph))}"
         )
-    if value not in {name for node in needed_nodes(graph, graph.outputs) for name in node.input}:
+    if value not in {read for node in needed_nodes(graph, graph.outputs) for read in node.input}:
         raise LayerError(
-            f"the scores do not depend on layer {layer!r}; candidates: {_list_names(list_candidates(graph))}"
+            f"the scores do not depend on layer {name!r}; candidates: {_list_names(list_candidates(graph))}"
         )
     return value
 
@@ -154,6 +284,22 @@ def find_value(graph: Graph, layer: str, layers: Mapping[str, str]) -> str:
 
 def _list_names(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
+
+
+def put_channels_first(graph: Graph, value: str) -> None:
+    """Let ``value`` be (N,C,h,w): where its channels are last, it is transposed, and back for those that read it."""
+    if _axis_orders(graph)[value] == "NCHW":
+        return
+    before, after = graph.unused_name(f"{value}/channels_last"), graph.unused_name(f"{value}/restored")
+    position = next(index for index, node in enumerate(graph.nodes) if value in node.output)
+    producer = graph.nodes[position]
+    graph.replace_uses(value, after)
+    producer.output[list(producer.output).index(value)] = before
+    graph.nodes[position + 1 : position + 1] = [
+        helper.make_node("Transpose", [before], [value], name=f"{value}/turned", perm=_CHANNELS_FIRST),
+        helper.make_node("Transpose", [value], [after], name=after, perm=_CHANNELS_LAST),
+    ]
+    graph.infer_types()
 
 
 def split(model: ModelSource, layer: str | None = None) -> tuple[onnx.ModelProto, onnx.ModelProto]:
@@ -178,19 +324,15 @@ def split(model: ModelSource, layer: str | None = None) -> tuple[onnx.ModelProto
     LayerError, ModelError
         As `fastcam.export` does.
     """
-    imported = import_model(model)
-    graph = imported.graph
-    keep = [find_value(graph, layer, imported.layers)] if layer else []
-    simplify(graph, keep)
-    remove_score_activation(graph)
-    value = choose_layer(graph, layer, imported.layers)
-    features, head = split_graph(graph, value)
+    classifier = open_classifier(model, layer)
+    features, head = split_graph(classifier.graph, classifier.layer)
     return features.to_model(name="features"), head.to_model(name="head")
 
 
 def split_graph(graph: Graph, value: str) -> tuple[Graph, Graph]:
     """Cut a graph at ``value``; the halves share its arrays. See `split`."""
-    head_nodes = [node for node in dependents(graph, value) if node in needed_nodes(graph, graph.outputs)]
+    needed = {id(node) for node in needed_nodes(graph, graph.outputs)}
+    head_nodes = [node for node in dependents(graph, value) if id(node) in needed]
     made_in_head = {name for node in head_nodes for name in node.output}
     read = dict.fromkeys(name for node in head_nodes for name in node.input if name)
     crossing = [name for name in read if name not in made_in_head and name not in graph.constants and name != value]

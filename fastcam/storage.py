@@ -7,9 +7,9 @@ arrays straight to the file; building the message first would hold a VGG16 three
 from __future__ import annotations
 
 import contextlib
-import os
-import uuid
-from collections.abc import Iterator, Mapping
+import hashlib
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import external_data_helper, helper
 
-from .errors import WriteError
+from .files import replacing
 from .graph import Array, Graph
 
 # Field numbers of onnx.proto3, with wire type 2 (length-delimited).
@@ -33,20 +33,12 @@ _EXTERNAL_MINIMUM = 1024
 _ALIGNMENT = 4096
 
 
-def check_writable(path: Path) -> None:
-    """Raise WriteError now when ``path`` could not be written later."""
-    if not path.parent.is_dir():
-        raise WriteError(f"{path}: the folder {str(path.parent)!r} does not exist; make it first")
-    if path.is_dir():
-        raise WriteError(f"{path}: is a folder")
-    if not os.access(path.parent, os.W_OK):
-        raise WriteError(f"{path}: the folder {str(path.parent)!r} is not writable")
-
-
 def write_model(graph: Graph, path: Path, metadata: Mapping[str, str]) -> int:
-    """Write a graph as an .onnx file, with ``path`` + ".data" beside it above 2 GB.
+    """Write a graph as an .onnx file, above 2 GB with its weights in a file beside it.
 
-    Both files appear under their names when they are complete.
+    The weights' file is named after its content and stands complete before the .onnx file that reads it takes its name:
+    whoever opens the model finds the old pair or the new one, never a mixture. Older weights of this model are removed
+    at the end.
 
     Returns
     -------
@@ -60,35 +52,42 @@ def write_model(graph: Graph, path: Path, metadata: Mapping[str, str]) -> int:
     """
     arrays = {name: np.ascontiguousarray(array) for name, array in {**graph.constants, **graph.defaults}.items()}
     large = sum(array.nbytes for array in arrays.values()) > INLINE_LIMIT
-    outside = [name for name, array in arrays.items() if large and array.nbytes >= _EXTERNAL_MINIMUM]
+    outside = {name: array for name, array in arrays.items() if large and array.nbytes >= _EXTERNAL_MINIMUM}
     skeleton = graph.skeleton(metadata=metadata)
-    data_path = path.with_name(path.name + ".data")
+    data_path = path.with_name(f"{path.name}.{_digest(outside)}.data")
+    new = outside and not data_path.exists()
     size = 0
-    if outside:
-        with _replacing(data_path) as file:
-            for name in outside:
-                skeleton.graph.initializer.append(_write_outside(file, name, arrays.pop(name), data_path.name))
+    try:
+        if outside:
+            with replacing(data_path) as file:
+                for name, array in outside.items():
+                    skeleton.graph.initializer.append(_write_outside(file, name, array, data_path.name))
+                size += file.tell()
+        with replacing(path) as file:
+            _write_message(file, skeleton, {name: array for name, array in arrays.items() if name not in outside})
             size += file.tell()
-    with _replacing(path) as file:
-        _write_message(file, skeleton, arrays)
-        size += file.tell()
+    except BaseException:
+        if new:
+            data_path.unlink(missing_ok=True)
+        raise
+    _remove_older_weights(path, data_path if outside else None)
     return size
 
 
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that takes the name ``path`` at the end, or disappears."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise WriteError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+def _digest(arrays: Mapping[str, Array]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for name, array in arrays.items():
+        digest.update(name.encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _remove_older_weights(path: Path, current: Path | None) -> None:
+    pattern = re.compile(re.escape(path.name) + r"\.[0-9a-f]{16}\.data")
+    for other in path.parent.iterdir():
+        if pattern.fullmatch(other.name) and other != current:
+            with contextlib.suppress(OSError):
+                other.unlink()
 
 
 def _write_outside(file: BinaryIO, name: str, array: Array, location: str) -> onnx.TensorProto:

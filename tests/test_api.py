@@ -80,6 +80,7 @@ def test_modules_import_one_way() -> None:
     """Each module imports what stands to its left in the way of the data, and errors; nothing imports back."""
     order = [
         "errors",
+        "files",
         "kernels",
         "imaging",
         "metadata",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from networks import Array, NetworkBuilder, relative_error, small_classifier
@@ -121,6 +122,11 @@ def _flatten_then_dense(net: NetworkBuilder) -> str:
     return net.dense(net.add("Relu", net.dense(flat, (36, 8))), (8, 5))
 
 
+def _flatten_four_by_four(net: NetworkBuilder) -> str:
+    pooled = net.add("AveragePool", net.input, kernel_shape=[3, 3])
+    return net.dense(net.add("Relu", net.dense(net.add("Flatten", pooled), (64, 8))), (8, 5))
+
+
 def _keras_flatten(net: NetworkBuilder) -> str:
     """Channels last before flattening, as Keras has it."""
     pooled = net.add("MaxPool", net.input, kernel_shape=[2, 2], strides=[2, 2])
@@ -189,6 +195,7 @@ def _dropout_and_identity(net: NetworkBuilder) -> str:
 
 _HEADS: list[Callable[[NetworkBuilder], str]] = [
     _flatten_then_dense,
+    _flatten_four_by_four,
     _keras_flatten,
     _transposed_weights,
     _class_activation_mapping,
@@ -231,19 +238,20 @@ def test_a_planted_wrong_push_is_caught(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_planted_wrong_fold_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights folded as if the flattened map had its channels first, where Keras has them last."""
+    """Weights summed over height and channels instead of height and width: the shapes fit where C equals w."""
     original = autodiff._through_folded_weights
 
-    def wrong(graph, gradients, value, layout, dense, pixels):  # type: ignore[no-untyped-def]
-        # Six rows of six pixels of four channels read as four rows: shapes fit, numbers do not.
-        graph.constants[dense.input[1]] = np.ascontiguousarray(graph.constants[dense.input[1]][::-1])
-        return original(graph, gradients, value, layout, dense, pixels)
+    def wrong(
+        graph: Graph, gradients: Mapping[str, str], value: str, layout: str, dense: onnx.NodeProto, pixels: int
+    ) -> str:
+        return original(
+            graph, gradients, value, layout.replace("C", "?").replace("W", "C").replace("?", "W"), dense, pixels
+        )
 
-    pooled, _ = _pooled_and_full(_keras_flatten)
     monkeypatch.setattr(autodiff, "_through_folded_weights", wrong)
-    wrongly_pooled, wrong_full = _pooled_and_full(_keras_flatten)
-    assert relative_error(wrongly_pooled, wrong_full.astype(np.float64).mean(axis=(3, 4))) < 1e-5
-    assert relative_error(wrongly_pooled, pooled) > 1e-2
+    pooled, full = _pooled_and_full(_flatten_four_by_four)
+    assert pooled.shape == full.shape[:3]
+    assert relative_error(pooled, full.astype(np.float64).mean(axis=(3, 4))) > 1e-2
 
 
 def test_vgg_head_reads_folded_weights_only() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,7 @@ _BAD_TARGETS: dict[str, tuple[Any, str]] = {
     "mixed": ([0, [1]], "mixes classes and lists"),
     "top too many": ("top6", "its best 1..5"),
     "top none": ("top0", "its best 1..5"),
+    "top of nothing": ("top" + "9" * 5000, "no class 'top999"),
     "three axes": (np.zeros((5, 1, 1), int), "neither a class index"),
 }
 
@@ -289,14 +291,24 @@ def test_scores_beyond_float32_name_their_image(explainer: fastcam.Explainer, ba
         explainer(batch, batch=chunk)
 
 
-def test_other_arguments(explainer: fastcam.Explainer, batch: Array) -> None:
-    for size in ("full", 7, (1, 2, 3), (0, 5), (-1, 4)):
-        with pytest.raises(FastcamError, match="size"):
-            explainer(batch, size=size)  # type: ignore[arg-type]
-    with pytest.raises(ArgumentError, match="normalize='std'"):
-        explainer(batch, normalize="std")
-    with pytest.raises(ArgumentError, match="batch=0"):
-        explainer(batch, batch=0)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *({"size": size} for size in ("full", 7, (1, 2, 3), (0, 5), (-1, 4), (2.5, 3), "ab", (10**6, 10**6), None)),
+        *({"normalize": normalize} for normalize in ("std", 1, ["max"], np.zeros(2))),
+        *({"batch": batch} for batch in (0, -1, 2.5, "a", None)),
+    ],
+    ids=str,
+)
+def test_other_bad_arguments_are_named(explainer: fastcam.Explainer, batch: Array, arguments: dict[str, Any]) -> None:
+    (name,) = arguments
+    with pytest.raises(ArgumentError, match=f"{name}="):
+        explainer(batch, **arguments)
+
+
+def test_sizes_of_any_whole_numbers(explainer: fastcam.Explainer, batch: Array) -> None:
+    size: Any = np.array([8, 9])
+    assert explainer(batch, size=size).heatmaps.shape == (5, 1, 8, 9)
 
 
 def test_a_file_without_preprocessing_takes_batches_only(tmp_path: Path, batch: Array, photo: Array) -> None:
@@ -379,8 +391,11 @@ def test_overlay_on_another_picture(explainer: fastcam.Explainer, batch: Array, 
 
 def test_overlay_arguments(explainer: fastcam.Explainer, photo: Array) -> None:
     item = explainer(photo)[0]
-    with pytest.raises(ArgumentError, match=r"k=1: this image has 1 heatmaps"):
-        item.overlay(1)
+    for k in (1, -2, 0.5):
+        with pytest.raises(ArgumentError, match=rf"k={k}: this image has 1 heatmaps"):
+            item.overlay(k)
+    with pytest.raises(ArgumentError, match="colour map 3"):
+        item.overlay(colormap=3)
     with pytest.raises(ArgumentError, match="jett"):
         item.overlay(colormap="jett")
     with pytest.raises(FastcamError, match="alpha"):
@@ -391,6 +406,18 @@ def test_save_writes_the_overlay(explainer: fastcam.Explainer, photo: Array, tmp
     item = explainer(photo)[0]
     item.save(tmp_path / "why.png", alpha=0.3)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "why.png")), item.overlay(alpha=0.3))
+
+
+def test_plot_needs_a_picture(explainer: fastcam.Explainer, batch: Array) -> None:
+    with pytest.raises(ArgumentError, match="no picture to plot"):
+        explainer(batch)[0].plot()
+
+
+def test_explanations_compare_by_identity(explainer: fastcam.Explainer, batch: Array) -> None:
+    first, second = explainer(batch), explainer(batch)
+    assert first in [second, first]
+    assert first != second
+    assert len({first[0], first[1]}) == 2
 
 
 def test_plot_shows_picture_and_overlays(explainer: fastcam.Explainer, photo: Array) -> None:
@@ -454,6 +481,45 @@ def test_metadata_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> None
         fastcam.Explainer(_metadata_file(tmp_path, classes=json.dumps(["a"])))
 
 
+def _edited(tmp_path: Path, edit: Callable[[onnx.ModelProto], object]) -> Path:
+    model = onnx.load(_explained(tmp_path))
+    edit(model)
+    onnx.save(model, tmp_path / "changed.onnx")
+    return tmp_path / "changed.onnx"
+
+
+def test_outputs_are_found_by_name(tmp_path: Path, batch: Array) -> None:
+    turned = _edited(tmp_path, lambda model: model.graph.output.append(model.graph.output.pop(0)))
+    assert fastcam.Explainer(turned).class_count == 5
+    assert len(fastcam.Explainer(turned)(batch, 3)) == 5
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_a_missing_output_is_refused_at_once(tmp_path: Path, index: int) -> None:
+    with pytest.raises(FileFormatError, match="is missing or changed: export the model again"):
+        fastcam.Explainer(_edited(tmp_path, lambda model: model.graph.output.pop(index)))
+
+
+def test_metadata_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    path = _explained(tmp_path)
+    damaged = path.read_bytes().replace(b"fastcam.framework", b"fastcam.framew\xff\xfek")
+    path.write_bytes(damaged)
+    with pytest.raises(FastcamError, match=r"small\.onnx"):
+        fastcam.Explainer(path)
+
+
+def test_a_model_that_fails_while_it_runs_is_named(tmp_path: Path, batch: Array) -> None:
+    def break_reshape(model: onnx.ModelProto) -> None:
+        weights = next(item for item in model.graph.initializer if item.name == model.graph.node[0].input[1])
+        assert weights.dims[1] == 3
+        model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "channels"
+
+    explainer = fastcam.Explainer(_edited(tmp_path, break_reshape))
+    explainer._image_shape = (2, 12, 12)
+    with pytest.raises(ModelError, match="ONNX Runtime cannot run this model"):
+        explainer(batch[:, :2])
+
+
 @pytest.mark.parametrize("content", [None, b"", b"no model", "truncated"])
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: Any) -> None:
     broken = tmp_path / "broken.onnx"
@@ -470,12 +536,16 @@ def test_devices(path: Path, batch: Array) -> None:
     assert len(fastcam.Explainer(path, providers=[("CPUExecutionProvider", {})])(batch)) == 5
     with pytest.raises(ArgumentError, match="device='tpu'"):
         fastcam.Explainer(path, device="tpu")
-    with pytest.raises(ArgumentError, match="providers is empty"):
+    with pytest.raises(ArgumentError, match=r"providers=\[\]"):
         fastcam.Explainer(path, providers=[])
     with pytest.raises(DeviceError, match="has no NoSuchProvider here; it has"):
         fastcam.Explainer(path, providers=["NoSuchProvider"])
-    with pytest.raises(ArgumentError, match="threads=0"):
-        fastcam.Explainer(path, threads=0)
+    for threads in (0, "2", 2.0):
+        with pytest.raises(ArgumentError, match="threads="):
+            fastcam.Explainer(path, threads=threads)  # type: ignore[arg-type]
+    for providers in ("CPUExecutionProvider", [()], [3], [("CPUExecutionProvider",)]):
+        with pytest.raises(ArgumentError, match="providers="):
+            fastcam.Explainer(path, providers=providers)
 
 
 def test_a_provider_that_did_not_start_is_no_silent_fallback(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

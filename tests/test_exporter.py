@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from op_support import CUDA_AND_TENSORRT_OPS
 
 import fastcam
 from fastcam.errors import ArgumentError, FastcamError, LayerError, ModelError, UnsupportedOpError, WriteError
-from fastcam.graph import TensorType, from_model
+from fastcam.graph import Graph, TensorType, from_model
 
 
 def _run(path: Path, inputs: dict[str, Array]) -> dict[str, Array]:
@@ -216,7 +217,7 @@ def test_large_models_put_their_weights_beside(tmp_path: Path, image: Array, mon
     fastcam.export(small_classifier().to_model(), tmp_path / "inline.onnx")
     monkeypatch.setattr("fastcam.storage.INLINE_LIMIT", 4096)
     result = fastcam.export(small_classifier().to_model(), tmp_path / "large.onnx")
-    data = tmp_path / "large.onnx.data"
+    (data,) = tmp_path.glob("large.onnx.*.data")
     assert result.bytes == (tmp_path / "large.onnx").stat().st_size + data.stat().st_size
     onnx.checker.check_model(tmp_path / "large.onnx", full_check=True)
     inline, large = (_run(tmp_path / name, {"image": image}) for name in ("inline.onnx", "large.onnx"))
@@ -313,6 +314,11 @@ _BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], type[FastcamError], str]] = {
     "class file": ({"classes": "no_such_file.txt"}, ArgumentError, "no_such_file.txt"),
     "preprocess": ({"preprocess": "vgg"}, ArgumentError, "vgg16"),
     "layer": ({"layer": "block9"}, LayerError, "block2"),
+    "layer type": ({"layer": 3}, ArgumentError, "layer=3"),
+    "gradients type": ({"gradients": ["pooled"]}, ArgumentError, "'pooled', 'full'"),
+    "classes type": ({"classes": 5}, ArgumentError, "classes=5"),
+    "class name": ({"classes": ["\ud800"] * 5}, ArgumentError, "classes must be names"),
+    "class file name": ({"classes": "\0"}, ArgumentError, "not a readable"),
 }
 
 
@@ -332,6 +338,9 @@ def test_a_bad_destination_is_named_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "folder.onnx").mkdir()
     with pytest.raises(WriteError, match="is a folder"):
         fastcam.export(small_classifier().to_model(), tmp_path / "folder.onnx")
+    for name in ("null\0.onnx", "x" * 300 + ".onnx"):
+        with pytest.raises(WriteError, match="no possible file name"):
+            fastcam.export(small_classifier().to_model(), tmp_path / name)
 
 
 @pytest.mark.parametrize("opset", [13, 17, 21])
@@ -351,3 +360,133 @@ def test_an_opset_from_the_future_is_refused(tmp_path: Path) -> None:
     model.opset_import[0].version = 999
     with pytest.raises(ModelError, match=r"opset 999 .*between 18 and 20"):
         fastcam.export(model, tmp_path / "small.onnx")
+
+
+def _source_slopes(graph: Graph, value: str, image: Array, scores: str) -> Array:
+    """Return d scores / d value by central differences of the *source* network in float64: (classes, *value shape).
+
+    A delta is added to the value before anything reads it; nothing of what export does to the graph takes part.
+    """
+    graph = from_model(graph.to_model())
+    single = {name: array for name, array in graph.constants.items() if array.dtype == np.float32}
+    graph.constants |= {name: array.astype(np.float64) for name, array in single.items()}
+    graph.inputs = {name: TensorType(np.dtype(np.float64), type_.shape) for name, type_ in graph.inputs.items()}
+    shape = tuple(size if isinstance(size, int) else 1 for size in graph.shape(value))
+    graph.types = {}
+    graph.outputs = [scores]
+    graph.replace_uses(value, "moved")
+    graph.inputs["delta"] = TensorType(np.dtype(np.float64), shape)
+    position = next(index for index, node in enumerate(graph.nodes) if value in node.output)
+    graph.nodes.insert(position + 1, onnx.helper.make_node("Add", [value, "delta"], ["moved"]))
+    evaluator = ReferenceEvaluator(graph.to_model())
+    slopes = []
+    for index in np.ndindex(*shape):
+        delta = np.zeros(shape)
+        delta[index] = 1e-6
+        inputs = {"image": image.astype(np.float64)}
+        (up,), (down,) = (evaluator.run(None, {**inputs, "delta": sign * delta}) for sign in (1, -1))
+        slopes.append((np.asarray(up) - np.asarray(down))[0] / 2e-6)
+    return np.stack(slopes, axis=-1).reshape(-1, *shape[1:])
+
+
+def _computed_bias(net: NetworkBuilder, layer: str) -> str:
+    """The last Gemm adds what another path has computed from the layer."""
+    other = net.add("Flatten", net.add("Sigmoid", net.add("MaxPool", layer, kernel_shape=[6, 6])))
+    bias = net.add("MatMul", other, net.weight(4, 5))
+    mean = net.add("Flatten", net.add("GlobalAveragePool", layer))
+    return net.add("Gemm", mean, net.weight(4, 5), bias, name="scores")
+
+
+def _turned_rows(net: NetworkBuilder, layer: str) -> str:
+    """(W x^T)^T: the batch moves to the back and returns."""
+    rows = net.add("Transpose", net.add("Flatten", net.add("GlobalAveragePool", layer)), perm=[1, 0])
+    return net.add("Transpose", net.add("MatMul", net.weight(5, 4), rows), perm=[1, 0], name="scores")
+
+
+def _stacked_dense(net: NetworkBuilder, layer: str) -> str:
+    """A dense layer whose weights have an axis more."""
+    rows = net.add(
+        "MatMul",
+        net.add("Flatten", layer),
+        net.constant(np.random.default_rng(2).normal(size=(1, 144, 6)).astype("f4")),
+    )
+    hidden = net.add("Relu", net.add("ReduceMean", rows, net.constant(np.array([0])), keepdims=0))
+    return net.dense(hidden, (6, 5), name="scores")
+
+
+def _view(net: NetworkBuilder, layer: str) -> str:
+    """How PyTorch's exporter writes x.view(-1, 144)."""
+    return net.dense(net.add("Reshape", layer, net.constant(np.array([-1, 144])), allowzero=1), (144, 5), name="scores")
+
+
+def _channels_last_head(net: NetworkBuilder, layer: str) -> str:
+    rows = net.add(
+        "Reshape", net.add("Tanh", net.add("Transpose", layer, perm=[0, 2, 3, 1])), net.constant(np.array([0, 144]))
+    )
+    return net.dense(rows, (144, 5), name="scores")
+
+
+@pytest.mark.parametrize("name", ["layer", "logits"])
+@pytest.mark.parametrize("head", [_computed_bias, _turned_rows, _stacked_dense, _view, _channels_last_head])
+def test_gradients_are_those_of_the_source_network(
+    head: Callable[[NetworkBuilder, str], str], name: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    net = NetworkBuilder(("batch", 3, 6, 6))
+    layer = net.add("Tanh", net.conv(net.input, (4, 3, 3, 3), pads=[1, 1, 1, 1]), name=name)
+    graph = net.build(head(net, layer))
+    image = rng.normal(size=(1, 3, 6, 6)).astype(np.float32)
+    expected = _source_slopes(graph, name, image, "scores")
+    fastcam.export(graph.to_model(), tmp_path / "net.onnx", layer=name, gradients="full")
+    found = _run(tmp_path / "net.onnx", {"image": image, "target": np.array([[0, 1, 2, 3, 4]])})
+    assert relative_error(found["gradients"][0], expected) < 1e-5
+    assert relative_error(found["weights"][0], expected.mean(axis=(2, 3))) < 1e-5
+    twice = _run(tmp_path / "net.onnx", {"image": image.repeat(2, axis=0), "target": np.array([[0, 1, 2, 3, 4]])})
+    assert relative_error(twice["weights"][1], found["weights"][0]) < 1e-5
+
+
+def test_half_precision_networks_are_refused(tmp_path: Path) -> None:
+    net = NetworkBuilder(("batch", 3, 6, 6))
+    half = net.add("Cast", net.input, to=onnx.TensorProto.FLOAT16)
+    layer = net.add("Relu", net.add("Conv", half, net.constant(np.ones((4, 3, 3, 3), np.float16))), name="layer")
+    rows = net.add("Flatten", net.add("GlobalAveragePool", layer))
+    scores = net.add("Gemm", rows, net.constant(np.ones((4, 5), np.float16)))
+    model = net.build(net.add("Cast", net.add("Softmax", scores), to=onnx.TensorProto.FLOAT)).to_model()
+    with pytest.raises(ModelError, match="float16: fastcam explains float32 networks"):
+        fastcam.export(model, tmp_path / "half.onnx")
+
+
+def test_a_greyscale_model_refuses_a_colour_preprocessing_at_once(tmp_path: Path) -> None:
+    net = NetworkBuilder(("batch", 1, 6, 6))
+    value = net.add("Relu", net.conv(net.input, (4, 1, 3, 3)))
+    model = net.build(net.dense(net.add("Flatten", net.add("GlobalAveragePool", value)), (4, 5))).to_model()
+    with pytest.raises(ArgumentError, match="greyscale"):
+        fastcam.export(model, tmp_path / "grey.onnx", preprocess="imagenet")
+    assert fastcam.export(model, tmp_path / "grey.onnx", preprocess="scale").input_shape == ("batch", 1, 6, 6)
+
+
+def test_an_open_image_size_says_so(tmp_path: Path) -> None:
+    model = small_classifier().to_model()
+    for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dim.dim_param = "side"
+    with pytest.raises(ModelError, match="fix its height and width"):
+        fastcam.export(model, tmp_path / "open.onnx")
+
+
+def test_a_batch_beyond_reason_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="batches of exactly 16777216"):
+        fastcam.export(small_classifier(batch=2**24).to_model(), tmp_path / "many.onnx")
+
+
+def test_the_callers_message_is_not_changed(tmp_path: Path) -> None:
+    for opset in (18, 17):
+        model = small_classifier().to_model()
+        model.opset_import[0].version = opset
+        before = model.SerializeToString()
+        fastcam.export(model, tmp_path / "small.onnx", gradients="full")
+        assert model.SerializeToString() == before
+
+
+def test_a_class_file_with_a_mark_and_an_empty_line(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_bytes(b"\xef\xbb\xbfa\r\nb\r\nc\r\nd\r\ne\r\n\r\n")
+    result = fastcam.export(small_classifier().to_model(), tmp_path / "small.onnx", classes=tmp_path / "names.txt")
+    assert result.classes == tuple("abcde")

@@ -75,11 +75,60 @@ def test_weights_that_cannot_be_read_are_refused() -> None:
         from_model(model)
 
 
-def test_a_model_that_shape_inference_refuses() -> None:
+def test_a_node_that_breaks_onnxs_rules_is_named() -> None:
     model = small_classifier().to_model()
-    del model.opset_import[:]
-    with pytest.raises(ModelError, match="shape inference refused"):
+    del model.graph.node[0].input[1:]
+    with pytest.raises(ModelError, match=r"\(Conv\) is not valid ONNX"):
         from_model(model)
+
+
+def test_a_value_that_nothing_makes_is_named() -> None:
+    model = small_classifier().to_model()
+    model.graph.node[1].input[0] = "ghost"
+    with pytest.raises(ModelError, match=r"\(Relu\) reads \['ghost'\], which nothing makes"):
+        from_model(model)
+    model = small_classifier().to_model()
+    model.graph.output[0].name = "ghost"
+    with pytest.raises(ModelError, match="nothing makes the outputs"):
+        from_model(model)
+
+
+def test_what_shape_inference_refuses_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("contradiction")
+
+    monkeypatch.setattr("onnx.shape_inference.infer_shapes", refuse)
+    with pytest.raises(ModelError, match="shape inference refused the model: contradiction"):
+        small_classifier()
+
+
+def test_control_flow_and_sparse_weights_are_refused() -> None:
+    branch = helper.make_graph([helper.make_node("Identity", ["x"], ["z"])], "branch", [], [])
+    branch.output.append(helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, [2]))
+    node = helper.make_node("If", ["c"], ["y"], name="choice", then_branch=branch, else_branch=branch)
+    x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2])
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2])
+    c = helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, [])
+    with pytest.raises(ModelError, match=r"'choice' \(If\) holds a graph of its own"):
+        from_model(helper.make_model(helper.make_graph([node], "g", [x, c], [y])))
+    model = small_classifier().to_model()
+    model.graph.sparse_initializer.add()
+    with pytest.raises(ModelError, match="sparse weights"):
+        from_model(model)
+
+
+def test_sizes_below_one_count_as_open() -> None:
+    model = small_classifier().to_model()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    assert from_model(model).inputs["image"].shape[0] is None
+
+
+def test_other_operator_sets_are_kept() -> None:
+    model = small_classifier().to_model()
+    model.opset_import.append(helper.make_opsetid("com.example", 3))
+    graph = from_model(model)
+    assert graph.domains == {"com.example": 3}
+    assert {item.domain: item.version for item in graph.to_model().opset_import} == {"": 18, "com.example": 3}
 
 
 def test_a_sequence_input_is_refused() -> None:
@@ -132,8 +181,8 @@ def test_equal_small_constants_are_shared_and_different_ones_are_not() -> None:
 def test_names_do_not_collide() -> None:
     graph = small_classifier()
     assert graph.unused_name("block1") == "block1_1"
-    assert graph.emit("Relu", "block1", stem="block1") == "block1_1"
-    assert graph.unused_name("block1") == "block1_2"
+    assert graph.emit("Relu", "block1", stem="block1") == "block1_2"
+    assert graph.unused_name("block1") == "block1_3"
 
 
 def test_an_unknown_shape_says_what_to_do() -> None:

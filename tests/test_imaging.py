@@ -487,9 +487,9 @@ def test_failed_writes_leave_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "taken.png").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    refused = ["absent/a.png", "file/a.png", "taken.png"]
-    for name in refused:
-        with pytest.raises(WriteError, match="cannot write") as caught:
+    refused = {"absent/a.png": "does not exist", "file/a.png": "does not exist", "taken.png": "is a folder"}
+    for name, reason in refused.items():
+        with pytest.raises(WriteError, match=reason) as caught:
             write_image(UPRIGHT, tmp_path / name)
         assert isinstance(caught.value, OSError)
         assert isinstance(caught.value, FastcamError)

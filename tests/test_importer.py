@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from networks import relative_error
 
@@ -162,3 +163,53 @@ def test_another_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(ModelError, match=r"'jax'.*KERAS_BACKEND=tensorflow"):
         import_model(_model())
+
+
+def test_a_model_that_was_never_built_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"does not know its input: build it with keras\.Input"):
+        import_model(keras.Sequential([keras.layers.Dense(3)]))
+    with pytest.raises(ModelError, match="does not know its input"):
+        import_model(keras.layers.Dense(3))
+
+
+def test_an_op_that_the_converter_lacks_is_named() -> None:
+    import tensorflow as tf
+
+    class Gamma(keras.layers.Layer):  # type: ignore[misc,name-defined]  # keras has no types
+        def call(self, x: Any) -> Any:
+            return tf.math.lgamma(x)
+
+    with pytest.raises(ModelError, match="no ONNX for TensorFlow's Lgamma"):
+        import_model(_model(Gamma()))
+
+
+def _squeeze_and_excitation(x: Any) -> Any:
+    layers = keras.layers
+    gate = layers.Dense(4, activation="sigmoid")(layers.GlobalAveragePooling2D()(x))
+    return layers.Multiply(name="explained")([x, layers.Reshape((1, 1, 4))(gate)])
+
+
+def _layer_normalization(x: Any) -> Any:
+    layers = keras.layers
+    return layers.ReLU(name="explained")(layers.LayerNormalization()(layers.UpSampling2D()(x)))
+
+
+def _dense_over_channels(x: Any) -> Any:
+    return keras.layers.Dense(5, activation="relu", name="explained")(x)
+
+
+@pytest.mark.parametrize("block", [_squeeze_and_excitation, _layer_normalization, _dense_over_channels])
+def test_activations_are_those_of_the_layer(block: Any, tmp_path: Path, rng: np.random.Generator) -> None:
+    """Blocks that leave the channels last: (N,C,h,w) all the same, and the numbers of the Keras layer."""
+    image = keras.Input((16, 12, 3))
+    x = block(keras.layers.Conv2D(4, 3, activation="relu")(image))
+    model = keras.Model(image, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
+    features, head = fastcam.split(model, "explained")
+    pictures = rng.normal(size=(2, 16, 12, 3)).astype(np.float32)
+    session = onnxruntime.InferenceSession(features.SerializeToString())
+    (found,) = session.run(None, {session.get_inputs()[0].name: pictures})
+    layer = keras.Model(model.inputs, model.get_layer("explained").output)
+    expected = np.asarray(layer([pictures])).transpose(0, 3, 1, 2)
+    assert relative_error(found, expected) < 1e-5
+    (logits,) = onnxruntime.InferenceSession(head.SerializeToString()).run(None, {features.graph.output[0].name: found})
+    assert relative_error(logits, np.asarray(model(pictures))) < 1e-5

@@ -106,8 +106,6 @@ def test_constants_that_cannot_be_evaluated_name_the_node() -> None:
     net = NetworkBuilder(("batch", 3))
     left, right = (net.constant(np.ones(size, np.float32)) for size in (2, 3))
     broken = net.add("Add", left, right, name="broken")
-    net.graph.nodes.append(net.graph.nodes[0].__class__())
-    net.graph.nodes.pop()
     graph = net.graph
     graph.outputs = [net.add("Mul", net.input, broken)]
     with pytest.raises(ModelError, match=r"'broken_node' \(Add\)"):
@@ -227,3 +225,54 @@ def test_what_cannot_sink_stays_where_it_is(rng: np.random.Generator) -> None:
     mean = net.add("ReduceMean", joined, keepdims=1)
     graph = net.build(net.add("Sub", joined, mean))
     _check(graph, rng, {"Transpose": 3, "Relu": 1, "Neg": 1, "Concat": 1, "Add": 2, "ReduceMean": 1, "Sub": 1})
+
+
+def test_a_reshape_that_reads_zero_literally(rng: np.random.Generator) -> None:
+    net = NetworkBuilder(("batch", 3, 4, 4))
+    value = net.add("Reshape", net.input, net.constant(np.array([-1, 48])), allowzero=1)
+    graph = net.build(net.dense(value, (48, 2)))
+    _check(graph, rng, {"Reshape": 1, "Gemm": 1})
+
+
+def test_reshapes_from_and_to_a_scalar(rng: np.random.Generator) -> None:
+    net = NetworkBuilder((3, 4))
+    scalar = net.add("ReduceMean", net.input, net.constant(np.array([0, 1])), keepdims=0)
+    matrix = net.add("Reshape", scalar, net.constant(np.array([1, 1])))
+    graph = net.build(net.add("Add", net.input, matrix))
+    _check(graph, rng, {"ReduceMean": 1, "Reshape": 1, "Add": 1})
+
+
+def test_a_transpose_that_reverses_by_default(rng: np.random.Generator) -> None:
+    net = NetworkBuilder((3, 4))
+    turned = net.add("Relu", net.add("Transpose", net.input, perm=[1, 0]))
+    graph = net.build(net.add("Neg", net.add("Tanh", net.add("Transpose", turned))))
+    _check(graph, rng, {"Relu": 1, "Tanh": 1, "Neg": 1})
+
+
+def test_a_gate_in_the_channels_last_order_sinks(rng: np.random.Generator) -> None:
+    """Squeeze-and-excitation (Hu et al. 2018) as Keras writes it."""
+    net = NetworkBuilder(("batch", 6, 6, 3))
+    value = _channels_last_conv(net, net.input, (4, 3, 1, 1))
+    mean = net.add("ReduceMean", value, net.constant(np.array([1, 2])), keepdims=0)
+    gate = net.add("Sigmoid", net.dense(mean, (4, 4)))
+    gated = net.add("Mul", value, net.add("Reshape", gate, net.constant(np.array([-1, 1, 1, 4]))), name="gated")
+    graph = net.build(net.dense(net.add("ReduceMean", gated, net.constant(np.array([1, 2])), keepdims=0), (4, 2)))
+    _check(graph, rng, {"Transpose": 1, "Conv": 1, "ReduceMean": 2, "Gemm": 2, "Sigmoid": 1, "Reshape": 1, "Mul": 1})
+    assert graph.shape("gated") == ("batch", 4, 6, 6)
+
+
+def test_a_constant_larger_than_any_network_is_refused() -> None:
+    net = NetworkBuilder(("batch", 3))
+    size = net.constant(np.array([2**20, 2**20]))
+    graph = net.build(net.add("Add", net.input, net.add("ReduceMax", net.add("ConstantOfShape", size))))
+    with pytest.raises(ModelError, match="constant of 1099511627776 elements"):
+        simplify(graph)
+
+
+def test_results_that_are_no_arrays_are_left_alone() -> None:
+    net = NetworkBuilder(("batch", 3))
+    parts = net.add("SequenceConstruct", net.constant(np.ones(3, np.float32)), net.constant(np.ones(3, np.float32)))
+    joined = net.add("ConcatFromSequence", parts, axis=0)
+    graph = net.build(net.add("Add", net.input, net.add("ReduceMax", joined)))
+    simplify(graph)
+    assert "SequenceConstruct" in {node.op_type for node in graph.nodes}

@@ -12,7 +12,7 @@ from networks import Array, NetworkBuilder, relative_error, small_classifier
 
 import fastcam
 from fastcam.errors import LayerError, ModelError
-from fastcam.splitter import choose_layer, list_candidates, remove_score_activation
+from fastcam.splitter import choose_layer, find_value, list_candidates, remove_score_activation
 
 
 def _scores(net: NetworkBuilder) -> str:
@@ -62,7 +62,7 @@ def test_a_segmentation_network_is_refused() -> None:
 def test_candidates_are_block_outputs_from_the_last_to_the_first() -> None:
     graph = small_classifier()
     assert list_candidates(graph) == ["block2", "block1"]
-    assert choose_layer(graph, None, {}) == "block2"
+    assert choose_layer(graph, None) == "block2"
 
 
 def test_swish_counts_as_one_activation() -> None:
@@ -84,18 +84,18 @@ def test_side_branches_are_no_candidates() -> None:
 
 @pytest.mark.parametrize("name", ["block1", "block1_node", "first_convolution"])
 def test_a_layer_is_found_by_layer_value_or_node_name(name: str) -> None:
-    assert choose_layer(small_classifier(), name, {"first_convolution": "block1"}) == "block1"
+    assert find_value(small_classifier(), name, {"first_convolution": "block1"}) == "block1"
 
 
 def test_a_wrong_name_brings_the_nearest() -> None:
     with pytest.raises(LayerError, match=r"no layer 'blok2': did you mean 'block2'.*Candidates: block2, block1"):
-        choose_layer(small_classifier(), "blok2", {})
+        find_value(small_classifier(), "blok2", {})
 
 
 def test_a_layer_without_a_map_is_refused() -> None:
     graph = small_classifier()
-    with pytest.raises(LayerError, match=r"'scores' has shape \('batch', 5\), not a map.*candidates: block2"):
-        choose_layer(graph, "scores", {})
+    with pytest.raises(LayerError, match=r"'scores' has shape \('batch', 5\): not a map.*candidates: block2"):
+        choose_layer(graph, "scores")
 
 
 def test_a_layer_that_the_scores_do_not_need_is_refused() -> None:
@@ -104,14 +104,14 @@ def test_a_layer_that_the_scores_do_not_need_is_refused() -> None:
     graph = net.build(_scores(net), side)
     graph.outputs = ["scores"]
     with pytest.raises(LayerError, match="do not depend on layer 'side'"):
-        choose_layer(graph, "side", {})
+        choose_layer(graph, "side")
 
 
 def test_a_network_without_maps_is_refused() -> None:
     net = NetworkBuilder(("batch", 3, 4, 4))
     graph = net.build(net.dense(net.add("Flatten", net.input), (48, 5)))
     with pytest.raises(LayerError, match="nothing to explain"):
-        choose_layer(graph, None, {})
+        choose_layer(graph, None)
 
 
 def _run(model: onnx.ModelProto, inputs: dict[str, Array]) -> list[Array]:
@@ -147,3 +147,72 @@ def test_a_cut_inside_a_residual_block_hands_the_skip_connection_over(rng: np.ra
     inner_value, stem_value = _run(features, {"image": image})
     (found,) = _run(head, {"inner": inner_value, "stem": stem_value})
     assert relative_error(found, expected) < 1e-6
+
+
+def test_a_softmax_over_a_single_pixel_comes_off() -> None:
+    """The fully convolutional ending: (N,C,1,1), softmax, then flattened."""
+    net = NetworkBuilder(("batch", 3, 6, 6))
+    features = net.add("Relu", net.conv(net.input, (4, 3, 3, 3)))
+    pooled = net.add("GlobalAveragePool", net.conv(features, (5, 4, 1, 1)), name="scores")
+    graph = net.build(net.add("Flatten", net.add("Softmax", pooled, axis=1), name="rows"))
+    assert remove_score_activation(graph) == "softmax"
+    assert graph.outputs == ["rows"]
+    assert "Softmax" not in {node.op_type for node in graph.nodes}
+    assert graph.shape("rows") == ("batch", 5)
+
+
+def test_a_softmax_over_groups_of_classes_stays() -> None:
+    net = NetworkBuilder(("batch", 3, 6, 6))
+    pooled = net.add("Flatten", net.add("GlobalAveragePool", net.conv(net.input, (4, 3, 3, 3))))
+    pairs = net.add("Reshape", net.dense(pooled, (4, 10)), net.constant(np.array([-1, 5])))
+    graph = net.build(
+        net.add("Reshape", net.add("Softmax", pairs, axis=-1), net.constant(np.array([-1, 10])), name="y")
+    )
+    assert remove_score_activation(graph) == "none"
+    assert graph.outputs == ["y"]
+
+
+def test_scores_turned_into_integers_are_no_probabilities() -> None:
+    net = NetworkBuilder(("batch", 3, 6, 6))
+    graph = net.build(net.add("Cast", net.add("Sigmoid", _scores(net)), to=7, name="decisions"))
+    assert remove_score_activation(graph) == "none"
+
+
+def test_channels_last_values_are_turned(rng: np.random.Generator) -> None:
+    """A layer whose channels are last, because what follows needs them there."""
+    net = NetworkBuilder(("batch", 3, 6, 6))
+    value = net.add("Relu", net.conv(net.input, (4, 3, 1, 1)))
+    last = net.add("Relu", net.add("Transpose", value, perm=[0, 2, 3, 1]), name="layer")
+    rows = net.add("Reshape", last, net.constant(np.array([0, 144])))
+    whole = net.build(net.dense(rows, (144, 5), name="scores"))
+    whole.outputs = ["scores", "layer"]
+    whole.infer_types()
+    image = rng.normal(size=(2, 3, 6, 6)).astype(np.float32)
+    scores, activations = _run(whole.to_model(), {"image": image})
+    whole.outputs = ["scores"]
+    for layer in (None, "layer"):
+        features, head = fastcam.split(whole.to_model(), layer)
+        (found,) = _run(features, {"image": image})
+        np.testing.assert_allclose(found, activations.transpose(0, 3, 1, 2), rtol=1e-6)
+        (again,) = _run(head, {features.graph.output[0].name: found})
+        assert relative_error(again, scores) < 1e-6
+
+
+def test_a_layer_of_unknown_order_is_refused() -> None:
+    net = NetworkBuilder(("batch", 3, 6, 6))
+    value = net.add("Relu", net.conv(net.input, (4, 3, 1, 1)))
+    turned = net.add("Reshape", value, net.constant(np.array([0, 6, 4, 6])), name="odd")
+    graph = net.build(net.dense(net.add("Flatten", net.add("Relu", turned, name="odder")), (144, 5)))
+    assert "odder" not in list_candidates(graph)
+    with pytest.raises(LayerError, match=r"'odder' has shape .* not a map of known, fixed axes"):
+        choose_layer(graph, "odder")
+
+
+def test_a_node_that_the_clean_up_folds_is_still_found_by_name(rng: np.random.Generator) -> None:
+    net = NetworkBuilder(("batch", 3, 6, 6))
+    parameters = [net.constant(rng.uniform(0.5, 1.5, 4).astype(np.float32)) for _ in range(4)]
+    net.add("BatchNormalization", net.conv(net.input, (4, 3, 3, 3)), *parameters, name="normalised")
+    flat = net.add("Flatten", net.add("GlobalAveragePool", net.add("Relu", "normalised")))
+    whole = net.build(net.dense(flat, (4, 5))).to_model()
+    features, _ = fastcam.split(whole, "normalised_node")
+    assert features.graph.output[0].name == "normalised"

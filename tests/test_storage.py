@@ -12,7 +12,7 @@ import onnx
 import pytest
 from networks import small_classifier
 
-from fastcam import storage
+from fastcam import files, storage
 from fastcam.errors import WriteError
 from fastcam.storage import write_model
 
@@ -81,4 +81,35 @@ def test_a_read_only_folder_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     # Root may write anywhere, so the system's answer is given here.
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(WriteError, match="not writable"):
-        storage.check_writable(tmp_path / "small.onnx")
+        files.check_writable(tmp_path / "small.onnx")
+
+
+def test_a_failed_second_write_leaves_the_old_pair_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "INLINE_LIMIT", 4096)
+    path = tmp_path / "large.onnx"
+    write_model(small_classifier(seed=0), path, {})
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    assert len(before) == 2
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(storage, "_write_message", full)
+    with pytest.raises(WriteError, match="No space left"):
+        write_model(small_classifier(seed=1), path, {})
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_weights_of_older_versions_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = storage.INLINE_LIMIT
+    monkeypatch.setattr(storage, "INLINE_LIMIT", 4096)
+    path = tmp_path / "large.onnx"
+    (tmp_path / "large.onnx.data").write_bytes(b"somebody else's")
+    for seed in (0, 1, 1):
+        write_model(small_classifier(seed=seed), path, {})
+        weights = list(tmp_path.glob("large.onnx.????????????????.data"))
+        assert len(weights) == 1
+        assert onnx.load(path).graph.initializer[0].name
+    monkeypatch.setattr(storage, "INLINE_LIMIT", limit)
+    write_model(small_classifier(), path, {})
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["large.onnx", "large.onnx.data"]

@@ -1,0 +1,54 @@
+"""Files that appear complete or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import WriteError
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside ``path`` that takes its name at the end, or disappears.
+
+    Raises
+    ------
+    WriteError
+        The folder is missing, full or not writable, or the name impossible; an older file is left as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise WriteError(
+            f"{path}: cannot be written: {error.strerror or error}. Choose a folder that exists and may be written"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def check_writable(path: Path) -> None:
+    """Raise WriteError now when ``path`` could not be written later."""
+    try:
+        exists, is_folder = path.parent.is_dir(), path.is_dir()
+        path.exists()
+    except (OSError, ValueError) as error:
+        raise WriteError(f"{str(path)!r} is no possible file name: {error}") from error
+    if "\0" in str(path):
+        raise WriteError(f"{str(path)!r} is no possible file name: it holds a null character")
+    if not exists:
+        raise WriteError(f"{path}: the folder {str(path.parent)!r} does not exist; make it first")
+    if is_folder:
+        raise WriteError(f"{path}: is a folder")
+    if not os.access(path.parent, os.W_OK):
+        raise WriteError(f"{path}: the folder {str(path.parent)!r} is not writable")
