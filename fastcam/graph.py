@@ -155,7 +155,9 @@ class Graph:
         assumed = {
             name: TensorType(array.dtype, array.shape) for name, array in self.constants.items() if name not in known
         }
-        skeleton = Graph(self.nodes, known, {**self.inputs, **assumed}, self.outputs, self.opset)
+        skeleton = Graph(
+            [_inferable(node) for node in self.nodes], known, {**self.inputs, **assumed}, self.outputs, self.opset
+        )
         try:
             model = shape_inference.infer_shapes(skeleton.to_model(), data_prop=True)
         except Exception as error:  # the C++ checker throws several unrelated types
@@ -320,6 +322,13 @@ def _reads(node: onnx.NodeProto) -> list[str]:
         for inner in ([item.g] if item.HasField("g") else []) + list(item.graphs):
             names.extend(name for inner_node in inner.node for name in _reads(inner_node))
     return names
+
+
+def _inferable(node: onnx.NodeProto) -> onnx.NodeProto:
+    """Return a node of the same type and shape in place of one that ONNX has no shape inference for."""
+    if node.op_type != "GroupNormalization":
+        return node
+    return helper.make_node("Identity", node.input[:1], node.output)
 
 
 def _rename_key(mapping: dict[str, Any], old: str, new: str) -> None:

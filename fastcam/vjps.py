@@ -95,6 +95,11 @@ class Step:
         """Return the gradient times ``factor``."""
         return self.emit("Mul", self.gradient, factor)
 
+    def axis(self, default: int = -1) -> int:
+        """Return the attribute ``axis`` as a negative number, which means the same on a value and on its gradient."""
+        axis = int(self.attribute("axis", default))
+        return axis - self.rank(self.x[0]) if axis >= 0 else axis
+
     def refuse(self, reason: str) -> NoReturn:
         """Raise UnsupportedOpError for this node."""
         raise UnsupportedOpError(
@@ -502,6 +507,43 @@ def _conv(s: Step) -> str:
     return _with_lead(s, spread, static_dims(s.graph, s.x[0], [1]) + window.inputs)
 
 
+def _conv_transpose(s: Step) -> str:
+    """The gradient of a transposed convolution is the convolution that it transposes."""
+    kernel = static_dims(s.graph, s.x[1], range(2, s.rank(s.x[1])))
+    window = _transposed_window(s, kernel)
+    if any(-rest >= stride for rest, stride in zip(window.overhang, window.strides, strict=True)):
+        s.refuse("output_padding is as long as a stride")
+    flat = s.emit("Reshape", s.gradient, s.integers(-1, *static_dims(s.graph, s.y, [1]), *window.inputs))
+    gathered = s.emit(
+        "Conv",
+        flat,
+        s.x[1],
+        group=s.attribute("group", 1),
+        kernel_shape=list(kernel),
+        strides=list(window.strides),
+        dilations=list(window.dilations),
+        pads=[*window.begin, *window.end],
+    )
+    return _with_lead(s, gathered, static_dims(s.graph, s.x[0], [1]) + window.outputs)
+
+
+def _transposed_window(s: Step, kernel: tuple[int, ...]) -> Window:
+    """Return the geometry of the convolution that a ConvTranspose transposes: it reads y and makes x."""
+    axes = range(2, 2 + len(kernel))
+    large, small = static_dims(s.graph, s.y, axes), static_dims(s.graph, s.x[0], axes)
+    ones, zeros = [1] * len(kernel), (0,) * len(kernel)
+    strides, dilations = tuple(s.attribute("strides", ones)), tuple(s.attribute("dilations", ones))
+    mode = s.attribute("auto_pad", "NOTSET")
+    if mode == "VALID" or not (mode.startswith("SAME") or s.attribute("output_shape")):
+        begin = tuple(s.attribute("pads", zeros)[: len(kernel)])
+        return Window(kernel, strides, dilations, begin, large, small)
+    added = s.attribute("output_padding", zeros)
+    overhang = Window(kernel, strides, dilations, zeros, large, small).overhang
+    total = [size + extra for size, extra in zip(overhang, added, strict=True)]
+    begin = tuple(size // 2 if mode == "SAME_UPPER" else size - size // 2 for size in total)
+    return Window(kernel, strides, dilations, begin, large, small)
+
+
 def _with_lead(s: Step, value: str, tail: tuple[int, ...]) -> str:
     """Reshape ``value`` to (K, N, *tail)."""
     lead = s.emit("Shape", s.gradient, start=0, end=2)
@@ -574,6 +616,48 @@ def _scatter(s: Step, gradient: str, window: Window, kernel: Array) -> str:
     return _with_lead(s, spread, static_dims(s.graph, s.x[0], [1]) + window.inputs)
 
 
+def _lp_pool(s: Step) -> str:
+    """Y = (sum |x|^p)^(1/p) has the slope sign(x) (|x|/y)^(p-1)."""
+    window = _window(s, tuple(s.attribute("kernel_shape")))
+    exponent = s.attribute("p", 2) - 1
+    shares = s.emit("Div", s.gradient, _signed_power(s, _one_for_zero(s, s.y), exponent))
+    return s.emit(
+        "Mul",
+        _scatter(s, shares, window, np.ones((1, 1, *window.kernel))),
+        _signed_power(s, s.x[0], exponent),
+    )
+
+
+def _one_for_zero(s: Step, norm: str) -> str:
+    """Return a norm fit to divide by: where it is 0, all that it was taken of is 0, and so is its gradient."""
+    return s.emit("Where", s.emit("Equal", norm, s.constant(0)), s.constant(1), norm)
+
+
+def _signed_power(s: Step, value: str, exponent: int) -> str:
+    """Sign(x) * |x|^exponent."""
+    if exponent == 1:
+        return value
+    power = s.emit("Pow", s.emit("Abs", value), s.constant(exponent))
+    return s.emit("Mul", s.emit("Sign", value), power)
+
+
+def _global_max_pool(s: Step) -> str:
+    axes = list(range(2 - s.rank(s.x[0]), 0))
+    return s.emit("Where", _first_equal(s, s.y, axes), s.gradient, s.constant(0))
+
+
+def _first_equal(s: Step, extreme: str, axes: list[int]) -> str:
+    """Return where the input first equals its ``extreme`` over ``axes``, in row-major order."""
+    sizes = static_dims(s.graph, s.x[0], axes)
+    places: Array = np.ones(s.rank(s.x[0]), np.int64)
+    places[axes] = sizes
+    # Ranks fall along the axes, so that ReduceMax finds the first; float32 counts exactly up to 2**24.
+    ranks = s.graph.emit_constant(np.arange(math.prod(sizes), 0, -1, dtype=np.float32).reshape(places))
+    none = s.graph.emit_constant(np.float32(0))
+    candidates = s.emit("Where", s.emit("Equal", s.x[0], extreme), ranks, none)
+    return s.emit("Equal", candidates, s.emit("ReduceMax", candidates, s.integers(*axes), keepdims=1))
+
+
 def _global_average_pool(s: Step) -> str:
     spatial = static_dims(s.graph, s.x[0], range(2, s.rank(s.x[0])))
     return s.times(s.constant(np.full(spatial, 1 / math.prod(spatial))))
@@ -588,10 +672,109 @@ def _batch_normalization(s: Step) -> str:
 
 
 defvjp("Conv", _conv, None, None)
+defvjp("ConvTranspose", _conv_transpose, None, None)
 defvjp("MaxPool", _max_pool)
 defvjp("AveragePool", _average_pool)
+defvjp("LpPool", _lp_pool)
 defvjp("GlobalAveragePool", _global_average_pool)
+defvjp("GlobalMaxPool", _global_max_pool)
 defvjp("BatchNormalization", _batch_normalization, None, None, None, None)
+
+
+# Normalisation over values of the same image
+
+
+def _layer_normalization(s: Step) -> str:
+    return _normalization(s, s.x[0], s.times(s.x[1]), list(range(s.axis(), 0)))
+
+
+def _group_normalization(s: Step) -> str:
+    if s.graph.opset > 20:
+        s.refuse("from opset 21 on it scales channels instead of groups; convert the model to opset 20")
+    return _normalization_of_groups(s, s.attribute("num_groups"))
+
+
+def _instance_normalization(s: Step) -> str:
+    """Every channel is a group of its own."""
+    return _normalization_of_groups(s, *static_dims(s.graph, s.x[0], [1]))
+
+
+def _normalization_of_groups(s: Step, groups: int) -> str:
+    """Scale and bias have one number a group."""
+    x = s.emit("Reshape", s.x[0], s.integers(0, groups, -1))
+    gradient = s.emit("Reshape", s.gradient, s.integers(0, 0, groups, -1))
+    scaled = s.emit("Mul", gradient, s.emit("Unsqueeze", s.x[1], s.integers(-1)))
+    return s.emit("Reshape", _normalization(s, x, scaled, [-1]), s.emit("Shape", s.gradient))
+
+
+def _normalization(s: Step, x: str, gradient: str, axes: list[int]) -> str:
+    """Return the gradient of x in n = (x - mean) / deviation: (g - mean(g) - n mean(g n)) / deviation."""
+
+    def mean(value: str) -> str:
+        return s.emit("ReduceMean", value, s.integers(*axes), keepdims=1)
+
+    centred = s.emit("Sub", x, mean(x))
+    variance = mean(s.emit("Mul", centred, centred))
+    deviation = s.emit("Sqrt", s.emit("Add", variance, s.constant(s.attribute("epsilon", 1e-5))))
+    normal = s.emit("Div", centred, deviation)
+    along = s.emit("Mul", normal, mean(s.emit("Mul", gradient, normal)))
+    rest = s.emit("Sub", s.emit("Sub", gradient, mean(gradient)), along)
+    return s.emit("Div", rest, deviation)
+
+
+def _local_response_normalization(s: Step) -> str:
+    """Y_j = x_j d_j^-beta with d = bias + alpha/size * W x^2, where row j of W marks the channels around j.
+
+    Hence g_i d_i^-beta - 2 alpha beta / size * x_i * sum_j W_ji g_j y_j / d_j.
+    """
+    (channels,), size = static_dims(s.graph, s.x[0], [1]), s.attribute("size")
+    alpha, beta = s.attribute("alpha", 1e-4) / size, s.attribute("beta", 0.75)
+    distance = np.arange(channels) - np.arange(channels)[:, None]
+    window = (-((size - 1) // 2) <= distance) & (distance <= size // 2)
+    axis = 1 - s.rank(s.x[0])
+    squares = _matrix_along(s, s.emit("Mul", s.x[0], s.x[0]), window.T, axis)
+    divisor = s.emit("Add", s.constant(s.attribute("bias", 1.0)), s.emit("Mul", s.constant(alpha), squares))
+    through_divisor = _matrix_along(s, s.times(s.emit("Div", s.y, divisor)), window, axis)
+    neighbours = s.emit("Mul", s.emit("Mul", s.constant(2 * alpha * beta), s.x[0]), through_divisor)
+    return s.emit("Sub", s.times(s.emit("Pow", divisor, s.constant(-beta))), neighbours)
+
+
+def _matrix_along(s: Step, value: str, matrix: Array, axis: int) -> str:
+    """Return sum over j of value[..., j, ...] * matrix[j, i] along one axis, counted from the end."""
+    if axis == -2:
+        return s.emit("MatMul", s.constant(matrix.T), value)
+    if axis == -1:
+        return s.emit("MatMul", value, s.constant(matrix))
+    # A matrix product reads the last axes: what lies behind the wanted one becomes a single axis.
+    shape = s.emit("Shape", value)
+    before = s.emit("Slice", shape, s.integers(0), s.integers(axis + 1), s.integers(0))
+    flat = s.emit("Reshape", value, s.emit("Concat", before, s.integers(-1), axis=0))
+    product = s.emit("MatMul", s.constant(matrix.T), flat)
+    behind = s.emit("Slice", shape, s.integers(axis + 1), s.integers(_END), s.integers(0))
+    ahead = s.emit("Slice", shape, s.integers(0), s.integers(axis), s.integers(0))
+    return s.emit("Reshape", product, s.emit("Concat", ahead, s.integers(matrix.shape[1]), behind, axis=0))
+
+
+_END = 2**31 - 1
+"""The end of an axis in a Slice."""
+
+
+def _softmax(s: Step) -> str:
+    weighted = s.emit("ReduceSum", s.times(s.y), s.integers(s.axis()), keepdims=1)
+    return s.emit("Mul", s.y, s.emit("Sub", s.gradient, weighted))
+
+
+def _log_softmax(s: Step) -> str:
+    total = s.emit("ReduceSum", s.gradient, s.integers(s.axis()), keepdims=1)
+    return s.emit("Sub", s.gradient, s.emit("Mul", s.emit("Exp", s.y), total))
+
+
+defvjp("LayerNormalization", _layer_normalization, None, None)
+defvjp("InstanceNormalization", _instance_normalization, None, None)
+defvjp("GroupNormalization", _group_normalization, None, None)
+defvjp("LRN", _local_response_normalization)
+defvjp("Softmax", _softmax)
+defvjp("LogSoftmax", _log_softmax)
 
 
 # Reductions
@@ -606,11 +789,14 @@ def _reduced_axes(s: Step) -> list[int]:
     return [axis - rank if axis >= 0 else axis for axis in axes]
 
 
+def _with_reduced_axes(s: Step, value: str, axes: list[int]) -> str:
+    """Return the output or its gradient with the reduced axes back, of size 1."""
+    return value if s.attribute("keepdims", 1) else s.emit("Unsqueeze", value, s.integers(*axes))
+
+
 def _spread_over(s: Step, axes: list[int]) -> str:
     """Return the gradient with the reduced axes back, in the sizes of the input."""
-    gradient = s.gradient
-    if not s.attribute("keepdims", 1):
-        gradient = s.emit("Unsqueeze", gradient, s.integers(*axes))
+    gradient = _with_reduced_axes(s, s.gradient, axes)
     rank = s.rank(s.x[0])
     sizes = dict(zip(axes, static_dims(s.graph, s.x[0], axes), strict=True))
     return s.emit("Expand", gradient, s.integers(1, *(sizes.get(axis, 1) for axis in range(-rank, 0))))
@@ -626,8 +812,22 @@ def _reduce_mean(s: Step) -> str:
     return s.emit("Mul", _spread_over(s, axes), s.constant(1 / count))
 
 
+def _reduce_max(s: Step) -> str:
+    axes = _reduced_axes(s)
+    first = _first_equal(s, _with_reduced_axes(s, s.y, axes), axes)
+    return s.emit("Where", first, _with_reduced_axes(s, s.gradient, axes), s.constant(0))
+
+
+def _reduce_l2(s: Step) -> str:
+    axes = _reduced_axes(s)
+    norm, gradient = (_with_reduced_axes(s, value, axes) for value in (s.y, s.gradient))
+    return s.emit("Mul", s.x[0], s.emit("Div", gradient, _one_for_zero(s, norm)))
+
+
 defvjp("ReduceSum", _reduce_sum, None)
 defvjp("ReduceMean", _reduce_mean, None)
+defvjp("ReduceMax", _reduce_max, None)
+defvjp("ReduceL2", _reduce_l2, None)
 
 
 # Shape

@@ -36,7 +36,7 @@ class OpCase:
     """One call of an op.
 
     `positive`: variables are drawn from 0.5..2.5 instead of -2..2. `opset`: a later one for an op that is younger than
-    18. `reference`: False where onnx.reference cannot evaluate the gradient's nodes.
+    18.
     """
 
     name: str
@@ -46,7 +46,6 @@ class OpCase:
     batched: bool = True
     positive: bool = False
     opset: int = 18
-    reference: bool = True
 
     @property
     def variables(self) -> list[int]:
@@ -60,10 +59,9 @@ def _case(
     batched: bool = True,
     positive: bool = False,
     opset: int = 18,
-    reference: bool = True,
     **attributes: Any,
 ) -> OpCase:
-    return OpCase(name, op, inputs, attributes, batched, positive, opset, reference)
+    return OpCase(name, op, inputs, attributes, batched, positive, opset)
 
 
 _MAP = (2, 3, 5, 6)
@@ -141,12 +139,32 @@ CASES = [
     _case("conv-asymmetric-pads", "Conv", (2, 3, 6, 6), weights(4, 3, 3, 3), strides=[2, 2], pads=[0, 0, 1, 1]),
     _case("conv-dilated", "Conv", (2, 2, 7, 7), weights(3, 2, 3, 3), dilations=[2, 2], pads=[2, 2, 2, 2]),
     _case("conv-dilated-stride", "Conv", (2, 2, 8, 9), weights(3, 2, 3, 2), dilations=[2, 3], strides=[2, 2]),
-    # onnx.reference does not split the kernel of a ConvTranspose with groups: there ONNX Runtime alone is checked.
-    _case("conv-groups", "Conv", (2, 4, 5, 5), weights(6, 2, 3, 3), group=2, pads=[1, 1, 1, 1], reference=False),
-    _case("conv-depthwise", "Conv", (2, 3, 6, 6), weights(3, 1, 3, 3), group=3, strides=[2, 2], reference=False),
+    _case("conv-groups", "Conv", (2, 4, 5, 5), weights(6, 2, 3, 3), group=2, pads=[1, 1, 1, 1]),
+    _case("conv-depthwise", "Conv", (2, 3, 6, 6), weights(3, 1, 3, 3), group=3, strides=[2, 2]),
     _case("conv-same-upper", "Conv", (2, 3, 6, 6), weights(4, 3, 3, 3), auto_pad="SAME_UPPER", strides=[2, 2]),
     _case("conv-same-lower", "Conv", (2, 3, 6, 6), weights(4, 3, 3, 3), auto_pad="SAME_LOWER", strides=[2, 2]),
     _case("conv-auto-valid", "Conv", (2, 3, 5, 5), weights(4, 3, 3, 3), auto_pad="VALID"),
+    _case("conv-transpose", "ConvTranspose", (2, 3, 4, 5), weights(3, 4, 3, 2), weights(4)),
+    _case(
+        "conv-transpose-stride",
+        "ConvTranspose",
+        (2, 3, 4, 5),
+        weights(3, 4, 3, 3),
+        strides=[2, 3],
+        pads=[1, 0, 1, 2],
+        output_padding=[1, 2],
+    ),
+    _case("conv-transpose-dilated", "ConvTranspose", (2, 3, 4, 4), weights(3, 2, 3, 3), dilations=[2, 1]),
+    _case("conv-transpose-groups", "ConvTranspose", (2, 4, 3, 3), weights(4, 3, 2, 2), weights(6), group=2),
+    _case(
+        "conv-transpose-same",
+        "ConvTranspose",
+        (2, 2, 4, 4),
+        weights(2, 3, 3, 3),
+        strides=[2, 2],
+        auto_pad="SAME_UPPER",
+    ),
+    _case("conv-transpose-one-axis", "ConvTranspose", (2, 3, 5), weights(3, 2, 4), strides=[2], pads=[1, 1]),
     _case("max-pool", "MaxPool", (2, 3, 6, 6), kernel_shape=[2, 2], strides=[2, 2]),
     _case("max-pool-rest", "MaxPool", (2, 3, 7, 5), kernel_shape=[2, 2], strides=[2, 2]),
     _case("max-pool-overlapping", "MaxPool", (2, 3, 7, 7), kernel_shape=[3, 3], strides=[2, 2]),
@@ -170,8 +188,29 @@ CASES = [
     ),
     _case("average-pool-ceil", "AveragePool", (2, 3, 6, 6), kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1),
     _case("average-pool-same", "AveragePool", (2, 2, 5, 5), kernel_shape=[3, 3], auto_pad="SAME_UPPER"),
+    _case("lp-pool", "LpPool", (2, 3, 6, 6), kernel_shape=[2, 2], strides=[2, 2]),
+    _case("lp-pool-3", "LpPool", (2, 3, 7, 6), kernel_shape=[3, 2], strides=[2, 1], p=3),
+    _case("lp-pool-1", "LpPool", (2, 3, 6, 6), kernel_shape=[2, 2], strides=[2, 2], p=1),
+    _case("lp-pool-padded", "LpPool", (2, 3, 6, 6), kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
+    _case("global-max-pool", "GlobalMaxPool", _MAP),
     _case("global-average-pool", "GlobalAveragePool", _MAP),
     _case("batch-normalization", "BatchNormalization", _MAP, weights(3), weights(3), weights(3), weights(3) ** 2 + 0.1),
+    _case("layer-normalization", "LayerNormalization", (2, 5, 6), weights(6), weights(6)),
+    _case("layer-normalization-no-bias", "LayerNormalization", (2, 5, 6), weights(6), axis=-1, epsilon=0.1),
+    _case("layer-normalization-map", "LayerNormalization", _MAP, weights(3, 5, 6), weights(3, 5, 6), axis=1),
+    _case("instance-normalization", "InstanceNormalization", _MAP, weights(3), weights(3), epsilon=0.01),
+    _case("group-normalization", "GroupNormalization", (2, 6, 3, 4), weights(3), weights(3), num_groups=3),
+    _case("lrn", "LRN", (5, 5, 3, 4), size=3, alpha=0.5, beta=0.6, bias=1.5),
+    _case("lrn-default", "LRN", (6, 6, 2, 2), size=5),
+    _case("softmax", "Softmax", (2, 3, 5)),
+    _case("softmax-channels", "Softmax", _MAP, axis=1),
+    _case("log-softmax", "LogSoftmax", (2, 3, 5)),
+    _case("log-softmax-channels", "LogSoftmax", _MAP, axis=1),
+    _case("reduce-max", "ReduceMax", _MAP, ints(2, 3), keepdims=0),
+    _case("reduce-max-apart", "ReduceMax", (2, 3, 4, 5), ints(1, -1)),
+    _case("reduce-max-all", "ReduceMax", (2, 3, 4), batched=False),
+    _case("reduce-l2", "ReduceL2", _MAP, ints(1), keepdims=0),
+    _case("reduce-l2-kept", "ReduceL2", _MAP, ints(-1, 1)),
     _case("reduce-sum", "ReduceSum", _MAP, ints(2, 3), keepdims=0),
     _case("reduce-sum-all", "ReduceSum", (2, 3, 4), batched=False),
     _case("reduce-mean-kept", "ReduceMean", _MAP, ints(2, 3), keepdims=1),

@@ -13,6 +13,7 @@ from networks import Array, NetworkBuilder, relative_error
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from onnx.reference.ops import op_conv_transpose, op_lp_pool
 from op_cases import CASES, OpCase
 from op_support import CUDA_AND_TENSORRT_OPS
 
@@ -42,11 +43,33 @@ class Gelu(OpRun):
         return (0.5 * x * (1 + _erf(x / np.sqrt(2))),)
 
 
+class ConvTranspose(op_conv_transpose.ConvTranspose):
+    """ConvTranspose with groups: onnx.reference does not split the kernel by them."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, w: Array, b: Array | None = None, group: int = 1, **attributes: Any) -> tuple[Array]:  # type: ignore[override]
+        base: Any = super()
+        parts = zip(np.split(x, group, axis=1), np.split(w, group), strict=True)
+        y = np.concatenate([base._run(*part, group=1, **attributes)[0] for part in parts], axis=1)
+        return (y if b is None else y + b.reshape(-1, *[1] * (x.ndim - 2)),)
+
+
+class LpPool(op_lp_pool.LpPool):
+    """LpPool with padding: onnx.reference scales the windows at the border as if they were full."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, **attributes: Any) -> tuple[Array]:  # type: ignore[override]
+        base: Any = super()
+        return tuple(base._run(x, **{**attributes, "count_include_pad": 1}))
+
+
 def _erf(x: Array) -> Array:
     return np.asarray(np.vectorize(math.erf, otypes=[x.dtype])(x))
 
 
-_EXACT_OPS = [Erf, Gelu]
+_EXACT_OPS = [ConvTranspose, Erf, Gelu, LpPool]
 _TARGETS = 3
 _STEP = 1e-4
 
@@ -118,12 +141,10 @@ def _check(case: OpCase, rng: np.random.Generator) -> None:
     (forward,) = _evaluate(_graph(case, np.float64))(values)
     upstream = rng.normal(size=(_TARGETS, *forward.shape))
     slopes = [_finite_differences(case, values, upstream, f"x{index}") for index in case.variables]
-    exact: list[Array] = slopes
-    if case.reference:
-        exact = _evaluate(_gradient_graph(case, np.float64))({**values, "g": upstream})[1:]
-        for gradient, expected in zip(exact, slopes, strict=True):
-            # Central differences: truncation of order step**2 = 1e-8 times the third derivative, rounding 1e-16 / step.
-            assert relative_error(gradient, expected) < 1e-6
+    exact = _evaluate(_gradient_graph(case, np.float64))({**values, "g": upstream})[1:]
+    for gradient, expected in zip(exact, slopes, strict=True):
+        # Central differences: truncation of order step**2 = 1e-8 times the third derivative, rounding 1e-16 / step.
+        assert relative_error(gradient, expected) < 1e-6
 
     graph = _gradient_graph(case, np.float32)
     session = onnxruntime.InferenceSession(graph.to_model().SerializeToString())
