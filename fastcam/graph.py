@@ -170,7 +170,7 @@ class Graph:
         """Return the graph as a message that holds its weights (a copy of them)."""
         model = self.skeleton(metadata=metadata, name=name)
         model.graph.initializer.extend(
-            numpy_helper.from_array(np.ascontiguousarray(array), key)
+            numpy_helper.from_array(np.asarray(array, order="C"), key)
             for key, array in {**self.constants, **self.defaults}.items()
         )
         return model

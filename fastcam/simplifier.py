@@ -264,7 +264,7 @@ def _evaluate(node: onnx.NodeProto, graph: Graph) -> list[Array]:
         results = ReferenceEvaluator(node, opsets={"": graph.opset}).run(None, inputs)
     except Exception as error:  # whatever NumPy makes of the node's arguments
         raise ModelError(f"node {node.name!r} ({node.op_type}) cannot be evaluated: {error}") from error
-    return [np.ascontiguousarray(result) for result in results]
+    return [np.asarray(result, order="C") for result in results]
 
 
 def _is_pure(node: onnx.NodeProto) -> bool:

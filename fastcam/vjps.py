@@ -11,11 +11,13 @@ Sums over broadcast axes, accumulation and the choice of path belong to the engi
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+import string
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,13 +39,21 @@ class Step:
     graph : Graph
         Where the rule emits its nodes.
     node : onnx.NodeProto
-    gradient : str
-        Gradient of the node's output, shape (K, \*output shape).
+    gradients : tuple of (str or None)
+        Gradient of each of the node's outputs, shape (K, \*output shape); None where nothing depends on the output.
     """
 
     graph: Graph
     node: onnx.NodeProto
-    gradient: str
+    gradients: tuple[str | None, ...]
+
+    @property
+    def gradient(self) -> str:
+        r"""Gradient of the node's first output, shape (K, \*output shape); refuses the node when another has one."""
+        first, *others = self.gradients
+        if first is None or any(others):
+            self.refuse("the gradient arrives at another output than its first")
+        return first
 
     @property
     def x(self) -> list[str]:
@@ -86,6 +96,11 @@ class Step:
         if value not in self.graph.constants:
             self.refuse(f"input {value!r} is computed; the rule needs a constant")
         return self.graph.constants[value]
+
+    def fixed_or(self, index: int, default: npt.ArrayLike) -> Array:
+        """Return the array of an optional constant input, ``default`` where it is left out."""
+        given = index < len(self.x) and self.x[index]
+        return self.fixed(given) if given else np.asarray(default)
 
     def only_where(self, condition: str) -> str:
         """Return the gradient where ``condition`` holds, 0 elsewhere."""
@@ -282,10 +297,7 @@ def _mish(s: Step) -> str:
 
 
 def _cast(s: Step) -> str:
-    kinds = [s.graph.type(value).dtype for value in (s.x[0], s.y)]
-    if any(kind.kind != "f" for kind in kinds):
-        s.refuse(f"it casts {kinds[0]} to {kinds[1]}; only a cast between floating point types has a gradient")
-    return s.emit("Cast", s.gradient, to=onnx.helper.np_dtype_to_tensor_dtype(kinds[0]))
+    return s.emit("Cast", s.gradient, to=onnx.helper.np_dtype_to_tensor_dtype(s.graph.type(s.x[0]).dtype))
 
 
 def _hard_sigmoid(s: Step) -> str:
@@ -426,8 +438,40 @@ def _swapped(s: Step, matrix: str) -> str:
     return s.emit("Transpose", matrix, perm=[*range(rank - 2), rank - 1, rank - 2])
 
 
+def _einsum(s: Step, index: int) -> str:
+    """Exchange the operand and the result; labels that only the operand has are sums, and their gradient is spread."""
+    terms, result = _equation(s)
+    operand, others = terms[index], [term for position, term in enumerate(terms) if position != index]
+    lead = next(letter for letter in string.ascii_letters if letter not in "".join([*terms, result]))
+    shared = set(result).union(*others)
+    reached = "".join(label for label in operand if label in shared)
+    equation = f"{','.join([lead + result, *others])}->{lead}{reached}"
+    factors = [name for position, name in enumerate(s.x) if position != index]
+    gradient = s.emit("Einsum", s.gradient, *factors, equation=equation)
+    summed = [place - len(operand) for place, label in enumerate(operand) if label not in shared]
+    if not summed:
+        return gradient
+    return _stretched(s, s.emit("Unsqueeze", gradient, s.integers(*summed)), s.x[index], summed)
+
+
+def _equation(s: Step) -> tuple[list[str], str]:
+    """Return the labels of the operands and of the result."""
+    left, arrow, right = s.attribute("equation").replace(" ", "").partition("->")
+    terms = left.split(",")
+    if "." in left or any(len(set(term)) < len(term) for term in terms):
+        s.refuse(f"its equation {left!r} has an ellipsis or a diagonal")
+    sizes: dict[str, Dim] = {}
+    for term, name in zip(terms, s.x, strict=True):
+        for label, size in zip(term, s.shape(name), strict=True):
+            if 1 in {size, sizes.setdefault(label, size)} and sizes[label] != size:
+                s.refuse(f"it broadcasts along {label!r}")
+    labels = left.replace(",", "")
+    return terms, right if arrow else "".join(sorted(label for label in set(labels) if labels.count(label) == 1))
+
+
 defvjp("MatMul", _matmul_left, _matmul_right, broadcasts=True, core_axes=2)
 defvjp("Gemm", _gemm, None, None)
+defvjp("Einsum", variadic=_einsum)
 
 
 # Convolution and pooling
@@ -783,7 +827,7 @@ defvjp("LogSoftmax", _log_softmax)
 def _reduced_axes(s: Step) -> list[int]:
     """Return the reduced axes as negative numbers, which mean the same on a value and on its gradient."""
     rank = s.rank(s.x[0])
-    axes = [int(axis) for axis in s.fixed(s.x[1])] if len(s.x) > 1 and s.x[1] else []
+    axes = [int(axis) for axis in s.fixed_or(1, [])]
     if not axes and not s.attribute("noop_with_empty_axes", 0):
         axes = list(range(rank))
     return [axis - rank if axis >= 0 else axis for axis in axes]
@@ -796,10 +840,13 @@ def _with_reduced_axes(s: Step, value: str, axes: list[int]) -> str:
 
 def _spread_over(s: Step, axes: list[int]) -> str:
     """Return the gradient with the reduced axes back, in the sizes of the input."""
-    gradient = _with_reduced_axes(s, s.gradient, axes)
-    rank = s.rank(s.x[0])
-    sizes = dict(zip(axes, static_dims(s.graph, s.x[0], axes), strict=True))
-    return s.emit("Expand", gradient, s.integers(1, *(sizes.get(axis, 1) for axis in range(-rank, 0))))
+    return _stretched(s, _with_reduced_axes(s, s.gradient, axes), s.x[0], axes)
+
+
+def _stretched(s: Step, gradient: str, value: str, axes: list[int]) -> str:
+    """Return a gradient of size 1 along ``axes``, counted from the end, in the sizes of ``value``."""
+    sizes = dict(zip(axes, static_dims(s.graph, value, axes), strict=True))
+    return s.emit("Expand", gradient, s.integers(1, *(sizes.get(axis, 1) for axis in range(-s.rank(value), 0))))
 
 
 def _reduce_sum(s: Step) -> str:
@@ -850,25 +897,205 @@ def _transpose(s: Step) -> str:
 
 
 def _concat(s: Step, index: int) -> str:
-    axis = s.attribute("axis")
-    axis = axis - s.rank(s.y) if axis >= 0 else axis
+    axis = s.axis()
     sizes = [static_dims(s.graph, name, [axis])[0] for name in s.x[: index + 1]]
     start = sum(sizes[:-1])
-    # The gradient has one axis more than the value, so the axis is counted from the end.
     return s.emit("Slice", s.gradient, s.integers(start), s.integers(start + sizes[-1]), s.integers(axis))
 
 
+def _split(s: Step) -> str:
+    """Concatenate the gradients of the outputs that are read, each padded by those that are not."""
+    axis = s.axis(default=0)
+    sizes = [int(size) for size in s.fixed_or(1, _even_split(s, axis))]
+    starts = [0, *itertools.accumulate(sizes)]
+    read = [index for index, gradient in enumerate(s.gradients) if gradient]
+    edges = [0, *(starts[index] for index in read[1:]), starts[-1]]
+    parts = [
+        _padded(s, gradient, axis, starts[index] - begin, end - starts[index + 1])
+        for index, (begin, end) in zip(read, itertools.pairwise(edges), strict=True)
+        if (gradient := s.gradients[index])
+    ]
+    return parts[0] if len(parts) == 1 else s.emit("Concat", *parts, axis=axis)
+
+
+def _even_split(s: Step, axis: int) -> list[int]:
+    """Return the sizes of a Split into equal parts, of which the last may be shorter."""
+    (total,), count = static_dims(s.graph, s.x[0], [axis]), len(s.node.output)
+    size = math.ceil(total / count)
+    return [min(size, total - start) for start in range(0, size * count, size)]
+
+
+def _padded(s: Step, gradient: str, axis: int, begin: int, end: int) -> str:
+    """Return a gradient with zeros before and after it along one axis, counted from the end."""
+    if not begin and not end:
+        return gradient
+    pads = np.zeros((2, 1 + s.rank(s.x[0])), np.int64)
+    pads[:, axis] = begin, end
+    return s.emit("Pad", gradient, s.integers(*pads.ravel()))
+
+
+# Ops that pick or repeat positions along an axis
+
+
+def _gathered_back(s: Step, gradient: str, indices: Array, axis: int) -> str:
+    """Return the gradient of an input whose positions ``indices`` were read along one axis, counted from the end.
+
+    Every position collects from all that read it: a Gather by the constant inverse of ``indices``, in which the zeros
+    behind the gradient stand for those that nobody reads, and a sum where there are several.
+    """
+    (size,) = static_dims(s.graph, s.x[0], [axis])
+    count = len(indices)
+    if np.array_equal(indices, np.arange(indices[0], indices[0] + count)):
+        return _padded(s, gradient, axis, int(indices[0]), size - int(indices[-1]) - 1)
+    readers = [np.flatnonzero(indices == position) for position in range(size)]
+    inverse = np.full((size, max(map(len, readers))), count)
+    for row, found in zip(inverse, readers, strict=True):
+        row[: len(found)] = found
+    padded = _padded(s, gradient, axis, 0, int((inverse == count).any()))
+    if inverse.shape[1] == 1:
+        return s.emit("Gather", padded, s.graph.emit_constant(inverse[:, 0]), axis=axis)
+    collected = s.emit("Gather", padded, s.graph.emit_constant(inverse), axis=axis)
+    return s.emit("ReduceSum", collected, s.integers(axis), keepdims=0)
+
+
+def _slice(s: Step) -> str:
+    starts, ends = s.fixed(s.x[1]), s.fixed(s.x[2])
+    axes, steps = s.fixed_or(3, range(len(starts))), s.fixed_or(4, [1] * len(starts))
+    gradient = s.gradient
+    for start, end, axis, step in zip(*(array.tolist() for array in (starts, ends, axes, steps)), strict=True):
+        if (start, step) == (0, 1) and end >= _END:
+            continue
+        from_end = axis - s.rank(s.x[0]) if axis >= 0 else axis
+        (size,) = static_dims(s.graph, s.x[0], [axis])
+        gradient = _gathered_back(s, gradient, np.arange(size)[start:end:step], from_end)
+    return gradient
+
+
+def _gather(s: Step) -> str:
+    axis, indices = s.axis(default=0), s.fixed(s.x[1])
+    (size,) = static_dims(s.graph, s.x[0], [axis])
+    gradient = s.gradient
+    if indices.ndim == 0:
+        gradient = s.emit("Unsqueeze", gradient, s.integers(axis))
+    elif indices.ndim > 1:
+        ahead = [0] * (1 + s.rank(s.x[0]) + axis)
+        behind = static_dims(s.graph, s.x[0], range(axis + 1, 0))
+        gradient = s.emit("Reshape", gradient, s.integers(*ahead, indices.size, *behind))
+    return _gathered_back(s, gradient, indices.ravel() % size, axis)
+
+
+def _tile(s: Step) -> str:
+    gradient, rank = s.gradient, s.rank(s.x[0])
+    for axis, repeats in enumerate(s.fixed(s.x[1]).tolist()):
+        if repeats != 1:
+            (size,) = static_dims(s.graph, s.x[0], [axis])
+            gradient = _gathered_back(s, gradient, np.tile(np.arange(size), repeats), axis - rank)
+    return gradient
+
+
 def _pad(s: Step) -> str:
-    if s.attribute("mode", "constant") != "constant" or (len(s.x) > 3 and s.x[3]):
-        s.refuse("only constant padding of all axes has a rule")
-    rank = s.rank(s.x[0])
-    pads = [int(size) for size in s.fixed(s.x[1])]
-    if min(pads) < 0:
+    rank, mode = s.rank(s.x[0]), s.attribute("mode", "constant")
+    axes = [int(axis) % rank for axis in s.fixed_or(3, range(rank))]
+    pads = s.fixed(s.x[1]).reshape(2, -1).T.tolist()
+    if min(map(min, pads)) < 0:
         s.refuse("it crops")
-    axes = [axis for axis in range(rank) if pads[axis] or pads[axis + rank]]
-    starts = [pads[axis] for axis in axes]
+    padded = [(axis, begin, end) for axis, (begin, end) in zip(axes, pads, strict=True) if begin or end]
+    if mode == "constant":
+        return _cropped(s, padded)
+    gradient = s.gradient
+    for axis, begin, end in padded:
+        positions: Array = np.arange(*static_dims(s.graph, s.x[0], [axis]))
+        gradient = _gathered_back(s, gradient, np.pad(positions, (begin, end), mode=mode), axis - rank)
+    return gradient
+
+
+def _cropped(s: Step, padded: list[tuple[int, int, int]]) -> str:
+    axes, starts, _ = zip(*padded, strict=True) if padded else ((), (), ())
+    if not axes:
+        return s.gradient
     stops = [start + size for start, size in zip(starts, static_dims(s.graph, s.x[0], axes), strict=True)]
     return s.emit("Slice", s.gradient, s.integers(*starts), s.integers(*stops), s.integers(*(1 + a for a in axes)))
+
+
+Variant = TypeVar("Variant")
+Coordinates: TypeAlias = "Callable[[Array, int, int, float], Array]"
+
+_COORDINATES: dict[str, Coordinates] = {
+    "half_pixel": lambda x, before, after, scale: (x + 0.5) / scale - 0.5,
+    "half_pixel_symmetric": lambda x, before, after, scale: (x + 0.5 - after / 2) / scale + before / 2 - 0.5,
+    "pytorch_half_pixel": lambda x, before, after, scale: (x + 0.5) / scale - 0.5 if after > 1 else 0 * x,
+    "asymmetric": lambda x, before, after, scale: x / scale,
+    "align_corners": lambda x, before, after, scale: x * (before - 1) / max(after - 1, 1),
+}
+"""Where output position x of a Resize lies in the input."""
+
+_ROUNDINGS: dict[str, Callable[[Array], Array]] = {
+    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
+    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
+    "floor": np.floor,
+    "ceil": np.ceil,
+}
+
+
+def _resize(s: Step) -> str:
+    """Nearest picks positions; linear is, along each axis, a product with a constant matrix."""
+    resize_back = _variant(s, "mode", "nearest", _RESIZES)
+    place = _variant(s, "coordinate_transformation_mode", "half_pixel", _COORDINATES)
+    for name, only in (("antialias", 0), ("keep_aspect_ratio_policy", "stretch")):
+        _variant(s, name, only, {only: only})
+    rank = s.rank(s.x[0])
+    axes = [axis % rank for axis in s.attribute("axes", range(rank))]
+    scales = s.fixed_or(2, []).tolist() or [None] * len(axes)
+    gradient = s.gradient
+    for axis, scale in zip(axes, scales, strict=True):
+        if scale == 1 or (scale is None and s.shape(s.x[0])[axis] == s.shape(s.y)[axis]):
+            continue
+        before, after = (static_dims(s.graph, value, [axis])[0] for value in (s.x[0], s.y))
+        positions = place(np.arange(after, dtype=np.float64), before, after, scale or after / before)
+        gradient = resize_back(s, gradient, positions, before, axis - rank)
+    return gradient
+
+
+def _variant(s: Step, name: str, default: Any, variants: Mapping[Any, Variant]) -> Variant:
+    """Return what the table holds for an attribute's value; refuses the node when it holds nothing."""
+    given = s.attribute(name, default)
+    if given not in variants:
+        s.refuse(f"its {name} {given!r} has no rule")
+    return variants[given]
+
+
+def _nearest_back(s: Step, gradient: str, positions: Array, size: int, axis: int) -> str:
+    rounded = _ROUNDINGS[s.attribute("nearest_mode", "round_prefer_floor")](positions)
+    return _gathered_back(s, gradient, np.clip(rounded, 0, size - 1).astype(np.int64), axis)
+
+
+def _linear_back(s: Step, gradient: str, positions: Array, size: int, axis: int) -> str:
+    """Row j of the matrix weighs the inputs by their nearness to position j; beyond the border lies its last value."""
+    distance = np.abs(np.clip(positions, 0, size - 1)[:, None] - np.arange(size))
+    return _matrix_along(s, gradient, np.maximum(0, 1 - distance), axis)
+
+
+_RESIZES = {"nearest": _nearest_back, "linear": _linear_back}
+
+
+def _depth_to_space(s: Step) -> str:
+    """Undo (block row, block column, C) or, in mode CRD, (C, block row, block column) out of the channels."""
+    block = s.attribute("blocksize")
+    channels, height, width = static_dims(s.graph, s.x[0], (1, 2, 3))
+    order = [0, 3, 5, 1, 2, 4] if s.attribute("mode", "DCR") == "DCR" else [0, 1, 3, 5, 2, 4]
+    return _regrouped(s, (channels // block**2, height, block, width, block), order)
+
+
+def _space_to_depth(s: Step) -> str:
+    block = s.attribute("blocksize")
+    channels, height, width = static_dims(s.graph, s.x[0], (1, 2, 3))
+    return _regrouped(s, (block, block, channels, height // block, width // block), [0, 3, 4, 1, 5, 2])
+
+
+def _regrouped(s: Step, sizes: tuple[int, ...], order: list[int]) -> str:
+    """Return the gradient, seen as (K*N, *sizes), in another order of axes and the shape of the input."""
+    groups = s.emit("Transpose", s.emit("Reshape", s.gradient, s.integers(-1, *sizes)), perm=order)
+    return _with_lead(s, groups, static_dims(s.graph, s.x[0], (1, 2, 3)))
 
 
 for _op in ("Reshape", "Squeeze", "Unsqueeze"):
@@ -876,7 +1103,15 @@ for _op in ("Reshape", "Squeeze", "Unsqueeze"):
 defvjp("Flatten", _back_to_input_shape)
 defvjp("Transpose", _transpose)
 defvjp("Concat", variadic=_concat)
+defvjp("Split", _split, None)
+defvjp("Slice", _slice, None, None, None, None)
+defvjp("Gather", _gather, None)
+defvjp("Tile", _tile, None)
+defvjp("Expand", lambda s: s.gradient, None, broadcasts=True)
 defvjp("Pad", _pad, None, None, None)
+defvjp("Resize", _resize, None, None, None)
+defvjp("DepthToSpace", _depth_to_space)
+defvjp("SpaceToDepth", _space_to_depth)
 
 
 # Pooled gradients: where the gradient's sum over the map can be taken after the op instead of before it

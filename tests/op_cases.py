@@ -1,8 +1,8 @@
 """One row for every variant of every op in the gradient table: how the op is called, and on what.
 
 An input that is a tuple of numbers is a variable of that shape (its first axis is the batch where `batched`); an array
-is a constant. Values are drawn so that no two elements of a variable are closer than 0.01: finite differences then
-never step over a kink or a tie.
+is a constant (float64: in the graph's type), None an optional input left out. Values are drawn so that no two elements
+of a variable are closer than 0.01: finite differences then never step over a kink or a tie.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
-Input = tuple[int, ...] | npt.NDArray[Any] | float
+Input = tuple[int, ...] | npt.NDArray[Any] | float | None
 
 _rng = np.random.default_rng(7)
 
@@ -27,6 +27,10 @@ def _mask(*shape: int) -> npt.NDArray[np.bool_]:
     return _rng.random(shape) < 0.5
 
 
+def _scales(*factors: float) -> npt.NDArray[np.float32]:
+    return np.array(factors, np.float32)
+
+
 def ints(*numbers: int) -> npt.NDArray[np.int64]:
     return np.array(numbers, np.int64)
 
@@ -36,7 +40,7 @@ class OpCase:
     """One call of an op.
 
     `positive`: variables are drawn from 0.5..2.5 instead of -2..2. `opset`: a later one for an op that is younger than
-    18.
+    18. `outputs`: how many the op has; `unread`: those on which nothing depends.
     """
 
     name: str
@@ -46,10 +50,16 @@ class OpCase:
     batched: bool = True
     positive: bool = False
     opset: int = 18
+    outputs: int = 1
+    unread: tuple[int, ...] = ()
 
     @property
     def variables(self) -> list[int]:
         return [index for index, item in enumerate(self.inputs) if isinstance(item, tuple)]
+
+    @property
+    def read(self) -> list[int]:
+        return [index for index in range(self.outputs) if index not in self.unread]
 
 
 def _case(
@@ -59,9 +69,11 @@ def _case(
     batched: bool = True,
     positive: bool = False,
     opset: int = 18,
+    outputs: int = 1,
+    unread: tuple[int, ...] = (),
     **attributes: Any,
 ) -> OpCase:
-    return OpCase(name, op, inputs, attributes, batched, positive, opset)
+    return OpCase(name, op, inputs, attributes, batched, positive, opset, outputs, unread)
 
 
 _MAP = (2, 3, 5, 6)
@@ -131,6 +143,12 @@ CASES = [
     _case("gemm", "Gemm", (3, 5), weights(5, 4), weights(4)),
     _case("gemm-transposed", "Gemm", (3, 5), weights(4, 5), weights(4), transB=1),
     _case("gemm-scaled", "Gemm", (3, 5), weights(5, 4), weights(4), alpha=0.5, beta=2.0),
+    _case("einsum-product", "Einsum", (2, 3, 4), weights(4, 5), equation="bij,jk->bik"),
+    _case("einsum-both", "Einsum", (2, 3, 4), (2, 5, 4), equation="nac, nbc -> nab"),
+    _case("einsum-attention", "Einsum", (2, 3, 2, 4), (2, 5, 2, 4), equation="bqhd,bkhd->bhqk"),
+    _case("einsum-three", "Einsum", (2, 3), (2, 4), weights(3, 4, 5), equation="ni,nj,ijk->nk"),
+    _case("einsum-sums", "Einsum", (2, 3, 4), (2, 3), equation="nij,ni->n"),
+    _case("einsum-implicit", "Einsum", (2, 3, 4), equation="bca", batched=False),
     _case("conv-same", "Conv", (2, 3, 5, 6), weights(4, 3, 3, 3), weights(4), pads=[1, 1, 1, 1]),
     _case("conv-valid", "Conv", (2, 3, 5, 6), weights(4, 3, 3, 2)),
     _case("conv-1x1", "Conv", (2, 3, 4, 4), weights(5, 3, 1, 1)),
@@ -226,6 +244,98 @@ CASES = [
     _case("concat", "Concat", (2, 3, 4, 4), (2, 2, 4, 4), (2, 1, 4, 4), axis=1),
     _case("concat-negative-axis", "Concat", (2, 3, 4), (2, 3, 2), axis=-1),
     _case("concat-constant", "Concat", weights(2, 1, 4), (2, 3, 4), axis=1, batched=False),
+    _case("split", "Split", (2, 7, 3), ints(2, 4, 1), axis=1, outputs=3),
+    _case("split-evenly", "Split", (2, 3, 5), axis=-1, num_outputs=3, outputs=3),
+    _case("split-first-unread", "Split", (2, 7, 3), ints(2, 4, 1), axis=1, outputs=3, unread=(0,)),
+    _case("split-middle-unread", "Split", (2, 7, 3), ints(2, 4, 1), axis=1, outputs=3, unread=(1,)),
+    _case("split-one-read", "Split", (2, 7, 3), ints(2, 4, 1), axis=1, outputs=3, unread=(0, 2)),
+    _case("slice", "Slice", _MAP, ints(1, 0), ints(4, -2), ints(2, 3)),
+    _case("slice-all-axes", "Slice", (2, 5, 6), ints(0, 1, 2), ints(2**31 - 1, 4, 2**31 - 1)),
+    _case("slice-steps", "Slice", _MAP, ints(0, 1), ints(2**31 - 1, 6), ints(-2, -1), ints(2, 3)),
+    _case("slice-backwards", "Slice", _MAP, ints(-1, 4), ints(-(2**31), 0), ints(1, 3), ints(-1, -2)),
+    _case("gather-row", "Gather", (2, 5, 3), np.array(-2), axis=1),
+    _case("gather", "Gather", (2, 5, 3), ints(4, 0, 2), axis=1),
+    _case("gather-repeated", "Gather", (2, 5, 3), ints(4, 0, 4, 4, -1), axis=1),
+    _case("gather-shuffle", "Gather", (2, 4, 3), ints(0, 2, 1, 3), axis=1),
+    _case("gather-two-axes", "Gather", (2, 5, 3, 2), np.array([[1, 0, 2], [3, -4, 4]]), axis=-3),
+    _case("gather-default-axis", "Gather", (5, 3), ints(1, 3), batched=False),
+    _case("expand", "Expand", (2, 3, 1), ints(1, 1, 4)),
+    _case("expand-new-axes", "Expand", (3, 1), ints(2, 3, 4), batched=False),
+    _case("tile", "Tile", (2, 3, 4), ints(1, 2, 3)),
+    _case("depth-to-space", "DepthToSpace", (2, 12, 2, 3), blocksize=2),
+    _case("depth-to-space-crd", "DepthToSpace", (2, 12, 2, 3), blocksize=2, mode="CRD"),
+    _case("space-to-depth", "SpaceToDepth", (2, 2, 4, 6), blocksize=2),
+    _case(
+        "resize-nearest", "Resize", (2, 3, 3, 4), None, _scales(1, 1, 2, 3), coordinate_transformation_mode="asymmetric"
+    ),
+    _case("resize-nearest-default", "Resize", (2, 3, 3, 4), None, _scales(1, 1, 2, 1.5)),
+    _case("resize-nearest-down", "Resize", (2, 2, 6, 6), None, _scales(1, 1, 0.5, 0.75), nearest_mode="floor"),
+    _case(
+        "resize-nearest-ceil",
+        "Resize",
+        (2, 2, 5, 4),
+        None,
+        None,
+        ints(7, 6),
+        axes=[2, 3],
+        nearest_mode="ceil",
+        coordinate_transformation_mode="align_corners",
+    ),
+    _case(
+        "resize-nearest-prefers-ceil",
+        "Resize",
+        (2, 2, 4, 4),
+        None,
+        _scales(1, 1, 0.5, 0.5),
+        nearest_mode="round_prefer_ceil",
+    ),
+    _case("resize-linear", "Resize", (2, 3, 3, 4), None, _scales(1, 1, 2, 2), mode="linear"),
+    _case("resize-linear-fraction", "Resize", (2, 2, 4, 6), None, _scales(1, 1, 1.75, 0.625), mode="linear"),
+    _case("resize-linear-channels-last", "Resize", (2, 3, 4, 2), None, _scales(1, 2, 1.5, 1), mode="linear"),
+    _case("resize-linear-sizes", "Resize", (2, 2, 5, 4), None, None, ints(7, 3), mode="linear", axes=[2, 3]),
+    _case(
+        "resize-linear-corners",
+        "Resize",
+        (2, 2, 3, 4),
+        None,
+        None,
+        ints(1, 7),
+        mode="linear",
+        axes=[2, 3],
+        coordinate_transformation_mode="align_corners",
+    ),
+    _case(
+        "resize-linear-asymmetric",
+        "Resize",
+        (2, 2, 3, 4),
+        None,
+        _scales(1, 1, 2, 1.25),
+        mode="linear",
+        coordinate_transformation_mode="asymmetric",
+    ),
+    _case(
+        "resize-linear-pytorch",
+        "Resize",
+        (2, 2, 4, 4),
+        None,
+        _scales(1, 1, 0.25, 2),
+        mode="linear",
+        coordinate_transformation_mode="pytorch_half_pixel",
+    ),
+    _case(
+        "resize-linear-symmetric",
+        "Resize",
+        (2, 2, 5, 4),
+        None,
+        _scales(1, 1, 1.5, 0.625),
+        mode="linear",
+        coordinate_transformation_mode="half_pixel_symmetric",
+        opset=19,
+    ),
+    _case("pad-axes", "Pad", (2, 3, 4, 5), ints(1, 0, 0, 2), None, ints(3, -2)),
+    _case("pad-nothing", "Pad", (2, 3, 4), ints(0, 0, 0, 0, 0, 0)),
+    _case("pad-reflect", "Pad", (2, 3, 4, 5), ints(0, 0, 1, 0, 0, 0, 2, 3), mode="reflect"),
+    _case("pad-edge", "Pad", (2, 3, 4, 5), ints(0, 0, 1, 0, 0, 0, 2, 3), mode="edge"),
     _case("pad", "Pad", (2, 3, 4, 5), ints(0, 0, 1, 0, 0, 0, 2, 3)),
     _case("pad-value", "Pad", (2, 3, 4, 5), ints(0, 1, 1, 0, 0, 0, 2, 3), 1.5),
 ]

@@ -88,27 +88,31 @@ def _values(case: OpCase, rng: np.random.Generator) -> dict[str, Array]:
 
 
 def _graph(case: OpCase, dtype: Any) -> Graph:
-    """The op alone: variables x0, x1 ..., output y."""
-    graph = Graph([], {}, {}, ["y"], case.opset)
+    """The op alone: variables x0, x1 ..., outputs y0, y1 ..., of which those that are read are the graph's."""
+    graph = Graph([], {}, {}, [f"y{index}" for index in case.read], case.opset)
     for index, item in enumerate(case.inputs):
         if isinstance(item, tuple):
             batch: tuple[int | str, ...] = ("batch",) if case.batched else item[:1]
             graph.inputs[f"x{index}"] = TensorType(np.dtype(dtype), (*batch, *item[1:]))
-        else:
+        elif item is not None:
             array = np.asarray(item)
-            graph.constants[f"x{index}"] = array.astype(dtype) if array.dtype.kind == "f" else array
-    names = [f"x{index}" for index in range(len(case.inputs))]
-    graph.nodes = [helper.make_node(case.op, names, ["y"], name="node", **case.attributes)]
+            graph.constants[f"x{index}"] = array.astype(dtype) if array.dtype == np.float64 else array
+    names = ["" if item is None else f"x{index}" for index, item in enumerate(case.inputs)]
+    outputs = [f"y{index}" for index in range(case.outputs)]
+    graph.nodes = [helper.make_node(case.op, names, outputs, name="node", **case.attributes)]
     graph.infer_types()
     return graph
 
 
 def _gradient_graph(case: OpCase, dtype: Any) -> Graph:
+    """The op's gradients by x0, x1 ..., given those of its outputs, g0, g1 ..."""
     graph = _graph(case, dtype)
-    graph.inputs["g"] = TensorType(graph.type("y").dtype, ("targets", *graph.shape("y")))
+    upstream = {f"y{index}": f"g{index}" for index in case.read}
+    for output, gradient in upstream.items():
+        graph.inputs[gradient] = TensorType(graph.type(output).dtype, ("targets", *graph.shape(output)))
     forward_ops = list(graph.nodes)
-    gradients = [backpropagate(graph, {"y": "g"}, f"x{index}") for index in case.variables]
-    graph.outputs = ["y", *(graph.emit("Identity", name) for name in gradients)]
+    gradients = [backpropagate(graph, upstream, f"x{index}") for index in case.variables]
+    graph.outputs = [*upstream, *(graph.emit("Identity", name) for name in gradients)]
     graph.prune()
     assert all(node in graph.nodes for node in forward_ops)
     return graph
@@ -120,36 +124,37 @@ def _evaluate(graph: Graph) -> Callable[[dict[str, Array]], list[Array]]:
     return lambda inputs: [np.asarray(output) for output in evaluator.run(None, inputs)]
 
 
-def _finite_differences(case: OpCase, values: dict[str, Any], upstream: Array, variable: str) -> Array:
+def _finite_differences(case: OpCase, values: dict[str, Any], upstream: dict[str, Array], variable: str) -> Array:
     """Return d sum(upstream[k] * y) / d variable for every k, by central differences in float64."""
     forward = _evaluate(_graph(case, np.float64))
     base = values[variable]
-    result: Array = np.zeros((len(upstream), *base.shape))
+    result: Array = np.zeros((_TARGETS, *base.shape))
     for position in np.ndindex(*base.shape):
         shifted = []
         for sign in (1, -1):
             moved: Array = base.copy()
             moved[position] += sign * _STEP
-            shifted.append(forward({**values, variable: moved})[0])
-        slope = (shifted[0] - shifted[1]) / (2 * _STEP)
-        result[(slice(None), *position)] = (upstream * slope).reshape(len(upstream), -1).sum(axis=1)
+            shifted.append(forward({**values, variable: moved}))
+        for gradient, above, below in zip(upstream.values(), *shifted, strict=True):
+            slope = (above - below) / (2 * _STEP)
+            result[(slice(None), *position)] += (gradient * slope).reshape(_TARGETS, -1).sum(axis=1)
     return result
 
 
 def _check(case: OpCase, rng: np.random.Generator) -> None:
     values = _values(case, rng)
-    (forward,) = _evaluate(_graph(case, np.float64))(values)
-    upstream = rng.normal(size=(_TARGETS, *forward.shape))
+    outputs = _evaluate(_graph(case, np.float64))(values)
+    upstream = {f"g{index}": rng.normal(size=(_TARGETS, *y.shape)) for index, y in zip(case.read, outputs, strict=True)}
     slopes = [_finite_differences(case, values, upstream, f"x{index}") for index in case.variables]
-    exact = _evaluate(_gradient_graph(case, np.float64))({**values, "g": upstream})[1:]
+    exact = _evaluate(_gradient_graph(case, np.float64))({**values, **upstream})[len(outputs) :]
     for gradient, expected in zip(exact, slopes, strict=True):
         # Central differences: truncation of order step**2 = 1e-8 times the third derivative, rounding 1e-16 / step.
         assert relative_error(gradient, expected) < 1e-6
 
     graph = _gradient_graph(case, np.float32)
     session = onnxruntime.InferenceSession(graph.to_model().SerializeToString())
-    inputs = {name: array.astype(graph.inputs[name].dtype) for name, array in {**values, "g": upstream}.items()}
-    _, *single = session.run(None, inputs)
+    inputs = {name: array.astype(graph.inputs[name].dtype) for name, array in {**values, **upstream}.items()}
+    single = session.run(None, inputs)[len(outputs) :]
     for gradient, expected in zip(single, exact, strict=True):
         assert relative_error(gradient, expected) < 1e-5
 
@@ -229,7 +234,22 @@ _REFUSED: dict[str, tuple[str, list[Any], dict[str, Any], str]] = {
         "training",
     ),
     "column-major pooling": ("MaxPool", [(2, 3, 4, 4)], {"kernel_shape": [2, 2], "storage_order": 1}, "row-major"),
-    "reflecting pad": ("Pad", [(2, 3, 4, 4), (8,)], {"mode": "reflect"}, "constant padding"),
+    "pad that crops": ("Pad", [(2, 3, 4, 4), -np.ones(8, np.int64)], {}, "crops"),
+    "cubic resize": (
+        "Resize",
+        [(2, 3, 4, 4), (0,), np.array([1, 1, 2, 2], np.float32)],
+        {"mode": "cubic"},
+        "mode 'cubic'",
+    ),
+    "smoothing resize": (
+        "Resize",
+        [(2, 3, 4, 4), (0,), np.array([1, 1, 0.5, 0.5], np.float32)],
+        {"mode": "linear", "antialias": 1},
+        "antialias 1",
+    ),
+    "diagonal": ("Einsum", [(2, 3, 3)], {"equation": "nii->ni"}, "diagonal"),
+    "ellipsis": ("Einsum", [(2, 3, 4)], {"equation": "...i->..."}, "ellipsis"),
+    "broadcasting einsum": ("Einsum", [(2, 1), (2, 3)], {"equation": "ni,ni->n"}, "broadcasts"),
 }
 
 
@@ -239,11 +259,10 @@ def test_a_variant_without_a_rule_is_refused_with_its_reason(name: str) -> None:
     net = NetworkBuilder(shapes[0])
     inputs = [net.input]
     for shape in shapes[1:]:
-        if shape == "relu":
+        if isinstance(shape, str):
             inputs.append(net.add("Relu", net.constant(np.ones((5, 4), np.float32))))
         else:
-            dtype = np.int64 if op == "Pad" else np.float32
-            inputs.append(net.constant(np.ones(shape, dtype)))
+            inputs.append(net.constant(shape if isinstance(shape, np.ndarray) else np.ones(shape, np.float32)))
     graph = net.build(net.add(op, *inputs, name="y", **attributes))
     with pytest.raises(UnsupportedOpError, match=reason) as caught:
         backpropagate(graph, {"y": "g"}, net.input)
