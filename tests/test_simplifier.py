@@ -227,3 +227,13 @@ def test_what_cannot_sink_stays_where_it_is(rng: np.random.Generator) -> None:
     mean = net.add("ReduceMean", joined, keepdims=1)
     graph = net.build(net.add("Sub", joined, mean))
     _check(graph, rng, {"Transpose": 3, "Relu": 1, "Neg": 1, "Concat": 1, "Add": 2, "ReduceMean": 1, "Sub": 1})
+
+
+def test_a_folded_scalar_stays_a_scalar() -> None:
+    """As an index it drops an axis, which a row of one number would keep."""
+    net = NetworkBuilder(("batch", 3))
+    index = net.add("Neg", net.constant(np.array(-1)))
+    graph = net.build(net.add("Gather", net.input, index, axis=1, name="y"))
+    simplify(graph)
+    assert [node.op_type for node in graph.nodes] == ["Gather"]
+    assert graph.shape("y") == ("batch",)

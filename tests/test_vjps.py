@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from networks import Array, NetworkBuilder, relative_error
@@ -143,20 +145,21 @@ def _finite_differences(case: OpCase, values: dict[str, Any], upstream: dict[str
 
 def _check(case: OpCase, rng: np.random.Generator) -> None:
     values = _values(case, rng)
-    outputs = _evaluate(_graph(case, np.float64))(values)
-    upstream = {f"g{index}": rng.normal(size=(_TARGETS, *y.shape)) for index, y in zip(case.read, outputs, strict=True)}
+    upstream = {
+        f"g{index}": rng.normal(size=(_TARGETS, *y.shape))
+        for index, y in zip(case.read, _evaluate(_graph(case, np.float64))(values), strict=True)
+    }
     slopes = [_finite_differences(case, values, upstream, f"x{index}") for index in case.variables]
-    exact = _evaluate(_gradient_graph(case, np.float64))({**values, **upstream})[len(outputs) :]
-    for gradient, expected in zip(exact, slopes, strict=True):
+    exact = _evaluate(_gradient_graph(case, np.float64))({**values, **upstream})
+    for gradient, expected in zip(exact[len(upstream) :], slopes, strict=True):
         # Central differences: truncation of order step**2 = 1e-8 times the third derivative, rounding 1e-16 / step.
         assert relative_error(gradient, expected) < 1e-6
 
     graph = _gradient_graph(case, np.float32)
     session = onnxruntime.InferenceSession(graph.to_model().SerializeToString())
     inputs = {name: array.astype(graph.inputs[name].dtype) for name, array in {**values, **upstream}.items()}
-    single = session.run(None, inputs)[len(outputs) :]
-    for gradient, expected in zip(single, exact, strict=True):
-        assert relative_error(gradient, expected) < 1e-5
+    for single, expected in zip(session.run(None, inputs), exact, strict=True):
+        assert relative_error(single, expected) < 1e-5
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -179,12 +182,56 @@ def test_rule_emits_only_ops_that_run_on_the_gpu(case: OpCase) -> None:
     assert {node.op_type for node in graph.nodes if node.name != "node"} <= CUDA_AND_TENSORRT_OPS
 
 
-_WRONG_RULES = {
+def _as_if(op: str, **attributes: Any) -> Vjp:
+    """Return the op's rule, applied to the node with other attributes."""
+    rule = VJPS[op].rules[0]
+    assert rule is not None
+    return Vjp((lambda s: rule(replace(s, node=_altered(s.node, attributes))),))
+
+
+def _altered(node: onnx.NodeProto, attributes: dict[str, Any]) -> onnx.NodeProto:
+    clone = onnx.NodeProto()
+    clone.CopyFrom(node)
+    kept = [item for item in node.attribute if item.name not in attributes]
+    del clone.attribute[:]
+    clone.attribute.extend([*kept, *(helper.make_attribute(name, value) for name, value in attributes.items())])
+    return clone
+
+
+_WRONG_RULES: dict[str, tuple[str, Vjp]] = {
     "relu-passes-everything": ("relu", Vjp((lambda s: s.gradient,))),
     "sub-loses-its-sign": ("sub-broadcast-right", Vjp((lambda s: s.gradient, lambda s: s.gradient), broadcasts=True)),
     "mul-swaps-its-factors": ("mul-gate", Vjp((lambda s: s.times(s.x[0]), lambda s: s.times(s.x[1])), broadcasts=True)),
     "leaky-relu-is-flat": ("leaky-relu", VJPS["Relu"]),
     "average-becomes-sum": ("reduce-mean-kept", VJPS["ReduceSum"]),
+    "pow-forgets-its-exponent": ("pow-cube", Vjp((lambda s: s.times(s.x[0]), None), broadcasts=True)),
+    "max-takes-the-minimum": (
+        "max-three",
+        Vjp((), lambda s, index: s.only_where(s.emit("Not", s.emit("Equal", s.x[index], s.y))), broadcasts=True),
+    ),
+    "where-swaps-its-sides": (
+        "where-right",
+        Vjp((None, VJPS["Where"].rules[2], VJPS["Where"].rules[1]), broadcasts=True),
+    ),
+    "gelu-is-swish": ("gelu", VJPS["Sigmoid"]),
+    "selu-is-elu": ("selu", VJPS["Elu"]),
+    "celu-is-elu": ("celu", VJPS["Elu"]),
+    "mean-becomes-sum": ("mean-three", VJPS["Sum"]),
+    "softmax-without-coupling": ("softmax", VJPS["Sigmoid"]),
+    "log-softmax-as-softmax": ("log-softmax", VJPS["Softmax"]),
+    "layer-norm-only-scales": ("layer-normalization", Vjp((lambda s: s.times(s.x[1]),))),
+    "group-norm-as-identity": ("group-normalization", VJPS["Identity"]),
+    "lrn-as-identity": ("lrn", VJPS["Identity"]),
+    "lp-pool-as-average": ("lp-pool", VJPS["AveragePool"]),
+    "l2-as-sum": ("reduce-l2", VJPS["ReduceSum"]),
+    "max-goes-everywhere": ("reduce-max", VJPS["ReduceSum"]),
+    "expand-forgets-to-sum": ("expand", Vjp((lambda s: s.gradient, None))),
+    "depth-to-space-in-the-other-order": ("depth-to-space-crd", _as_if("DepthToSpace", mode="DCR")),
+    "resize-rounds-up": ("resize-nearest-default", _as_if("Resize", nearest_mode="ceil")),
+    "resize-by-corners": ("resize-linear", _as_if("Resize", coordinate_transformation_mode="align_corners")),
+    "transposed-convolution-without-groups": ("conv-transpose-groups", _as_if("ConvTranspose", group=1)),
+    "split-joins-another-axis": ("split-evenly", _as_if("Split", axis=0)),
+    "gather-of-another-axis": ("gather-default-axis", _as_if("Gather", axis=1)),
     "transpose-goes-forward": (
         "transpose",
         Vjp((lambda s: s.emit("Transpose", s.gradient, perm=[0, *(1 + a for a in s.attribute("perm"))]),)),
@@ -201,27 +248,55 @@ def test_planted_wrong_rule_is_caught(fault: str, monkeypatch: pytest.MonkeyPatc
         _check(case, rng)
 
 
-def test_max_pool_gives_a_tie_to_the_first_maximum() -> None:
-    net = NetworkBuilder(("batch", 1, 2, 4))
-    graph = net.build(net.add("MaxPool", net.input, kernel_shape=[2, 2], strides=[2, 2], name="y"))
-    graph.inputs["g"] = TensorType(np.dtype(np.float32), ("targets", "batch", 1, 1, 2))
-    graph.outputs = [backpropagate(graph, {"y": "g"}, net.input)]
+def _gradients_at(op: str, *values: Any, upstream: Any = 1, constants: tuple[Any, ...] = (), **attributes: Any) -> Any:
+    """Return an op's gradients at chosen values, one target, in ONNX Runtime."""
+    arrays = [np.asarray(value, np.float32) for value in values]
+    case = OpCase("", op, (*(array.shape for array in arrays), *constants), attributes, batched=False)
+    graph = _gradient_graph(case, np.float32)
     session = onnxruntime.InferenceSession(graph.to_model().SerializeToString())
-    tied = np.array([[[[0, 0, 1, 3], [0, 0, 3, 3]]]], np.float32)
-    upstream = np.array([5, 7], np.float32).reshape(1, 1, 1, 1, 2)
-    (gradient,) = session.run(None, {"image": tied, "g": upstream})
-    np.testing.assert_array_equal(gradient[0, 0, 0], [[5, 0, 0, 7], [0, 0, 0, 0]])
+    inputs = {f"x{index}": array for index, array in enumerate(arrays)}
+    shape = [int(size) for size in graph.shape("y0") if isinstance(size, int)]
+    inputs["g0"] = np.broadcast_to(np.asarray(upstream, np.float32), (1, *shape))
+    return [gradient[0].tolist() for gradient in session.run(None, inputs)[1:]]
+
+
+def test_max_pool_gives_a_tie_to_the_first_maximum() -> None:
+    tied = [[[[0, 0, 1, 3], [0, 0, 3, 3]]]]
+    (gradient,) = _gradients_at("MaxPool", tied, upstream=[5, 7], kernel_shape=[2, 2], strides=[2, 2])
+    assert gradient == [[[[5, 0, 0, 7], [0, 0, 0, 0]]]]
+
+
+def test_global_max_pool_gives_a_tie_to_the_first_maximum() -> None:
+    (gradient,) = _gradients_at("GlobalMaxPool", [[[[0, 2, 1], [2, 2, 0]], [[-1, -1, -1], [-1, -1, -1]]]])
+    assert gradient == [[[[0, 1, 0], [0, 0, 0]], [[1, 0, 0], [0, 0, 0]]]]
+
+
+def test_reduce_max_gives_a_tie_to_the_first_maximum_of_its_axes() -> None:
+    tied = [[[1, 3], [0, 4]], [[3, 3], [4, 4]]]
+    (gradient,) = _gradients_at("ReduceMax", tied, constants=(np.array([2, 0]),), keepdims=0)
+    assert gradient == [[[0, 1], [0, 1]], [[0, 0], [0, 0]]]
+
+
+@pytest.mark.parametrize("op", ["Max", "Min"])
+def test_the_first_of_tied_inputs_gets_the_gradient(op: str) -> None:
+    assert _gradients_at(op, [1, 2], [1, 2], [1, 2]) == [[1, 1], [0, 0], [0, 0]]
 
 
 def test_relu_and_relu6_are_flat_at_their_kinks() -> None:
-    net = NetworkBuilder(("batch", 3))
-    relu6 = net.add("Clip", net.input, net.constant(np.float32(0)), net.constant(np.float32(6)), name="y")
-    graph = net.build(relu6)
-    graph.inputs["g"] = TensorType(np.dtype(np.float32), ("targets", "batch", 3))
-    graph.outputs = [backpropagate(graph, {"y": "g"}, net.input)]
-    session = onnxruntime.InferenceSession(graph.to_model().SerializeToString())
-    (gradient,) = session.run(None, {"image": np.array([[0, 3, 6]], np.float32), "g": np.ones((1, 1, 3), np.float32)})
-    np.testing.assert_array_equal(gradient[0, 0], [0, 1, 0])
+    assert _gradients_at("Clip", [0, 3, 6], constants=(np.float64(0), np.float64(6))) == [[0, 1, 0]]
+    assert _gradients_at("Relu", [0, 1]) == [[0, 1]]
+
+
+def test_what_has_no_slope_at_zero_is_flat_there() -> None:
+    assert _gradients_at("Abs", [0, -2]) == [[0, -1]]
+    assert _gradients_at("ReduceL2", [[0, 0], [3, 4]], upstream=5, constants=(np.array([1]),)) == [[[0, 0], [3, 4]]]
+    zero_and_one = [[[[0, 0, 1, 0]]]]
+    assert _gradients_at("LpPool", zero_and_one, kernel_shape=[1, 2], strides=[1, 2]) == [zero_and_one]
+
+
+def test_powers_of_zero_have_finite_gradients() -> None:
+    assert _gradients_at("Pow", [0, 0, 0, 2], [0, 1, 2, 3])[0] == [0, 1, 0, 12]
+    assert _gradients_at("Pow", [0, 1], [2, 5])[1] == [0, 0]
 
 
 _REFUSED: dict[str, tuple[str, list[Any], dict[str, Any], str]] = {
