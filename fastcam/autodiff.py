@@ -93,23 +93,39 @@ def backpropagate(graph: Graph, gradients: Mapping[str, str], value: str) -> str
     on_path = {value} | {output for node in path for output in node.output}
     collected: dict[str, list[str]] = {name: [gradient] for name, gradient in gradients.items()}
     for node in reversed(path):
-        incoming = collected.pop(node.output[0], None)
-        if incoming is None:
-            raise UnsupportedOpError(_message(node, "the gradient arrives at another output than its first", value))
-        step = Step(graph, node, _add_up(graph, incoming))
+        incoming = [collected.pop(output, []) for output in node.output]
+        if not any(incoming):
+            continue
+        step = Step(graph, node, tuple(_add_up(graph, parts) if parts else None for parts in incoming))
         for index, name in enumerate(node.input):
             if name in on_path:
                 collected.setdefault(name, []).append(_input_gradient(step, index, value))
+    if value not in collected:
+        raise _independent(gradients, value)
     return _add_up(graph, collected[value])
 
 
 def _path(graph: Graph, value: str, gradients: Mapping[str, str]) -> list[onnx.NodeProto]:
     """Return the nodes that the wanted gradient runs through, in forward order."""
     needed = {id(node) for node in needed_nodes(graph, gradients)}
-    path = [node for node in dependents(graph, value) if id(node) in needed]
+    path = [
+        node
+        for node in dependents(graph, value)
+        if id(node) in needed and any(_varies(graph, output) for output in node.output)
+    ]
     if not path:
-        raise UnsupportedOpError(f"{', '.join(gradients)} do not depend on value {value!r}: it has no gradient")
+        raise _independent(gradients, value)
     return path
+
+
+def _varies(graph: Graph, value: str) -> bool:
+    """Tell whether a value can have a gradient: integers and truth values (shapes, indices, masks) change in jumps."""
+    known = graph.types.get(value)
+    return known is None or known.dtype.kind not in "iub"
+
+
+def _independent(gradients: Mapping[str, str], value: str) -> UnsupportedOpError:
+    return UnsupportedOpError(f"{', '.join(gradients)} do not depend on value {value!r}: it has no gradient")
 
 
 def _input_gradient(step: Step, index: int, value: str) -> str:

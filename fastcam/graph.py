@@ -195,13 +195,14 @@ class Graph:
         assumed = {
             name: TensorType(array.dtype, array.shape) for name, array in self.constants.items() if name not in known
         }
-        return dataclasses.replace(self, constants=known, inputs={**self.inputs, **assumed}).to_model()
+        nodes = [_inferable(node) for node in self.nodes]
+        return dataclasses.replace(self, nodes=nodes, constants=known, inputs={**self.inputs, **assumed}).to_model()
 
     def to_model(self, *, metadata: Mapping[str, str] | None = None, name: str = "fastcam") -> onnx.ModelProto:
         """Return the graph as a message that holds its weights (a copy of them)."""
         model = self.skeleton(metadata=metadata, name=name)
         model.graph.initializer.extend(
-            numpy_helper.from_array(np.ascontiguousarray(array), key)
+            numpy_helper.from_array(np.asarray(array, order="C"), key)
             for key, array in {**self.constants, **self.defaults}.items()
         )
         return model
@@ -366,6 +367,13 @@ def static_dims(graph: Graph, value: str, axes: Sequence[int]) -> tuple[int, ...
             "Give the model's input a fixed height and width, then export again."
         )
     return tuple(int(size) for size in sizes if size is not None)
+
+
+def _inferable(node: onnx.NodeProto) -> onnx.NodeProto:
+    """Return a node of the same type and shape in place of one that ONNX has no shape inference for."""
+    if operator(node) != "GroupNormalization":
+        return node
+    return helper.make_node("Identity", node.input[:1], node.output)
 
 
 def _rename_key(mapping: dict[str, Any], old: str, new: str) -> None:

@@ -297,7 +297,7 @@ def _evaluate(node: onnx.NodeProto, graph: Graph) -> list[Array] | None:
         results = list(ReferenceEvaluator(node, opsets={"": graph.opset}).run(None, inputs))
         if not all(isinstance(result, np.ndarray | np.generic) for result in results):
             return None
-        return [np.ascontiguousarray(result) for result in results]
+        return [np.asarray(result, order="C") for result in results]
     except Exception as error:  # whatever NumPy makes of the node's arguments
         raise ModelError(f"node {node.name!r} ({node.op_type}) cannot be evaluated: {error}") from error
 

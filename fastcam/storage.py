@@ -50,7 +50,8 @@ def write_model(graph: Graph, path: Path, metadata: Mapping[str, str]) -> int:
     WriteError
         When the disk is full or the folder not writable; older files are left as they were.
     """
-    arrays = {name: np.ascontiguousarray(array) for name, array in {**graph.constants, **graph.defaults}.items()}
+    # Not ascontiguousarray, which turns a scalar into a row.
+    arrays = {name: np.asarray(array, order="C") for name, array in {**graph.constants, **graph.defaults}.items()}
     large = sum(array.nbytes for array in arrays.values()) > INLINE_LIMIT
     outside = {name: array for name, array in arrays.items() if large and array.nbytes >= _EXTERNAL_MINIMUM}
     skeleton = graph.skeleton(metadata=metadata)

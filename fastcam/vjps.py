@@ -11,11 +11,13 @@ Sums over broadcast axes, accumulation and the choice of path belong to the engi
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+import string
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,13 +39,21 @@ class Step:
     graph : Graph
         Where the rule emits its nodes.
     node : onnx.NodeProto
-    gradient : str
-        Gradient of the node's output, shape (K, \*output shape).
+    gradients : tuple of (str or None)
+        Gradient of each of the node's outputs, shape (K, \*output shape); None where nothing depends on the output.
     """
 
     graph: Graph
     node: onnx.NodeProto
-    gradient: str
+    gradients: tuple[str | None, ...]
+
+    @property
+    def gradient(self) -> str:
+        r"""Gradient of the node's first output, shape (K, \*output shape); refuses the node when another has one."""
+        first, *others = self.gradients
+        if first is None or any(others):
+            self.refuse("the gradient arrives at another output than its first")
+        return first
 
     @property
     def x(self) -> list[str]:
@@ -87,6 +97,11 @@ class Step:
             self.refuse(f"input {value!r} is computed; the rule needs a constant")
         return self.graph.constants[value]
 
+    def fixed_or(self, index: int, default: npt.ArrayLike) -> Array:
+        """Return the array of an optional constant input, ``default`` where it is left out."""
+        given = index < len(self.x) and self.x[index]
+        return self.fixed(given) if given else np.asarray(default)
+
     def only_where(self, condition: str) -> str:
         """Return the gradient where ``condition`` holds, 0 elsewhere."""
         return self.emit("Where", condition, self.gradient, self.constant(0))
@@ -94,6 +109,11 @@ class Step:
     def times(self, factor: str) -> str:
         """Return the gradient times ``factor``."""
         return self.emit("Mul", self.gradient, factor)
+
+    def axis(self, default: int = -1) -> int:
+        """Return the attribute ``axis`` as a negative number, which means the same on a value and on its gradient."""
+        axis = int(self.attribute("axis", default))
+        return axis - self.rank(self.x[0]) if axis >= 0 else axis
 
     def refuse(self, reason: str) -> NoReturn:
         """Raise UnsupportedOpError for this node."""
@@ -183,7 +203,11 @@ defvjp("Sigmoid", lambda s: s.times(s.emit("Mul", s.y, s.emit("Sub", s.constant(
 defvjp("Tanh", lambda s: s.times(s.emit("Sub", s.constant(1), s.emit("Mul", s.y, s.y))))
 defvjp("Neg", lambda s: s.emit("Neg", s.gradient))
 defvjp("Exp", lambda s: s.times(s.y))
+defvjp("Log", lambda s: s.emit("Div", s.gradient, s.x[0]))
+defvjp("Abs", lambda s: s.times(s.emit("Sign", s.x[0])))
 defvjp("Sqrt", lambda s: s.emit("Div", s.gradient, s.emit("Mul", s.constant(2), s.y)))
+defvjp("Reciprocal", lambda s: s.emit("Neg", s.times(s.emit("Mul", s.y, s.y))))
+defvjp("Softplus", lambda s: s.times(s.emit("Sigmoid", s.x[0])))
 
 
 def _clip(s: Step) -> str:
@@ -195,9 +219,85 @@ def _clip(s: Step) -> str:
     return s.only_where(conditions[0] if len(conditions) == 1 else s.emit("And", *conditions))
 
 
-def _leaky_relu(s: Step) -> str:
-    slope = s.constant(s.attribute("alpha", 0.01))
+def _left_slope(s: Step, slope: str) -> str:
+    """Slope 1 for positive inputs, ``slope`` for the others."""
     return s.emit("Where", s.emit("Greater", s.x[0], s.constant(0)), s.gradient, s.times(slope))
+
+
+def _leaky_relu(s: Step) -> str:
+    return _left_slope(s, s.constant(s.attribute("alpha", 0.01)))
+
+
+def _thresholded_relu(s: Step) -> str:
+    return s.only_where(s.emit("Greater", s.x[0], s.constant(s.attribute("alpha", 1.0))))
+
+
+def _elu(s: Step) -> str:
+    """Left of 0, y = alpha * (e^x - 1) has the slope y + alpha."""
+    return _left_slope(s, s.emit("Add", s.y, s.constant(s.attribute("alpha", 1.0))))
+
+
+def _celu(s: Step) -> str:
+    """Left of 0, y = alpha * (e^(x/alpha) - 1) has the slope y/alpha + 1."""
+    return _left_slope(s, s.emit("Add", s.emit("Div", s.y, s.constant(s.attribute("alpha", 1.0))), s.constant(1)))
+
+
+def _selu(s: Step) -> str:
+    """Gamma times the Elu of Klambauer et al. 2017; the defaults are theirs, as ONNX rounds them."""
+    alpha, gamma = s.attribute("alpha", 1.67326319217681884765625), s.attribute("gamma", 1.05070102214813232421875)
+    left = s.emit("Add", s.y, s.constant(alpha * gamma))
+    return s.times(s.emit("Where", s.emit("Greater", s.x[0], s.constant(0)), s.constant(gamma), left))
+
+
+def _softsign(s: Step) -> str:
+    """1 / (1 + |x|)^2."""
+    denominator = s.emit("Add", s.constant(1), s.emit("Abs", s.x[0]))
+    return s.emit("Div", s.gradient, s.emit("Mul", denominator, denominator))
+
+
+def _bell(s: Step, scale: float, width: float) -> str:
+    """Scale * e^(-width x^2)."""
+    square = s.emit("Mul", s.x[0], s.x[0])
+    return s.emit("Mul", s.constant(scale), s.emit("Exp", s.emit("Mul", s.constant(-width), square)))
+
+
+def _gelu(s: Step) -> str:
+    return s.times(_GELU_SLOPES[s.attribute("approximate", "none")](s))
+
+
+def _gelu_slope(s: Step) -> str:
+    """Phi(x) + x * phi(x), with the normal distribution's Phi and its density phi."""
+    error = s.emit("Erf", s.emit("Mul", s.x[0], s.constant(math.sqrt(0.5))))
+    distribution = s.emit("Mul", s.constant(0.5), s.emit("Add", s.constant(1), error))
+    return s.emit("Add", distribution, s.emit("Mul", s.x[0], _bell(s, 1 / math.sqrt(2 * math.pi), 0.5)))
+
+
+def _gelu_tanh_slope(s: Step) -> str:
+    """With t = tanh(c x (1 + a x^2)): (1 + t)/2 + x/2 * (1 - t^2) * c (1 + 3 a x^2)."""
+    scale, cubic = math.sqrt(2 / math.pi), 0.044715
+    square = s.emit("Mul", s.x[0], s.x[0])
+
+    def polynomial(factor: float) -> str:
+        inner = s.emit("Add", s.constant(scale), s.emit("Mul", s.constant(factor * scale), square))
+        return s.emit("Mul", s.x[0], inner)
+
+    tanh = s.emit("Tanh", polynomial(cubic))
+    bend = s.emit("Mul", polynomial(3 * cubic), s.emit("Sub", s.constant(1), s.emit("Mul", tanh, tanh)))
+    return s.emit("Mul", s.constant(0.5), s.emit("Add", s.emit("Add", s.constant(1), tanh), bend))
+
+
+_GELU_SLOPES: dict[str, Callable[[Step], str]] = {"none": _gelu_slope, "tanh": _gelu_tanh_slope}
+
+
+def _mish(s: Step) -> str:
+    """With t = tanh(softplus(x)), y = x t: t + x (1 - t^2) sigmoid(x)."""
+    tanh = s.emit("Tanh", s.emit("Softplus", s.x[0]))
+    bend = s.emit("Mul", s.emit("Sub", s.constant(1), s.emit("Mul", tanh, tanh)), s.emit("Sigmoid", s.x[0]))
+    return s.times(s.emit("Add", tanh, s.emit("Mul", s.x[0], bend)))
+
+
+def _cast(s: Step) -> str:
+    return s.emit("Cast", s.gradient, to=onnx.helper.np_dtype_to_tensor_dtype(s.graph.type(s.x[0]).dtype))
 
 
 def _hard_sigmoid(s: Step) -> str:
@@ -215,6 +315,15 @@ def _hard_swish(s: Step) -> str:
 
 defvjp("Clip", _clip, None, None)
 defvjp("LeakyRelu", _leaky_relu)
+defvjp("ThresholdedRelu", _thresholded_relu)
+defvjp("Elu", _elu)
+defvjp("Celu", _celu)
+defvjp("Selu", _selu)
+defvjp("Softsign", _softsign)
+defvjp("Erf", lambda s: s.times(_bell(s, 2 / math.sqrt(math.pi), 1)))
+defvjp("Gelu", _gelu)
+defvjp("Mish", _mish)
+defvjp("Cast", _cast)
 defvjp("HardSigmoid", _hard_sigmoid)
 defvjp("HardSwish", _hard_swish)
 
@@ -226,11 +335,64 @@ def _div_divisor(s: Step) -> str:
     return s.emit("Neg", s.emit("Div", s.times(s.y), s.x[1]))
 
 
+def _pow_base(s: Step) -> str:
+    """A * x^(a-1); 0 for a = 0 even at x = 0, where the formula has no value."""
+    exponent = _exponent(s)
+    if exponent in s.graph.constants and (s.graph.constants[exponent] == 2).all():
+        return s.times(s.emit("Mul", exponent, s.x[0]))
+    slope = s.emit("Mul", exponent, s.emit("Pow", s.x[0], s.emit("Sub", exponent, s.constant(1))))
+    return s.emit("Where", s.emit("Equal", exponent, s.constant(0)), s.constant(0), s.times(slope))
+
+
+def _pow_exponent(s: Step) -> str:
+    """Y * log(x); 0 where the base is 0, as in PyTorch."""
+    zero = s.emit("Equal", s.x[0], s.constant(0))
+    slope = s.emit("Mul", s.y, s.emit("Log", s.emit("Where", zero, s.constant(1), s.x[0])))
+    return s.times(slope)
+
+
+def _exponent(s: Step) -> str:
+    """Return the exponent in the base's type: ONNX lets it have another."""
+    kind = s.graph.type(s.y).dtype
+    if s.x[1] in s.graph.constants:
+        return s.constant(s.graph.constants[s.x[1]])
+    if s.graph.type(s.x[1]).dtype == kind:
+        return s.x[1]
+    return s.emit("Cast", s.x[1], to=onnx.helper.np_dtype_to_tensor_dtype(kind))
+
+
+def _first_extreme(s: Step, index: int) -> str:
+    """Where inputs tie, the first of them gets the gradient."""
+    chosen = s.emit("Equal", s.x[index], s.y)
+    for earlier in s.x[:index]:
+        chosen = s.emit("And", chosen, s.emit("Not", s.emit("Equal", earlier, s.y)))
+    return s.only_where(chosen)
+
+
+def _mean(s: Step, index: int) -> str:
+    return s.times(s.constant(1 / len(s.x)))
+
+
+def _prelu_slope(s: Step) -> str:
+    positive = s.emit("Greater", s.x[0], s.constant(0))
+    return s.emit("Where", positive, s.constant(0), s.times(s.x[0]))
+
+
+def _where_not(s: Step) -> str:
+    return s.emit("Where", s.x[0], s.constant(0), s.gradient)
+
+
 defvjp("Add", lambda s: s.gradient, lambda s: s.gradient, broadcasts=True)
 defvjp("Sub", lambda s: s.gradient, lambda s: s.emit("Neg", s.gradient), broadcasts=True)
 defvjp("Mul", lambda s: s.times(s.x[1]), lambda s: s.times(s.x[0]), broadcasts=True)
 defvjp("Div", lambda s: s.emit("Div", s.gradient, s.x[1]), _div_divisor, broadcasts=True)
+defvjp("Pow", _pow_base, _pow_exponent, broadcasts=True)
+defvjp("PRelu", lambda s: _left_slope(s, s.x[1]), _prelu_slope, broadcasts=True)
+defvjp("Where", None, lambda s: s.only_where(s.x[0]), _where_not, broadcasts=True)
 defvjp("Sum", variadic=lambda s, index: s.gradient, broadcasts=True)
+defvjp("Mean", variadic=_mean, broadcasts=True)
+defvjp("Max", variadic=_first_extreme, broadcasts=True)
+defvjp("Min", variadic=_first_extreme, broadcasts=True)
 
 
 # Matrix products
@@ -258,6 +420,13 @@ def _gemm(s: Step) -> str:
     return gradient if alpha == 1 else s.emit("Mul", gradient, s.constant(alpha))
 
 
+def _gemm_bias(s: Step) -> str:
+    if s.shape(s.x[2]) != s.shape(s.y):
+        s.refuse("what it adds is computed, and of another shape than its output")
+    beta = s.attribute("beta", 1.0)
+    return s.gradient if beta == 1 else s.times(s.constant(beta))
+
+
 def _times_matrix(s: Step, value: str, matrix: str, *, transposed: bool) -> str:
     """Return ``value`` (K,N,...,U) times a constant matrix (U,V), or the transpose of a (V,U) one."""
     if not transposed:
@@ -276,8 +445,40 @@ def _swapped(s: Step, matrix: str) -> str:
     return s.emit("Transpose", matrix, perm=[*range(rank - 2), rank - 1, rank - 2])
 
 
+def _einsum(s: Step, index: int) -> str:
+    """Exchange the operand and the result; labels that only the operand has are sums, and their gradient is spread."""
+    terms, result = _equation(s)
+    operand, others = terms[index], [term for position, term in enumerate(terms) if position != index]
+    lead = next(letter for letter in string.ascii_letters if letter not in "".join([*terms, result]))
+    shared = set(result).union(*others)
+    reached = "".join(label for label in operand if label in shared)
+    equation = f"{','.join([lead + result, *others])}->{lead}{reached}"
+    factors = [name for position, name in enumerate(s.x) if position != index]
+    gradient = s.emit("Einsum", s.gradient, *factors, equation=equation)
+    summed = [place - len(operand) for place, label in enumerate(operand) if label not in shared]
+    if not summed:
+        return gradient
+    return _stretched(s, s.emit("Unsqueeze", gradient, s.integers(*summed)), s.x[index], summed)
+
+
+def _equation(s: Step) -> tuple[list[str], str]:
+    """Return the labels of the operands and of the result."""
+    left, arrow, right = s.attribute("equation").replace(" ", "").partition("->")
+    terms = left.split(",")
+    if "." in left or any(len(set(term)) < len(term) for term in terms):
+        s.refuse(f"its equation {left!r} has an ellipsis or a diagonal")
+    sizes: dict[str, Dim] = {}
+    for term, name in zip(terms, s.x, strict=True):
+        for label, size in zip(term, s.shape(name), strict=True):
+            if 1 in {size, sizes.setdefault(label, size)} and sizes[label] != size:
+                s.refuse(f"it broadcasts along {label!r}")
+    labels = left.replace(",", "")
+    return terms, right if arrow else "".join(sorted(label for label in set(labels) if labels.count(label) == 1))
+
+
 defvjp("MatMul", _matmul_left, _matmul_right, broadcasts=True, core_axes=2)
-defvjp("Gemm", _gemm, None, None)
+defvjp("Gemm", _gemm, None, _gemm_bias)
+defvjp("Einsum", variadic=_einsum)
 
 
 # Convolution and pooling
@@ -357,6 +558,43 @@ def _conv(s: Step) -> str:
     return _with_lead(s, spread, static_dims(s.graph, s.x[0], [1]) + window.inputs)
 
 
+def _conv_transpose(s: Step) -> str:
+    """The gradient of a transposed convolution is the convolution that it transposes."""
+    kernel = static_dims(s.graph, s.x[1], range(2, s.rank(s.x[1])))
+    window = _transposed_window(s, kernel)
+    if any(-rest >= stride for rest, stride in zip(window.overhang, window.strides, strict=True)):
+        s.refuse("output_padding is as long as a stride")
+    flat = s.emit("Reshape", s.gradient, s.integers(-1, *static_dims(s.graph, s.y, [1]), *window.inputs))
+    gathered = s.emit(
+        "Conv",
+        flat,
+        s.x[1],
+        group=s.attribute("group", 1),
+        kernel_shape=list(kernel),
+        strides=list(window.strides),
+        dilations=list(window.dilations),
+        pads=[*window.begin, *window.end],
+    )
+    return _with_lead(s, gathered, static_dims(s.graph, s.x[0], [1]) + window.outputs)
+
+
+def _transposed_window(s: Step, kernel: tuple[int, ...]) -> Window:
+    """Return the geometry of the convolution that a ConvTranspose transposes: it reads y and makes x."""
+    axes = range(2, 2 + len(kernel))
+    large, small = static_dims(s.graph, s.y, axes), static_dims(s.graph, s.x[0], axes)
+    ones, zeros = [1] * len(kernel), (0,) * len(kernel)
+    strides, dilations = tuple(s.attribute("strides", ones)), tuple(s.attribute("dilations", ones))
+    mode = s.attribute("auto_pad", "NOTSET")
+    if mode == "VALID" or not (mode.startswith("SAME") or s.attribute("output_shape")):
+        begin = tuple(s.attribute("pads", zeros)[: len(kernel)])
+        return Window(kernel, strides, dilations, begin, large, small)
+    added = s.attribute("output_padding", zeros)
+    overhang = Window(kernel, strides, dilations, zeros, large, small).overhang
+    total = [size + extra for size, extra in zip(overhang, added, strict=True)]
+    begin = tuple(size // 2 if mode == "SAME_UPPER" else size - size // 2 for size in total)
+    return Window(kernel, strides, dilations, begin, large, small)
+
+
 def _with_lead(s: Step, value: str, tail: tuple[int, ...]) -> str:
     """Reshape ``value`` to (K, N, *tail)."""
     lead = s.emit("Shape", s.gradient, start=0, end=2)
@@ -429,6 +667,48 @@ def _scatter(s: Step, gradient: str, window: Window, kernel: Array) -> str:
     return _with_lead(s, spread, static_dims(s.graph, s.x[0], [1]) + window.inputs)
 
 
+def _lp_pool(s: Step) -> str:
+    """Y = (sum |x|^p)^(1/p) has the slope sign(x) (|x|/y)^(p-1)."""
+    window = _window(s, tuple(s.attribute("kernel_shape")))
+    exponent = s.attribute("p", 2) - 1
+    shares = s.emit("Div", s.gradient, _signed_power(s, _one_for_zero(s, s.y), exponent))
+    return s.emit(
+        "Mul",
+        _scatter(s, shares, window, np.ones((1, 1, *window.kernel))),
+        _signed_power(s, s.x[0], exponent),
+    )
+
+
+def _one_for_zero(s: Step, norm: str) -> str:
+    """Return a norm fit to divide by: where it is 0, all that it was taken of is 0, and so is its gradient."""
+    return s.emit("Where", s.emit("Equal", norm, s.constant(0)), s.constant(1), norm)
+
+
+def _signed_power(s: Step, value: str, exponent: int) -> str:
+    """Sign(x) * |x|^exponent."""
+    if exponent == 1:
+        return value
+    power = s.emit("Pow", s.emit("Abs", value), s.constant(exponent))
+    return s.emit("Mul", s.emit("Sign", value), power)
+
+
+def _global_max_pool(s: Step) -> str:
+    axes = list(range(2 - s.rank(s.x[0]), 0))
+    return s.emit("Where", _first_equal(s, s.y, axes), s.gradient, s.constant(0))
+
+
+def _first_equal(s: Step, extreme: str, axes: list[int]) -> str:
+    """Return where the input first equals its ``extreme`` over ``axes``, in row-major order."""
+    sizes = static_dims(s.graph, s.x[0], axes)
+    places: Array = np.ones(s.rank(s.x[0]), np.int64)
+    places[axes] = sizes
+    # Ranks fall along the axes, so that ReduceMax finds the first; float32 counts exactly up to 2**24.
+    ranks = s.graph.emit_constant(np.arange(math.prod(sizes), 0, -1, dtype=np.float32).reshape(places))
+    none = s.graph.emit_constant(np.float32(0))
+    candidates = s.emit("Where", s.emit("Equal", s.x[0], extreme), ranks, none)
+    return s.emit("Equal", candidates, s.emit("ReduceMax", candidates, s.integers(*axes), keepdims=1))
+
+
 def _global_average_pool(s: Step) -> str:
     spatial = static_dims(s.graph, s.x[0], range(2, s.rank(s.x[0])))
     return s.times(s.constant(np.full(spatial, 1 / math.prod(spatial))))
@@ -443,10 +723,109 @@ def _batch_normalization(s: Step) -> str:
 
 
 defvjp("Conv", _conv, None, None)
+defvjp("ConvTranspose", _conv_transpose, None, None)
 defvjp("MaxPool", _max_pool)
 defvjp("AveragePool", _average_pool)
+defvjp("LpPool", _lp_pool)
 defvjp("GlobalAveragePool", _global_average_pool)
+defvjp("GlobalMaxPool", _global_max_pool)
 defvjp("BatchNormalization", _batch_normalization, None, None, None, None)
+
+
+# Normalisation over values of the same image
+
+
+def _layer_normalization(s: Step) -> str:
+    return _normalization(s, s.x[0], s.times(s.x[1]), list(range(s.axis(), 0)))
+
+
+def _group_normalization(s: Step) -> str:
+    if s.graph.opset > 20:
+        s.refuse("from opset 21 on it scales channels instead of groups; convert the model to opset 20")
+    return _normalization_of_groups(s, s.attribute("num_groups"))
+
+
+def _instance_normalization(s: Step) -> str:
+    """Every channel is a group of its own."""
+    return _normalization_of_groups(s, *static_dims(s.graph, s.x[0], [1]))
+
+
+def _normalization_of_groups(s: Step, groups: int) -> str:
+    """Scale and bias have one number a group."""
+    x = s.emit("Reshape", s.x[0], s.integers(0, groups, -1))
+    gradient = s.emit("Reshape", s.gradient, s.integers(0, 0, groups, -1))
+    scaled = s.emit("Mul", gradient, s.emit("Unsqueeze", s.x[1], s.integers(-1)))
+    return s.emit("Reshape", _normalization(s, x, scaled, [-1]), s.emit("Shape", s.gradient))
+
+
+def _normalization(s: Step, x: str, gradient: str, axes: list[int]) -> str:
+    """Return the gradient of x in n = (x - mean) / deviation: (g - mean(g) - n mean(g n)) / deviation."""
+
+    def mean(value: str) -> str:
+        return s.emit("ReduceMean", value, s.integers(*axes), keepdims=1)
+
+    centred = s.emit("Sub", x, mean(x))
+    variance = mean(s.emit("Mul", centred, centred))
+    deviation = s.emit("Sqrt", s.emit("Add", variance, s.constant(s.attribute("epsilon", 1e-5))))
+    normal = s.emit("Div", centred, deviation)
+    along = s.emit("Mul", normal, mean(s.emit("Mul", gradient, normal)))
+    rest = s.emit("Sub", s.emit("Sub", gradient, mean(gradient)), along)
+    return s.emit("Div", rest, deviation)
+
+
+def _local_response_normalization(s: Step) -> str:
+    """Y_j = x_j d_j^-beta with d = bias + alpha/size * W x^2, where row j of W marks the channels around j.
+
+    Hence g_i d_i^-beta - 2 alpha beta / size * x_i * sum_j W_ji g_j y_j / d_j.
+    """
+    (channels,), size = static_dims(s.graph, s.x[0], [1]), s.attribute("size")
+    alpha, beta = s.attribute("alpha", 1e-4) / size, s.attribute("beta", 0.75)
+    distance = np.arange(channels) - np.arange(channels)[:, None]
+    window = (-((size - 1) // 2) <= distance) & (distance <= size // 2)
+    axis = 1 - s.rank(s.x[0])
+    squares = _matrix_along(s, s.emit("Mul", s.x[0], s.x[0]), window.T, axis)
+    divisor = s.emit("Add", s.constant(s.attribute("bias", 1.0)), s.emit("Mul", s.constant(alpha), squares))
+    through_divisor = _matrix_along(s, s.times(s.emit("Div", s.y, divisor)), window, axis)
+    neighbours = s.emit("Mul", s.emit("Mul", s.constant(2 * alpha * beta), s.x[0]), through_divisor)
+    return s.emit("Sub", s.times(s.emit("Pow", divisor, s.constant(-beta))), neighbours)
+
+
+def _matrix_along(s: Step, value: str, matrix: Array, axis: int) -> str:
+    """Return sum over j of value[..., j, ...] * matrix[j, i] along one axis, counted from the end."""
+    if axis == -2:
+        return s.emit("MatMul", s.constant(matrix.T), value)
+    if axis == -1:
+        return s.emit("MatMul", value, s.constant(matrix))
+    # A matrix product reads the last axes: what lies behind the wanted one becomes a single axis.
+    shape = s.emit("Shape", value)
+    before = s.emit("Slice", shape, s.integers(0), s.integers(axis + 1), s.integers(0))
+    flat = s.emit("Reshape", value, s.emit("Concat", before, s.integers(-1), axis=0))
+    product = s.emit("MatMul", s.constant(matrix.T), flat)
+    behind = s.emit("Slice", shape, s.integers(axis + 1), s.integers(_END), s.integers(0))
+    ahead = s.emit("Slice", shape, s.integers(0), s.integers(axis), s.integers(0))
+    return s.emit("Reshape", product, s.emit("Concat", ahead, s.integers(matrix.shape[1]), behind, axis=0))
+
+
+_END = 2**31 - 1
+"""The end of an axis in a Slice."""
+
+
+def _softmax(s: Step) -> str:
+    weighted = s.emit("ReduceSum", s.times(s.y), s.integers(s.axis()), keepdims=1)
+    return s.emit("Mul", s.y, s.emit("Sub", s.gradient, weighted))
+
+
+def _log_softmax(s: Step) -> str:
+    total = s.emit("ReduceSum", s.gradient, s.integers(s.axis()), keepdims=1)
+    return s.emit("Sub", s.gradient, s.emit("Mul", s.emit("Exp", s.y), total))
+
+
+defvjp("LayerNormalization", _layer_normalization, None, None)
+defvjp("InstanceNormalization", _instance_normalization, None, None)
+defvjp("GroupNormalization", _group_normalization, None, None)
+defvjp("LRN", _local_response_normalization)
+defvjp("Softmax", _softmax)
+defvjp("LogSoftmax", _log_softmax)
 
 
 # Reductions
@@ -455,20 +834,26 @@ defvjp("BatchNormalization", _batch_normalization, None, None, None, None)
 def _reduced_axes(s: Step) -> list[int]:
     """Return the reduced axes as negative numbers, which mean the same on a value and on its gradient."""
     rank = s.rank(s.x[0])
-    axes = [int(axis) for axis in s.fixed(s.x[1])] if len(s.x) > 1 and s.x[1] else []
+    axes = [int(axis) for axis in s.fixed_or(1, [])]
     if not axes and not s.attribute("noop_with_empty_axes", 0):
         axes = list(range(rank))
     return [axis - rank if axis >= 0 else axis for axis in axes]
 
 
+def _with_reduced_axes(s: Step, value: str, axes: list[int]) -> str:
+    """Return the output or its gradient with the reduced axes back, of size 1."""
+    return value if s.attribute("keepdims", 1) else s.emit("Unsqueeze", value, s.integers(*axes))
+
+
 def _spread_over(s: Step, axes: list[int]) -> str:
     """Return the gradient with the reduced axes back, in the sizes of the input."""
-    gradient = s.gradient
-    if not s.attribute("keepdims", 1):
-        gradient = s.emit("Unsqueeze", gradient, s.integers(*axes))
-    rank = s.rank(s.x[0])
-    sizes = dict(zip(axes, static_dims(s.graph, s.x[0], axes), strict=True))
-    return s.emit("Expand", gradient, s.integers(1, *(sizes.get(axis, 1) for axis in range(-rank, 0))))
+    return _stretched(s, _with_reduced_axes(s, s.gradient, axes), s.x[0], axes)
+
+
+def _stretched(s: Step, gradient: str, value: str, axes: list[int]) -> str:
+    """Return a gradient of size 1 along ``axes``, counted from the end, in the sizes of ``value``."""
+    sizes = dict(zip(axes, static_dims(s.graph, value, axes), strict=True))
+    return s.emit("Expand", gradient, s.integers(1, *(sizes.get(axis, 1) for axis in range(-s.rank(value), 0))))
 
 
 def _reduce_sum(s: Step) -> str:
@@ -481,8 +866,22 @@ def _reduce_mean(s: Step) -> str:
     return s.emit("Mul", _spread_over(s, axes), s.constant(1 / count))
 
 
+def _reduce_max(s: Step) -> str:
+    axes = _reduced_axes(s)
+    first = _first_equal(s, _with_reduced_axes(s, s.y, axes), axes)
+    return s.emit("Where", first, _with_reduced_axes(s, s.gradient, axes), s.constant(0))
+
+
+def _reduce_l2(s: Step) -> str:
+    axes = _reduced_axes(s)
+    norm, gradient = (_with_reduced_axes(s, value, axes) for value in (s.y, s.gradient))
+    return s.emit("Mul", s.x[0], s.emit("Div", gradient, _one_for_zero(s, norm)))
+
+
 defvjp("ReduceSum", _reduce_sum, None)
 defvjp("ReduceMean", _reduce_mean, None)
+defvjp("ReduceMax", _reduce_max, None)
+defvjp("ReduceL2", _reduce_l2, None)
 
 
 # Shape
@@ -505,25 +904,205 @@ def _transpose(s: Step) -> str:
 
 
 def _concat(s: Step, index: int) -> str:
-    axis = s.attribute("axis")
-    axis = axis - s.rank(s.y) if axis >= 0 else axis
+    axis = s.axis()
     sizes = [static_dims(s.graph, name, [axis])[0] for name in s.x[: index + 1]]
     start = sum(sizes[:-1])
-    # The gradient has one axis more than the value, so the axis is counted from the end.
     return s.emit("Slice", s.gradient, s.integers(start), s.integers(start + sizes[-1]), s.integers(axis))
 
 
+def _split(s: Step) -> str:
+    """Concatenate the gradients of the outputs that are read, each padded by those that are not."""
+    axis = s.axis(default=0)
+    sizes = [int(size) for size in s.fixed_or(1, _even_split(s, axis))]
+    starts = [0, *itertools.accumulate(sizes)]
+    read = [index for index, gradient in enumerate(s.gradients) if gradient]
+    edges = [0, *(starts[index] for index in read[1:]), starts[-1]]
+    parts = [
+        _padded(s, gradient, axis, starts[index] - begin, end - starts[index + 1])
+        for index, (begin, end) in zip(read, itertools.pairwise(edges), strict=True)
+        if (gradient := s.gradients[index])
+    ]
+    return parts[0] if len(parts) == 1 else s.emit("Concat", *parts, axis=axis)
+
+
+def _even_split(s: Step, axis: int) -> list[int]:
+    """Return the sizes of a Split into equal parts, of which the last may be shorter."""
+    (total,), count = static_dims(s.graph, s.x[0], [axis]), len(s.node.output)
+    size = math.ceil(total / count)
+    return [min(size, total - start) for start in range(0, size * count, size)]
+
+
+def _padded(s: Step, gradient: str, axis: int, begin: int, end: int) -> str:
+    """Return a gradient with zeros before and after it along one axis, counted from the end."""
+    if not begin and not end:
+        return gradient
+    pads = np.zeros((2, 1 + s.rank(s.x[0])), np.int64)
+    pads[:, axis] = begin, end
+    return s.emit("Pad", gradient, s.integers(*pads.ravel()))
+
+
+# Ops that pick or repeat positions along an axis
+
+
+def _gathered_back(s: Step, gradient: str, indices: Array, axis: int) -> str:
+    """Return the gradient of an input whose positions ``indices`` were read along one axis, counted from the end.
+
+    Every position collects from all that read it: a Gather by the constant inverse of ``indices``, in which the zeros
+    behind the gradient stand for those that nobody reads, and a sum where there are several.
+    """
+    (size,) = static_dims(s.graph, s.x[0], [axis])
+    count = len(indices)
+    if np.array_equal(indices, np.arange(indices[0], indices[0] + count)):
+        return _padded(s, gradient, axis, int(indices[0]), size - int(indices[-1]) - 1)
+    readers = [np.flatnonzero(indices == position) for position in range(size)]
+    inverse = np.full((size, max(map(len, readers))), count)
+    for row, found in zip(inverse, readers, strict=True):
+        row[: len(found)] = found
+    padded = _padded(s, gradient, axis, 0, int((inverse == count).any()))
+    if inverse.shape[1] == 1:
+        return s.emit("Gather", padded, s.graph.emit_constant(inverse[:, 0]), axis=axis)
+    collected = s.emit("Gather", padded, s.graph.emit_constant(inverse), axis=axis)
+    return s.emit("ReduceSum", collected, s.integers(axis), keepdims=0)
+
+
+def _slice(s: Step) -> str:
+    starts, ends = s.fixed(s.x[1]), s.fixed(s.x[2])
+    axes, steps = s.fixed_or(3, range(len(starts))), s.fixed_or(4, [1] * len(starts))
+    gradient = s.gradient
+    for start, end, axis, step in zip(*(array.tolist() for array in (starts, ends, axes, steps)), strict=True):
+        if (start, step) == (0, 1) and end >= _END:
+            continue
+        from_end = axis - s.rank(s.x[0]) if axis >= 0 else axis
+        (size,) = static_dims(s.graph, s.x[0], [axis])
+        gradient = _gathered_back(s, gradient, np.arange(size)[start:end:step], from_end)
+    return gradient
+
+
+def _gather(s: Step) -> str:
+    axis, indices = s.axis(default=0), s.fixed(s.x[1])
+    (size,) = static_dims(s.graph, s.x[0], [axis])
+    gradient = s.gradient
+    if indices.ndim == 0:
+        gradient = s.emit("Unsqueeze", gradient, s.integers(axis))
+    elif indices.ndim > 1:
+        ahead = [0] * (1 + s.rank(s.x[0]) + axis)
+        behind = static_dims(s.graph, s.x[0], range(axis + 1, 0))
+        gradient = s.emit("Reshape", gradient, s.integers(*ahead, indices.size, *behind))
+    return _gathered_back(s, gradient, indices.ravel() % size, axis)
+
+
+def _tile(s: Step) -> str:
+    gradient, rank = s.gradient, s.rank(s.x[0])
+    for axis, repeats in enumerate(s.fixed(s.x[1]).tolist()):
+        if repeats != 1:
+            (size,) = static_dims(s.graph, s.x[0], [axis])
+            gradient = _gathered_back(s, gradient, np.tile(np.arange(size), repeats), axis - rank)
+    return gradient
+
+
 def _pad(s: Step) -> str:
-    if s.attribute("mode", "constant") != "constant" or (len(s.x) > 3 and s.x[3]):
-        s.refuse("only constant padding of all axes has a rule")
-    rank = s.rank(s.x[0])
-    pads = [int(size) for size in s.fixed(s.x[1])]
-    if min(pads) < 0:
+    rank, mode = s.rank(s.x[0]), s.attribute("mode", "constant")
+    axes = [int(axis) % rank for axis in s.fixed_or(3, range(rank))]
+    pads = s.fixed(s.x[1]).reshape(2, -1).T.tolist()
+    if min(map(min, pads)) < 0:
         s.refuse("it crops")
-    axes = [axis for axis in range(rank) if pads[axis] or pads[axis + rank]]
-    starts = [pads[axis] for axis in axes]
+    padded = [(axis, begin, end) for axis, (begin, end) in zip(axes, pads, strict=True) if begin or end]
+    if mode == "constant":
+        return _cropped(s, padded)
+    gradient = s.gradient
+    for axis, begin, end in padded:
+        positions: Array = np.arange(*static_dims(s.graph, s.x[0], [axis]))
+        gradient = _gathered_back(s, gradient, np.pad(positions, (begin, end), mode=mode), axis - rank)
+    return gradient
+
+
+def _cropped(s: Step, padded: list[tuple[int, int, int]]) -> str:
+    axes, starts, _ = zip(*padded, strict=True) if padded else ((), (), ())
+    if not axes:
+        return s.gradient
     stops = [start + size for start, size in zip(starts, static_dims(s.graph, s.x[0], axes), strict=True)]
     return s.emit("Slice", s.gradient, s.integers(*starts), s.integers(*stops), s.integers(*(1 + a for a in axes)))
+
+
+Variant = TypeVar("Variant")
+Coordinates: TypeAlias = "Callable[[Array, int, int, float], Array]"
+
+_COORDINATES: dict[str, Coordinates] = {
+    "half_pixel": lambda x, before, after, scale: (x + 0.5) / scale - 0.5,
+    "half_pixel_symmetric": lambda x, before, after, scale: (x + 0.5 - after / 2) / scale + before / 2 - 0.5,
+    "pytorch_half_pixel": lambda x, before, after, scale: (x + 0.5) / scale - 0.5 if after > 1 else 0 * x,
+    "asymmetric": lambda x, before, after, scale: x / scale,
+    "align_corners": lambda x, before, after, scale: x * (before - 1) / max(after - 1, 1),
+}
+"""Where output position x of a Resize lies in the input."""
+
+_ROUNDINGS: dict[str, Callable[[Array], Array]] = {
+    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
+    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
+    "floor": np.floor,
+    "ceil": np.ceil,
+}
+
+
+def _resize(s: Step) -> str:
+    """Nearest picks positions; linear is, along each axis, a product with a constant matrix."""
+    resize_back = _variant(s, "mode", "nearest", _RESIZES)
+    place = _variant(s, "coordinate_transformation_mode", "half_pixel", _COORDINATES)
+    for name, only in (("antialias", 0), ("keep_aspect_ratio_policy", "stretch")):
+        _variant(s, name, only, {only: only})
+    rank = s.rank(s.x[0])
+    axes = [axis % rank for axis in s.attribute("axes", range(rank))]
+    scales = s.fixed_or(2, []).tolist() or [None] * len(axes)
+    gradient = s.gradient
+    for axis, scale in zip(axes, scales, strict=True):
+        if scale == 1 or (scale is None and s.shape(s.x[0])[axis] == s.shape(s.y)[axis]):
+            continue
+        before, after = (static_dims(s.graph, value, [axis])[0] for value in (s.x[0], s.y))
+        positions = place(np.arange(after, dtype=np.float64), before, after, scale or after / before)
+        gradient = resize_back(s, gradient, positions, before, axis - rank)
+    return gradient
+
+
+def _variant(s: Step, name: str, default: Any, variants: Mapping[Any, Variant]) -> Variant:
+    """Return what the table holds for an attribute's value; refuses the node when it holds nothing."""
+    given = s.attribute(name, default)
+    if given not in variants:
+        s.refuse(f"its {name} {given!r} has no rule")
+    return variants[given]
+
+
+def _nearest_back(s: Step, gradient: str, positions: Array, size: int, axis: int) -> str:
+    rounded = _ROUNDINGS[s.attribute("nearest_mode", "round_prefer_floor")](positions)
+    return _gathered_back(s, gradient, np.clip(rounded, 0, size - 1).astype(np.int64), axis)
+
+
+def _linear_back(s: Step, gradient: str, positions: Array, size: int, axis: int) -> str:
+    """Row j of the matrix weighs the inputs by their nearness to position j; beyond the border lies its last value."""
+    distance = np.abs(np.clip(positions, 0, size - 1)[:, None] - np.arange(size))
+    return _matrix_along(s, gradient, np.maximum(0, 1 - distance), axis)
+
+
+_RESIZES = {"nearest": _nearest_back, "linear": _linear_back}
+
+
+def _depth_to_space(s: Step) -> str:
+    """Undo (block row, block column, C) or, in mode CRD, (C, block row, block column) out of the channels."""
+    block = s.attribute("blocksize")
+    channels, height, width = static_dims(s.graph, s.x[0], (1, 2, 3))
+    order = [0, 3, 5, 1, 2, 4] if s.attribute("mode", "DCR") == "DCR" else [0, 1, 3, 5, 2, 4]
+    return _regrouped(s, (channels // block**2, height, block, width, block), order)
+
+
+def _space_to_depth(s: Step) -> str:
+    block = s.attribute("blocksize")
+    channels, height, width = static_dims(s.graph, s.x[0], (1, 2, 3))
+    return _regrouped(s, (block, block, channels, height // block, width // block), [0, 3, 4, 1, 5, 2])
+
+
+def _regrouped(s: Step, sizes: tuple[int, ...], order: list[int]) -> str:
+    """Return the gradient, seen as (K*N, *sizes), in another order of axes and the shape of the input."""
+    groups = s.emit("Transpose", s.emit("Reshape", s.gradient, s.integers(-1, *sizes)), perm=order)
+    return _with_lead(s, groups, static_dims(s.graph, s.x[0], (1, 2, 3)))
 
 
 for _op in ("Reshape", "Squeeze", "Unsqueeze"):
@@ -531,7 +1110,15 @@ for _op in ("Reshape", "Squeeze", "Unsqueeze"):
 defvjp("Flatten", _back_to_input_shape)
 defvjp("Transpose", _transpose)
 defvjp("Concat", variadic=_concat)
+defvjp("Split", _split, None)
+defvjp("Slice", _slice, None, None, None, None)
+defvjp("Gather", _gather, None)
+defvjp("Tile", _tile, None)
+defvjp("Expand", lambda s: s.gradient, None, broadcasts=True)
 defvjp("Pad", _pad, None, None, None)
+defvjp("Resize", _resize, None, None, None)
+defvjp("DepthToSpace", _depth_to_space)
+defvjp("SpaceToDepth", _space_to_depth)
 
 
 # Pooled gradients: where the gradient's sum over the map can be taken after the op instead of before it

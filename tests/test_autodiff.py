@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from networks import Array, NetworkBuilder, relative_error, small_classifier
+from onnx import TensorProto
 
 from fastcam import autodiff
 from fastcam.autodiff import backpropagate, pooled_gradient, target_gradients
@@ -100,6 +102,41 @@ def test_logits_that_do_not_depend_on_the_value() -> None:
     graph = net.build(net.add("Neg", net.input, name="y"), side)
     with pytest.raises(UnsupportedOpError, match="do not depend on value 'side'"):
         backpropagate(graph, {"y": "g"}, "side")
+
+
+def test_shapes_and_masks_carry_no_gradient() -> None:
+    """y = (x > 0 ? 3 x : x) * width, the width read off the shape of x: dy/dx = 2 * (3, 1)."""
+    net = NetworkBuilder(("batch", 2))
+    mask = net.add("Greater", net.input, net.constant(np.float32(0)))
+    bent = net.add("Where", mask, net.add("Mul", net.input, net.constant(np.float32(3))), net.input)
+    width = net.add("Cast", net.add("Shape", net.add("Neg", net.input), start=1), to=TensorProto.FLOAT)
+    graph = net.build(net.add("Mul", bent, width, name="y"))
+    graph.inputs["g"] = TensorType(np.dtype(np.float32), ("targets", "batch", 2))
+    result = backpropagate(graph, {"y": "g"}, net.input)
+    (found,) = _run(graph, [result], {"image": np.array([[4, -5]], np.float32), "g": np.ones((1, 1, 2), np.float32)})
+    np.testing.assert_array_equal(found[0, 0], [6, 2])
+
+
+@pytest.mark.parametrize("ops", [("Shape",), ("Shape", "Cast")])
+def test_a_value_whose_shape_alone_counts_has_no_gradient(ops: tuple[str, ...]) -> None:
+    net = NetworkBuilder(("batch", 2))
+    value = net.input
+    for op in ops:
+        attributes: dict[str, Any] = {"to": TensorProto.FLOAT} if op == "Cast" else {}
+        value = net.add(op, value, **attributes)
+    graph = net.build(net.add("Neg", value, name="y"))
+    with pytest.raises(UnsupportedOpError, match="do not depend on value 'image'"):
+        backpropagate(graph, {"y": "g"}, net.input)
+
+
+def test_a_second_output_without_a_rule_is_named() -> None:
+    net = NetworkBuilder(("batch", 2))
+    scale = net.constant(np.ones(2, np.float32))
+    net.add("LayerNormalization", net.input, scale, name="normal")
+    net.graph.nodes[-1].output.append("mean")
+    graph = net.build(net.add("Neg", "mean", name="y"))
+    with pytest.raises(UnsupportedOpError, match=r"LayerNormalization.*another output"):
+        backpropagate(graph, {"y": "g"}, net.input)
 
 
 def test_logits_without_a_dense_layer_start_from_one_hot_rows(rng: np.random.Generator) -> None:

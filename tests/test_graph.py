@@ -139,6 +139,21 @@ def test_a_sequence_input_is_refused() -> None:
         from_model(helper.make_model(helper.make_graph([node], "g", [info], [y])))
 
 
+def test_a_scalar_stays_a_scalar() -> None:
+    """Gather by a scalar drops the axis; by a row of one number it would keep it."""
+    net = NetworkBuilder((2, 3))
+    graph = net.build(net.add("Gather", net.input, net.constant(np.array(1)), axis=1, name="y"))
+    assert graph.to_model().graph.initializer[0].dims == []
+    assert from_model(graph.to_model()).shape("y") == (2,)
+
+
+def test_group_normalisation_keeps_the_shape() -> None:
+    net = NetworkBuilder(("batch", 4, 3, 3))
+    weights = [net.constant(np.ones(2, np.float32)) for _ in range(2)]
+    graph = net.build(net.add("Relu", net.add("GroupNormalization", net.input, *weights, num_groups=2), name="y"))
+    assert graph.shape("y") == ("batch", 4, 3, 3)
+
+
 def test_renaming_reaches_every_use() -> None:
     graph = small_classifier()
     graph.rename("block2", "explained")

@@ -276,3 +276,13 @@ def test_results_that_are_no_arrays_are_left_alone() -> None:
     graph = net.build(net.add("Add", net.input, net.add("ReduceMax", joined)))
     simplify(graph)
     assert "SequenceConstruct" in {node.op_type for node in graph.nodes}
+
+
+def test_a_folded_scalar_stays_a_scalar() -> None:
+    """As an index it drops an axis, which a row of one number would keep."""
+    net = NetworkBuilder(("batch", 3))
+    index = net.add("Neg", net.constant(np.array(-1)))
+    graph = net.build(net.add("Gather", net.input, index, axis=1, name="y"))
+    simplify(graph)
+    assert [node.op_type for node in graph.nodes] == ["Gather"]
+    assert graph.shape("y") == ("batch",)

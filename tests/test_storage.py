@@ -41,7 +41,7 @@ def test_arrays_of_every_kind_survive(tmp_path: Path) -> None:
         item.name: onnx.numpy_helper.to_array(item) for item in onnx.load(tmp_path / "kinds.onnx").graph.initializer
     }
     for name, array in {**graph.constants, **graph.defaults}.items():
-        assert read[name].dtype == array.dtype
+        assert (read[name].dtype, read[name].shape) == (array.dtype, array.shape)
         np.testing.assert_array_equal(read[name], array)
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from networks import Array, NetworkBuilder, relative_error
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+from onnx.reference.ops import op_conv_transpose, op_lp_pool
 from op_cases import CASES, OpCase
 from op_support import CUDA_AND_TENSORRT_OPS
 
@@ -19,6 +24,54 @@ from fastcam.errors import ArgumentError, UnsupportedOpError
 from fastcam.graph import Graph, TensorType
 from fastcam.vjps import VJPS, Step, Vjp, defvjp
 
+
+class Erf(OpRun):
+    """Erf in the input's precision: onnx.reference rounds it to float32."""
+
+    op_domain = ""
+
+    def _run(self, x: Array) -> tuple[Array]:
+        return (_erf(x),)
+
+
+class Gelu(OpRun):
+    """Gelu in the input's precision, for the same reason; formulas of the ONNX specification."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, approximate: str) -> tuple[Array]:
+        if approximate == "tanh":
+            return (0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),)
+        return (0.5 * x * (1 + _erf(x / np.sqrt(2))),)
+
+
+class ConvTranspose(op_conv_transpose.ConvTranspose):
+    """ConvTranspose with groups: onnx.reference does not split the kernel by them."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, w: Array, b: Array | None = None, group: int = 1, **attributes: Any) -> tuple[Array]:  # type: ignore[override]
+        base: Any = super()
+        parts = zip(np.split(x, group, axis=1), np.split(w, group), strict=True)
+        y = np.concatenate([base._run(*part, group=1, **attributes)[0] for part in parts], axis=1)
+        return (y if b is None else y + b.reshape(-1, *[1] * (x.ndim - 2)),)
+
+
+class LpPool(op_lp_pool.LpPool):
+    """LpPool with padding: onnx.reference scales the windows at the border as if they were full."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, **attributes: Any) -> tuple[Array]:  # type: ignore[override]
+        base: Any = super()
+        return tuple(base._run(x, **{**attributes, "count_include_pad": 1}))
+
+
+def _erf(x: Array) -> Array:
+    return np.asarray(np.vectorize(math.erf, otypes=[x.dtype])(x))
+
+
+_EXACT_OPS = [ConvTranspose, Erf, Gelu, LpPool]
 _TARGETS = 3
 _STEP = 1e-4
 
@@ -31,33 +84,37 @@ def _values(case: OpCase, rng: np.random.Generator) -> dict[str, Array]:
         assert isinstance(shape, tuple)
         size = int(np.prod(shape))
         low, high = (0.5, 2.5) if case.positive else (-2.0, 2.0)
-        # The offset keeps the grid off the kinks at round numbers.
-        drawn[f"x{index}"] = (rng.permutation(np.linspace(low, high, size)) + 0.00317).reshape(shape)
+        # The offset keeps the grid off the kinks at round numbers, and the inputs' grids off each other.
+        drawn[f"x{index}"] = (rng.permutation(np.linspace(low, high, size)) + 0.00317 * (1 + index)).reshape(shape)
     return drawn
 
 
 def _graph(case: OpCase, dtype: Any) -> Graph:
-    """The op alone: variables x0, x1 ..., output y."""
-    graph = Graph([], {}, {}, ["y"], 18)
+    """The op alone: variables x0, x1 ..., outputs y0, y1 ..., of which those that are read are the graph's."""
+    graph = Graph([], {}, {}, [f"y{index}" for index in case.read], case.opset)
     for index, item in enumerate(case.inputs):
         if isinstance(item, tuple):
             batch: tuple[int | str, ...] = ("batch",) if case.batched else item[:1]
             graph.inputs[f"x{index}"] = TensorType(np.dtype(dtype), (*batch, *item[1:]))
-        else:
+        elif item is not None:
             array = np.asarray(item)
-            graph.constants[f"x{index}"] = array.astype(dtype) if array.dtype.kind == "f" else array
-    names = [f"x{index}" for index in range(len(case.inputs))]
-    graph.nodes = [helper.make_node(case.op, names, ["y"], name="node", **case.attributes)]
+            graph.constants[f"x{index}"] = array.astype(dtype) if array.dtype == np.float64 else array
+    names = ["" if item is None else f"x{index}" for index, item in enumerate(case.inputs)]
+    outputs = [f"y{index}" for index in range(case.outputs)]
+    graph.nodes = [helper.make_node(case.op, names, outputs, name="node", **case.attributes)]
     graph.infer_types()
     return graph
 
 
 def _gradient_graph(case: OpCase, dtype: Any) -> Graph:
+    """The op's gradients by x0, x1 ..., given those of its outputs, g0, g1 ..."""
     graph = _graph(case, dtype)
-    graph.inputs["g"] = TensorType(np.dtype(dtype), ("targets", *graph.shape("y")))
+    upstream = {f"y{index}": f"g{index}" for index in case.read}
+    for output, gradient in upstream.items():
+        graph.inputs[gradient] = TensorType(graph.type(output).dtype, ("targets", *graph.shape(output)))
     forward_ops = list(graph.nodes)
-    gradients = [backpropagate(graph, {"y": "g"}, f"x{index}") for index in case.variables]
-    graph.outputs = ["y", *(graph.emit("Identity", name) for name in gradients)]
+    gradients = [backpropagate(graph, upstream, f"x{index}") for index in case.variables]
+    graph.outputs = [*upstream, *(graph.emit("Identity", name) for name in gradients)]
     graph.prune()
     assert all(node in graph.nodes for node in forward_ops)
     return graph
@@ -65,44 +122,44 @@ def _gradient_graph(case: OpCase, dtype: Any) -> Graph:
 
 def _evaluate(graph: Graph) -> Callable[[dict[str, Array]], list[Array]]:
     """Return the graph as a function in onnx.reference."""
-    evaluator = ReferenceEvaluator(graph.to_model())
+    evaluator = ReferenceEvaluator(graph.to_model(), new_ops=_EXACT_OPS)
     return lambda inputs: [np.asarray(output) for output in evaluator.run(None, inputs)]
 
 
-def _finite_differences(case: OpCase, values: dict[str, Any], upstream: Array, variable: str) -> Array:
+def _finite_differences(case: OpCase, values: dict[str, Any], upstream: dict[str, Array], variable: str) -> Array:
     """Return d sum(upstream[k] * y) / d variable for every k, by central differences in float64."""
     forward = _evaluate(_graph(case, np.float64))
     base = values[variable]
-    result: Array = np.zeros((len(upstream), *base.shape))
+    result: Array = np.zeros((_TARGETS, *base.shape))
     for position in np.ndindex(*base.shape):
         shifted = []
         for sign in (1, -1):
             moved: Array = base.copy()
             moved[position] += sign * _STEP
-            shifted.append(forward({**values, variable: moved})[0])
-        slope = (shifted[0] - shifted[1]) / (2 * _STEP)
-        result[(slice(None), *position)] = (upstream * slope).reshape(len(upstream), -1).sum(axis=1)
+            shifted.append(forward({**values, variable: moved}))
+        for gradient, above, below in zip(upstream.values(), *shifted, strict=True):
+            slope = (above - below) / (2 * _STEP)
+            result[(slice(None), *position)] += (gradient * slope).reshape(_TARGETS, -1).sum(axis=1)
     return result
 
 
 def _check(case: OpCase, rng: np.random.Generator) -> None:
     values = _values(case, rng)
-    (forward,) = _evaluate(_graph(case, np.float64))(values)
-    upstream = rng.normal(size=(_TARGETS, *forward.shape))
+    upstream = {
+        f"g{index}": rng.normal(size=(_TARGETS, *y.shape))
+        for index, y in zip(case.read, _evaluate(_graph(case, np.float64))(values), strict=True)
+    }
     slopes = [_finite_differences(case, values, upstream, f"x{index}") for index in case.variables]
-    exact: list[Array] = slopes
-    # onnx.reference does not split the kernel of a ConvTranspose with groups: there ONNX Runtime alone is checked.
-    if case.attributes.get("group", 1) == 1:
-        exact = _evaluate(_gradient_graph(case, np.float64))({**values, "g": upstream})[1:]
-        for gradient, expected in zip(exact, slopes, strict=True):
-            # Central differences: truncation of order step**2 = 1e-8 times the third derivative, rounding 1e-16 / step.
-            assert relative_error(gradient, expected) < 1e-6
+    exact = _evaluate(_gradient_graph(case, np.float64))({**values, **upstream})
+    for gradient, expected in zip(exact[len(upstream) :], slopes, strict=True):
+        # Central differences: truncation of order step**2 = 1e-8 times the third derivative, rounding 1e-16 / step.
+        assert relative_error(gradient, expected) < 1e-6
 
-    session = onnxruntime.InferenceSession(_gradient_graph(case, np.float32).to_model().SerializeToString())
-    inputs = {name: array.astype(np.float32) for name, array in {**values, "g": upstream}.items()}
-    _, *single = session.run(None, inputs)
-    for gradient, expected in zip(single, exact, strict=True):
-        assert relative_error(gradient, expected) < 1e-5
+    graph = _gradient_graph(case, np.float32)
+    session = onnxruntime.InferenceSession(graph.to_model().SerializeToString())
+    inputs = {name: array.astype(graph.inputs[name].dtype) for name, array in {**values, **upstream}.items()}
+    for single, expected in zip(session.run(None, inputs), exact, strict=True):
+        assert relative_error(single, expected) < 1e-5
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -125,12 +182,56 @@ def test_rule_emits_only_ops_that_run_on_the_gpu(case: OpCase) -> None:
     assert {node.op_type for node in graph.nodes if node.name != "node"} <= CUDA_AND_TENSORRT_OPS
 
 
-_WRONG_RULES = {
+def _as_if(op: str, **attributes: Any) -> Vjp:
+    """Return the op's rule, applied to the node with other attributes."""
+    rule = VJPS[op].rules[0]
+    assert rule is not None
+    return Vjp((lambda s: rule(replace(s, node=_altered(s.node, attributes))),))
+
+
+def _altered(node: onnx.NodeProto, attributes: dict[str, Any]) -> onnx.NodeProto:
+    clone = onnx.NodeProto()
+    clone.CopyFrom(node)
+    kept = [item for item in node.attribute if item.name not in attributes]
+    del clone.attribute[:]
+    clone.attribute.extend([*kept, *(helper.make_attribute(name, value) for name, value in attributes.items())])
+    return clone
+
+
+_WRONG_RULES: dict[str, tuple[str, Vjp]] = {
     "relu-passes-everything": ("relu", Vjp((lambda s: s.gradient,))),
     "sub-loses-its-sign": ("sub-broadcast-right", Vjp((lambda s: s.gradient, lambda s: s.gradient), broadcasts=True)),
     "mul-swaps-its-factors": ("mul-gate", Vjp((lambda s: s.times(s.x[0]), lambda s: s.times(s.x[1])), broadcasts=True)),
     "leaky-relu-is-flat": ("leaky-relu", VJPS["Relu"]),
     "average-becomes-sum": ("reduce-mean-kept", VJPS["ReduceSum"]),
+    "pow-forgets-its-exponent": ("pow-cube", Vjp((lambda s: s.times(s.x[0]), None), broadcasts=True)),
+    "max-takes-the-minimum": (
+        "max-three",
+        Vjp((), lambda s, index: s.only_where(s.emit("Not", s.emit("Equal", s.x[index], s.y))), broadcasts=True),
+    ),
+    "where-swaps-its-sides": (
+        "where-right",
+        Vjp((None, VJPS["Where"].rules[2], VJPS["Where"].rules[1]), broadcasts=True),
+    ),
+    "gelu-is-swish": ("gelu", VJPS["Sigmoid"]),
+    "selu-is-elu": ("selu", VJPS["Elu"]),
+    "celu-is-elu": ("celu", VJPS["Elu"]),
+    "mean-becomes-sum": ("mean-three", VJPS["Sum"]),
+    "softmax-without-coupling": ("softmax", VJPS["Sigmoid"]),
+    "log-softmax-as-softmax": ("log-softmax", VJPS["Softmax"]),
+    "layer-norm-only-scales": ("layer-normalization", Vjp((lambda s: s.times(s.x[1]),))),
+    "group-norm-as-identity": ("group-normalization", VJPS["Identity"]),
+    "lrn-as-identity": ("lrn", VJPS["Identity"]),
+    "lp-pool-as-average": ("lp-pool", VJPS["AveragePool"]),
+    "l2-as-sum": ("reduce-l2", VJPS["ReduceSum"]),
+    "max-goes-everywhere": ("reduce-max", VJPS["ReduceSum"]),
+    "expand-forgets-to-sum": ("expand", Vjp((lambda s: s.gradient, None))),
+    "depth-to-space-in-the-other-order": ("depth-to-space-crd", _as_if("DepthToSpace", mode="DCR")),
+    "resize-rounds-up": ("resize-nearest-default", _as_if("Resize", nearest_mode="ceil")),
+    "resize-by-corners": ("resize-linear", _as_if("Resize", coordinate_transformation_mode="align_corners")),
+    "transposed-convolution-without-groups": ("conv-transpose-groups", _as_if("ConvTranspose", group=1)),
+    "split-joins-another-axis": ("split-evenly", _as_if("Split", axis=0)),
+    "gather-of-another-axis": ("gather-default-axis", _as_if("Gather", axis=1)),
     "transpose-goes-forward": (
         "transpose",
         Vjp((lambda s: s.emit("Transpose", s.gradient, perm=[0, *(1 + a for a in s.attribute("perm"))]),)),
@@ -147,27 +248,55 @@ def test_planted_wrong_rule_is_caught(fault: str, monkeypatch: pytest.MonkeyPatc
         _check(case, rng)
 
 
-def test_max_pool_gives_a_tie_to_the_first_maximum() -> None:
-    net = NetworkBuilder(("batch", 1, 2, 4))
-    graph = net.build(net.add("MaxPool", net.input, kernel_shape=[2, 2], strides=[2, 2], name="y"))
-    graph.inputs["g"] = TensorType(np.dtype(np.float32), ("targets", "batch", 1, 1, 2))
-    graph.outputs = [backpropagate(graph, {"y": "g"}, net.input)]
+def _gradients_at(op: str, *values: Any, upstream: Any = 1, constants: tuple[Any, ...] = (), **attributes: Any) -> Any:
+    """Return an op's gradients at chosen values, one target, in ONNX Runtime."""
+    arrays = [np.asarray(value, np.float32) for value in values]
+    case = OpCase("", op, (*(array.shape for array in arrays), *constants), attributes, batched=False)
+    graph = _gradient_graph(case, np.float32)
     session = onnxruntime.InferenceSession(graph.to_model().SerializeToString())
-    tied = np.array([[[[0, 0, 1, 3], [0, 0, 3, 3]]]], np.float32)
-    upstream = np.array([5, 7], np.float32).reshape(1, 1, 1, 1, 2)
-    (gradient,) = session.run(None, {"image": tied, "g": upstream})
-    np.testing.assert_array_equal(gradient[0, 0, 0], [[5, 0, 0, 7], [0, 0, 0, 0]])
+    inputs = {f"x{index}": array for index, array in enumerate(arrays)}
+    shape = [int(size) for size in graph.shape("y0") if isinstance(size, int)]
+    inputs["g0"] = np.broadcast_to(np.asarray(upstream, np.float32), (1, *shape))
+    return [gradient[0].tolist() for gradient in session.run(None, inputs)[1:]]
+
+
+def test_max_pool_gives_a_tie_to_the_first_maximum() -> None:
+    tied = [[[[0, 0, 1, 3], [0, 0, 3, 3]]]]
+    (gradient,) = _gradients_at("MaxPool", tied, upstream=[5, 7], kernel_shape=[2, 2], strides=[2, 2])
+    assert gradient == [[[[5, 0, 0, 7], [0, 0, 0, 0]]]]
+
+
+def test_global_max_pool_gives_a_tie_to_the_first_maximum() -> None:
+    (gradient,) = _gradients_at("GlobalMaxPool", [[[[0, 2, 1], [2, 2, 0]], [[-1, -1, -1], [-1, -1, -1]]]])
+    assert gradient == [[[[0, 1, 0], [0, 0, 0]], [[1, 0, 0], [0, 0, 0]]]]
+
+
+def test_reduce_max_gives_a_tie_to_the_first_maximum_of_its_axes() -> None:
+    tied = [[[1, 3], [0, 4]], [[3, 3], [4, 4]]]
+    (gradient,) = _gradients_at("ReduceMax", tied, constants=(np.array([2, 0]),), keepdims=0)
+    assert gradient == [[[0, 1], [0, 1]], [[0, 0], [0, 0]]]
+
+
+@pytest.mark.parametrize("op", ["Max", "Min"])
+def test_the_first_of_tied_inputs_gets_the_gradient(op: str) -> None:
+    assert _gradients_at(op, [1, 2], [1, 2], [1, 2]) == [[1, 1], [0, 0], [0, 0]]
 
 
 def test_relu_and_relu6_are_flat_at_their_kinks() -> None:
-    net = NetworkBuilder(("batch", 3))
-    relu6 = net.add("Clip", net.input, net.constant(np.float32(0)), net.constant(np.float32(6)), name="y")
-    graph = net.build(relu6)
-    graph.inputs["g"] = TensorType(np.dtype(np.float32), ("targets", "batch", 3))
-    graph.outputs = [backpropagate(graph, {"y": "g"}, net.input)]
-    session = onnxruntime.InferenceSession(graph.to_model().SerializeToString())
-    (gradient,) = session.run(None, {"image": np.array([[0, 3, 6]], np.float32), "g": np.ones((1, 1, 3), np.float32)})
-    np.testing.assert_array_equal(gradient[0, 0], [0, 1, 0])
+    assert _gradients_at("Clip", [0, 3, 6], constants=(np.float64(0), np.float64(6))) == [[0, 1, 0]]
+    assert _gradients_at("Relu", [0, 1]) == [[0, 1]]
+
+
+def test_what_has_no_slope_at_zero_is_flat_there() -> None:
+    assert _gradients_at("Abs", [0, -2]) == [[0, -1]]
+    assert _gradients_at("ReduceL2", [[0, 0], [3, 4]], upstream=5, constants=(np.array([1]),)) == [[[0, 0], [3, 4]]]
+    zero_and_one = [[[[0, 0, 1, 0]]]]
+    assert _gradients_at("LpPool", zero_and_one, kernel_shape=[1, 2], strides=[1, 2]) == [zero_and_one]
+
+
+def test_powers_of_zero_have_finite_gradients() -> None:
+    assert _gradients_at("Pow", [0, 0, 0, 2], [0, 1, 2, 3])[0] == [0, 1, 0, 12]
+    assert _gradients_at("Pow", [0, 1], [2, 5])[1] == [0, 0]
 
 
 _REFUSED: dict[str, tuple[str, list[Any], dict[str, Any], str]] = {
@@ -180,7 +309,22 @@ _REFUSED: dict[str, tuple[str, list[Any], dict[str, Any], str]] = {
         "training",
     ),
     "column-major pooling": ("MaxPool", [(2, 3, 4, 4)], {"kernel_shape": [2, 2], "storage_order": 1}, "row-major"),
-    "reflecting pad": ("Pad", [(2, 3, 4, 4), (8,)], {"mode": "reflect"}, "constant padding"),
+    "pad that crops": ("Pad", [(2, 3, 4, 4), -np.ones(8, np.int64)], {}, "crops"),
+    "cubic resize": (
+        "Resize",
+        [(2, 3, 4, 4), (0,), np.array([1, 1, 2, 2], np.float32)],
+        {"mode": "cubic"},
+        "mode 'cubic'",
+    ),
+    "smoothing resize": (
+        "Resize",
+        [(2, 3, 4, 4), (0,), np.array([1, 1, 0.5, 0.5], np.float32)],
+        {"mode": "linear", "antialias": 1},
+        "antialias 1",
+    ),
+    "diagonal": ("Einsum", [(2, 3, 3)], {"equation": "nii->ni"}, "diagonal"),
+    "ellipsis": ("Einsum", [(2, 3, 4)], {"equation": "...i->..."}, "ellipsis"),
+    "broadcasting einsum": ("Einsum", [(2, 1), (2, 3)], {"equation": "ni,ni->n"}, "broadcasts"),
 }
 
 
@@ -190,11 +334,10 @@ def test_a_variant_without_a_rule_is_refused_with_its_reason(name: str) -> None:
     net = NetworkBuilder(shapes[0])
     inputs = [net.input]
     for shape in shapes[1:]:
-        if shape == "relu":
+        if isinstance(shape, str):
             inputs.append(net.add("Relu", net.constant(np.ones((5, 4), np.float32))))
         else:
-            dtype = np.int64 if op == "Pad" else np.float32
-            inputs.append(net.constant(np.ones(shape, dtype)))
+            inputs.append(net.constant(shape if isinstance(shape, np.ndarray) else np.ones(shape, np.float32)))
     graph = net.build(net.add(op, *inputs, name="y", **attributes))
     with pytest.raises(UnsupportedOpError, match=reason) as caught:
         backpropagate(graph, {"y": "g"}, net.input)
