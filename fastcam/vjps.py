@@ -11,6 +11,7 @@ Sums over broadcast axes, accumulation and the choice of path belong to the engi
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import string
@@ -539,14 +540,25 @@ def _window(s: Step, kernel: tuple[int, ...]) -> Window:
     pads = s.attribute("pads", [0] * 2 * len(kernel))
     window = Window(kernel, strides, dilations, tuple(pads[: len(kernel)]), inputs, outputs)
     mode = s.attribute("auto_pad", "NOTSET")
-    if mode not in ("SAME_UPPER", "SAME_LOWER"):
-        return window
-    total = [
-        max(0, overhang)
-        for overhang in Window(kernel, strides, dilations, (0,) * len(kernel), inputs, outputs).overhang
-    ]
-    begin = tuple(size // 2 if mode == "SAME_UPPER" else (size + 1) // 2 for size in total)
-    return Window(kernel, strides, dilations, begin, inputs, outputs)
+    if mode in ("SAME_UPPER", "SAME_LOWER"):
+        window = _padded_to_same(s, window, mode)
+    last = [(count - 1) * stride for count, stride in zip(outputs, strides, strict=True)]
+    if any(start >= begin + size for start, begin, size in zip(last, window.begin, inputs, strict=True)):
+        s.refuse("its last window starts behind the input, which runtimes leave out")
+    return window
+
+
+def _padded_to_same(s: Step, window: Window, mode: str) -> Window:
+    """Return the window with the padding that "same" stands for: as much as the outputs need, half on either side."""
+    bare = dataclasses.replace(window, begin=(0,) * len(window.kernel))
+    # ONNX says nothing of either, and runtimes differ.
+    if max(window.dilations) > 1:
+        s.refuse(f"auto_pad={mode} with dilations")
+    if min(bare.overhang) < 0:
+        s.refuse(f"auto_pad={mode} with strides that leave pixels out")
+    return dataclasses.replace(
+        window, begin=tuple(size // 2 if mode == "SAME_UPPER" else (size + 1) // 2 for size in bare.overhang)
+    )
 
 
 def _conv(s: Step) -> str:
