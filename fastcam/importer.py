@@ -219,14 +219,16 @@ def _import_keras(model: Any) -> ImportedModel:
 
     def forward(images: Any, trainable: Any, fixed: Any) -> Any:
         tensors.clear()
-        with _recorded_layers(keras, tensors):
+        with _recorded_layers(keras, tensors), _inlined_functions(tf):
             scores, _ = model.stateless_call(trainable, fixed, images, training=False)
         return scores
 
     signature = [image, *specs]
     function = tf.function(forward, input_signature=signature, autograph=False)
     with _quiet(tf2onnx):
-        proto, _ = tf2onnx.convert.from_function(function, input_signature=signature, opset=_OPSET)
+        proto, _ = tf2onnx.convert.from_function(
+            function, input_signature=signature, opset=_OPSET, custom_op_handlers={"Erfc": (_convert_erfc, [])}
+        )
     _refuse_foreign_ops(proto)
     graph = from_model(proto)
     arguments = zip([*specs[0], *specs[1]], [*variables[0], *variables[1]], strict=True)
@@ -301,6 +303,24 @@ def _recorded_layers(keras: Any, tensors: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         keras.layers.Layer.__call__ = original
+
+
+@contextlib.contextmanager
+def _inlined_functions(tf: Any) -> Iterator[None]:
+    """Trace functions within functions in place: the converter does not look into calls (Keras' depthwise Conv)."""
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
+
+
+def _convert_erfc(context: Any, node: Any, name: str, _: Any) -> None:
+    """1 - erf(x), of which ONNX has only the second: GELU is written with it."""
+    one = context.make_const(f"{name}/one", np.array(1, np.float32))
+    node.type = "Erf"
+    context.insert_new_node_on_output("Sub", node.output[0], f"{name}/Sub", inputs=[one.output[0], node.output[0]])
 
 
 @contextlib.contextmanager

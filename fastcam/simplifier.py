@@ -51,10 +51,10 @@ def simplify(graph: Graph, keep: Collection[str] = ()) -> None:
     settle_reshapes(graph)
     drop_no_ops(graph)
     sink_transposes(graph, fixed=outputs)
-    drop_no_ops(graph)
     # What the sunken ones left behind would still count as readers.
     graph.prune()
     graph.infer_types()
+    drop_no_ops(graph)
     fold_into_convolutions(graph)
     join_matmul_and_bias(graph)
     graph.outputs = outputs
@@ -219,11 +219,11 @@ def _sink_concat(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple[in
 
 
 def _sink_gate(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple[int, ...] | None:
-    """(N,C) to (N,1,1,C), as in squeeze-and-excitation: make it (N,C,1,1), to be transposed."""
-    if graph.rank(node.input[0]) != 2 or graph.rank(node.output[0]) != 4:
+    """(N,C) or (N,C,1,1) to (N,1,1,C), as in squeeze-and-excitation: make it (N,C,1,1), to be transposed."""
+    if graph.rank(node.input[0]) not in (2, 4) or graph.rank(node.output[0]) != 4:
         return None
-    channels = graph.shape(node.input[0])[1]
-    if not isinstance(channels, int) or graph.shape(node.output[0])[1:] != (1, 1, channels):
+    _, channels, *rest = graph.shape(node.input[0])
+    if not isinstance(channels, int) or graph.shape(node.output[0])[1:] != (1, 1, channels) or rest not in ([], [1, 1]):
         return None
     node.input[1] = graph.emit_constant(np.array([0, channels, 1, 1], np.int64), stem="shape")
     return (0, 2, 3, 1)
@@ -316,7 +316,15 @@ def _hands_on(node: onnx.NodeProto, graph: Graph) -> bool:
     if op == "Transpose" and attribute(node, "perm"):
         order = attribute(node, "perm")
         return bool(order == sorted(order))
+    if op == "Reshape":
+        return graph.rank(node.input[0]) is not None and _is_same_shape(graph, node)
     return op == "Identity"
+
+
+def _is_same_shape(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Equal in every axis, the open ones by name."""
+    before, after = graph.shape(node.input[0]), graph.shape(node.output[0])
+    return before == after and None not in before
 
 
 def _trains(node: onnx.NodeProto, graph: Graph) -> bool:
