@@ -1,0 +1,98 @@
+"""Every family of keras.applications against GradientTape, at the automatic layer and at one in the middle."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from networks import Array, relative_error
+
+import fastcam
+
+keras = pytest.importorskip("keras", reason="needs tensorflow: pip install fastcam[keras]")
+pytest.importorskip("tensorflow", reason="needs tensorflow: pip install fastcam[keras]")
+
+# Input side, and the layer to explain where the automatic one is no layer of Keras' (a bare addition).
+_FAMILIES: dict[str, tuple[int, str | None]] = {
+    "ConvNeXtTiny": (64, "convnext_tiny_stage_3_block_2_pointwise_conv_2"),
+    "DenseNet121": (64, None),
+    "EfficientNetB0": (64, None),
+    "EfficientNetV2B0": (64, None),
+    "InceptionResNetV2": (107, None),
+    "InceptionV3": (107, None),
+    "MobileNetV2": (64, None),
+    "MobileNetV3Large": (64, None),
+    "MobileNetV3Small": (64, None),
+    "NASNetMobile": (224, None),
+    "ResNet50": (64, None),
+    "ResNet50V2": (64, None),
+    "VGG19": (64, None),
+    "Xception": (96, None),
+}
+_TARGETS = [0, 7]
+_RANGES = {"gamma": (0.8, 1.2), "beta": (-0.1, 0.1), "moving_mean": (-0.1, 0.1), "moving_variance": (0.5, 1.5)}
+
+
+def _model(family: str, side: int) -> Any:
+    keras.utils.set_random_seed(0)
+    model = getattr(keras.applications, family)(weights=None, input_shape=(side, side, 3), classes=10)
+    generator = np.random.default_rng(0)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            # As after training: statistics that are not 0 and 1.
+            ranges = {
+                "gamma": (0.8, 1.2),
+                "beta": (-0.1, 0.1),
+                "moving_mean": (-0.1, 0.1),
+                "moving_variance": (0.5, 1.5),
+            }
+            for variable in layer.variables:
+                low, high = ranges[variable.name]
+                variable.assign(generator.uniform(low, high, variable.shape).astype(np.float32))
+    return model
+
+
+def _raw_maps(model: Any, layer: str, image: Array) -> Array:
+    """Grad-CAM by GradientTape before normalisation, (K,h,w)."""
+    import tensorflow as tf
+
+    split = keras.Model(model.inputs, [model.get_layer(layer).output, model.outputs[0]])
+    with tf.GradientTape(persistent=True) as tape:
+        activations, scores = split([image])
+        wanted = [scores[0, target] for target in _TARGETS]
+    maps = []
+    for score in wanted:
+        weights = tf.reduce_mean(tape.gradient(score, activations), axis=(0, 1, 2))
+        maps.append(tf.nn.relu(tf.reduce_sum(activations[0] * weights, axis=-1)).numpy())
+    return np.stack(maps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", _FAMILIES)
+def test_maps_are_those_of_gradient_tape(family: str, tmp_path: Path) -> None:
+    side, last = _FAMILIES[family]
+    model = _model(family, side)
+    image = (np.random.default_rng(1).normal(0, 50, (1, side, side, 3)) + 100).astype(np.float32)
+    result = fastcam.export(model, tmp_path / "last.onnx", layer=last)
+    names = {layer.name for layer in model.layers}
+    known = [candidate for candidate in result.candidates if candidate in names]
+    fastcam.export(model, tmp_path / "middle.onnx", layer=known[len(known) // 2])
+    expected_scores = np.asarray(model(image))
+
+    model.layers[-1].activation = keras.activations.linear
+    for name, layer in (("last", result.layer), ("middle", known[len(known) // 2])):
+        found = fastcam.Explainer(tmp_path / f"{name}.onnx")(image, _TARGETS, size="layer", normalize=None)
+        assert relative_error(found.probabilities, expected_scores) < 1e-4
+        assert relative_error(found.maps[0], _raw_maps(model, layer, image)) < 1e-4
+
+    ops = Counter(node.op_type for node in onnx.load(tmp_path / "last.onnx").graph.node)
+    assert not ops["BatchNormalization"]
+    # One at the image, three at targets and weights, and where the channels have to be last.
+    assert ops["Transpose"] <= _LEFT_TRANSPOSES.get(family, 4)
+
+
+_LEFT_TRANSPOSES = {"ConvNeXtTiny": 80, "MobileNetV3Large": 16, "MobileNetV3Small": 16, "NASNetMobile": 8, "VGG19": 5}
