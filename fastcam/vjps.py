@@ -1179,6 +1179,7 @@ PUSHES: dict[str, PushRule] = {
     "MaxPool": _pooling_keeps_layout,
     "AveragePool": _average_keeps_sum,
     "GlobalAveragePool": _pooling_keeps_layout,
+    "GlobalMaxPool": _pooling_keeps_layout,
     "ReduceMean": _mean_over_map,
     "Transpose": _permuted,
     "Flatten": _single_pixel_dropped,

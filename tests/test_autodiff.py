@@ -211,6 +211,10 @@ def _average_that_counts_padding(net: NetworkBuilder) -> str:
     return net.dense(net.add("Relu", net.dense(net.add("Flatten", pooled), (144, 8))), (8, 5))
 
 
+def _global_max_then_dense(net: NetworkBuilder) -> str:
+    return net.dense(net.add("Flatten", net.add("GlobalMaxPool", net.input)), (4, 5))
+
+
 def _relu_stops_the_push(net: NetworkBuilder) -> str:
     return net.dense(net.add("Flatten", net.add("Relu", net.input)), (144, 5))
 
@@ -242,6 +246,7 @@ _HEADS: list[Callable[[NetworkBuilder], str]] = [
     _overlapping_padded_max,
     _overlapping_average,
     _average_that_counts_padding,
+    _global_max_then_dense,
     _relu_stops_the_push,
     _convolution_stops_the_push,
     _skip_connection_stops_the_push,

@@ -322,6 +322,12 @@ _REFUSED: dict[str, tuple[str, list[Any], dict[str, Any], str]] = {
         {"mode": "linear", "antialias": 1},
         "antialias 1",
     ),
+    "long output padding": (
+        "ConvTranspose",
+        [(2, 3, 4, 4), (3, 2, 3, 3)],
+        {"dilations": [2, 2], "output_padding": [1, 1]},
+        "output_padding",
+    ),
     "diagonal": ("Einsum", [(2, 3, 3)], {"equation": "nii->ni"}, "diagonal"),
     "ellipsis": ("Einsum", [(2, 3, 4)], {"equation": "...i->..."}, "ellipsis"),
     "broadcasting einsum": ("Einsum", [(2, 1), (2, 3)], {"equation": "ni,ni->n"}, "broadcasts"),
@@ -343,6 +349,15 @@ def test_a_variant_without_a_rule_is_refused_with_its_reason(name: str) -> None:
         backpropagate(graph, {"y": "g"}, net.input)
     assert op in str(caught.value)
     assert "defvjp" in str(caught.value)
+
+
+def test_group_normalization_that_scales_channels_is_refused() -> None:
+    net = NetworkBuilder((2, 4, 3, 3))
+    net.graph.opset = 21
+    weights = [net.constant(np.ones(4, np.float32)) for _ in range(2)]
+    graph = net.build(net.add("GroupNormalization", net.input, *weights, num_groups=2, name="y"))
+    with pytest.raises(UnsupportedOpError, match="opset 20"):
+        backpropagate(graph, {"y": "g"}, net.input)
 
 
 def test_defvjp_adds_an_op(monkeypatch: pytest.MonkeyPatch) -> None:
