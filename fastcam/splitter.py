@@ -113,11 +113,20 @@ def remove_score_activation(graph: Graph) -> str:
             graph.replace_uses(node.output[0], node.input[0])
         graph.prune()
         graph.infer_types()
+    _flatten_scores(graph)
     logits = graph.outputs[0]
     if graph.rank(logits) != 2 or not isinstance(graph.shape(logits)[1], int):
         shape = graph.shape(logits) if graph.rank(logits) is not None else "of unknown rank"
         raise ModelError(f"the scores {logits!r} have shape {shape}: a classifier gives (N, classes)")
     return activation
+
+
+def _flatten_scores(graph: Graph) -> None:
+    """Turn scores (N,classes,1,1), the end of a fully convolutional network, into rows."""
+    scores = graph.outputs[0]
+    if graph.rank(scores) == 4 and graph.shape(scores)[2:] == (1, 1):
+        graph.outputs = [graph.emit("Flatten", scores, axis=1, stem=f"{scores}/rows")]
+        graph.infer_types()
 
 
 def _hands_scores_on(graph: Graph, node: onnx.NodeProto) -> bool:

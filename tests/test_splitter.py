@@ -161,6 +161,15 @@ def test_a_softmax_over_a_single_pixel_comes_off() -> None:
     assert graph.shape("rows") == ("batch", 5)
 
 
+def test_scores_of_a_single_pixel_become_rows() -> None:
+    net = NetworkBuilder(("batch", 3, 6, 6))
+    features = net.add("Relu", net.conv(net.input, (4, 3, 3, 3)))
+    graph = net.build(net.add("Softmax", net.add("GlobalAveragePool", net.conv(features, (5, 4, 1, 1))), axis=1))
+    assert remove_score_activation(graph) == "softmax"
+    assert graph.shape(graph.outputs[0]) == ("batch", 5)
+    assert [node.op_type for node in graph.nodes][-1] == "Flatten"
+
+
 def test_a_softmax_over_groups_of_classes_stays() -> None:
     net = NetworkBuilder(("batch", 3, 6, 6))
     pooled = net.add("Flatten", net.add("GlobalAveragePool", net.conv(net.input, (4, 3, 3, 3))))
