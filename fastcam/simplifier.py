@@ -30,7 +30,6 @@ from .graph import Array, Dim, Graph, attribute, operator
 # For the output of every Transpose, what it reads and its permutation.
 Orders: TypeAlias = "dict[str, tuple[str, tuple[int, ...]]]"
 
-
 # Elements: 2 GB of float32. A file of a kilobyte can ask for any amount.
 _LARGEST_CONSTANT = 2**29
 
