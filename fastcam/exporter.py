@@ -17,7 +17,7 @@ from .errors import ArgumentError, FastcamError, ModelError
 from .files import check_writable
 from .graph import Graph, TensorType, static_dims
 from .imaging import Layout, Preprocessing
-from .importer import ImportedModel, ModelSource
+from .importers import ImportedModel, ImportOptions, ModelSource
 from .metadata import LARGEST_BATCH, MAXIMUM_RANK, Metadata
 from .splitter import open_classifier
 from .storage import write_model
@@ -48,6 +48,8 @@ class ExportResult:
     outputs : tuple of str
     bytes : int
         Size on disk, external data included.
+    notes : tuple of str
+        What was done to the model, or left as it was, that its owner may want to know; a sentence each.
     """
 
     path: Path
@@ -61,6 +63,7 @@ class ExportResult:
     preprocessing: Preprocessing | None
     outputs: tuple[str, ...]
     bytes: int
+    notes: tuple[str, ...]
 
 
 def export(
@@ -68,6 +71,9 @@ def export(
     path: str | os.PathLike[str],
     *,
     layer: str | None = None,
+    output: str | None = None,
+    input_size: tuple[int, int] | None = None,
+    example_input: Any = None,
     classes: Sequence[str] | str | os.PathLike[str] | None = None,
     preprocess: PreprocessingSpec | None = None,
     gradients: str = "pooled",
@@ -89,6 +95,12 @@ def export(
     layer : str, optional
         The layer to explain: a Keras layer, ONNX value or node name. By default the last one with a spatial map, after
         its activation.
+    output : str, optional
+        The output that holds the scores, for models with several.
+    input_size : (int, int), optional
+        Height and width of the images, in pixels, for a model that leaves them open.
+    example_input : torch.Tensor, optional
+        An image batch to trace a torch module with.
     classes : sequence of str, or path, optional
         Names by class index; a path names a UTF-8 text file of one name a line.
     preprocess : str, Preprocessing, or mapping, optional
@@ -130,7 +142,7 @@ def export(
     check_writable(destination)
 
     with _understood():
-        classifier = open_classifier(model, layer)
+        classifier = open_classifier(model, layer, ImportOptions(output, input_size, example_input))
         graph, imported = classifier.graph, classifier.imported
         class_count = _class_count(graph, names)
         layout = _input_layout(graph, imported)
@@ -164,6 +176,7 @@ def export(
         preprocessing=metadata.preprocessing,
         outputs=tuple(graph.outputs),
         bytes=size,
+        notes=tuple(imported.notes),
     )
 
 

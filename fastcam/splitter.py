@@ -16,7 +16,7 @@ from onnx import helper
 
 from .errors import LayerError, ModelError
 from .graph import Dim, Graph, attribute, dependents, needed_nodes, operator
-from .importer import ImportedModel, ModelSource, import_model
+from .importers import ImportedModel, ImportOptions, ModelSource, import_model
 from .simplifier import simplify
 
 # Ops that end a convolutional block: their outputs are what "the output of a conv layer" means.
@@ -66,9 +66,9 @@ class Classifier:
     score_activation: str
 
 
-def open_classifier(model: ModelSource, layer: str | None) -> Classifier:
+def open_classifier(model: ModelSource, layer: str | None, options: ImportOptions | None = None) -> Classifier:
     """Import a model, clean it, take its score activation off and choose the layer; raises as `fastcam.export` does."""
-    imported = import_model(model)
+    imported = import_model(model, options)
     graph = imported.graph
     # Looked up before the clean-up, which keeps the value but not every node's name.
     asked = find_value(graph, layer, imported.layers) if layer is not None else None

@@ -1,6 +1,6 @@
-"""From a framework's model to a clean `Graph` of its forward pass.
+"""Keras models and files into a clean `Graph` of the forward pass.
 
-Keras models are traced as a function whose weights are *arguments*: the converter then never sees 500 MB of constants,
+The models are traced as a function whose weights are *arguments*: the converter then never sees 500 MB of constants,
 and the whole process stays below 3 GB where handing it the model itself takes more than 21 GB. The weights join as
 NumPy arrays afterwards, and what is left on them (Reshape, Squeeze, Transpose, BatchNorm arithmetic) is folded.
 
@@ -17,163 +17,31 @@ import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import onnx
 
-from .errors import MissingExtraError, ModelError
-from .graph import Graph, TensorType, from_model
-
-if TYPE_CHECKING:
-    import keras
-
-ModelSource: TypeAlias = "keras.Model | onnx.ModelProto | str | os.PathLike[str]"
-
-MINIMUM_OPSET = 18
-MAXIMUM_OPSET = 20
-# ONNX Runtime's CUDA provider runs MaxPool, Elu and Selu up to opset 21 only; 18 is the lowest with the ops we emit.
-_OPSET = 18
-
-_BATCH = "batch"
+from ..errors import MissingExtraError, ModelError
+from ..graph import Graph, from_model
+from .imported import TARGET_OPSET, ImportedModel, ImportOptions, check_one_input_one_output, open_batch
 
 
-@dataclass
-class ImportedModel:
-    """The forward pass of a classifier.
-
-    Attributes
-    ----------
-    graph : Graph
-        One input (the images), one output (the scores).
-    framework : str
-        "keras" or "onnx".
-    layers : dict of str to str
-        Value name of every framework layer's output that the graph computes, in the order of the forward pass.
-    preprocessing : str or None
-        Name of the preprocessing that the architecture is known to be trained with; None where that is not known.
-    """
-
-    graph: Graph
-    framework: str
-    layers: dict[str, str] = field(default_factory=dict)
-    preprocessing: str | None = None
-
-
-def import_model(model: ModelSource) -> ImportedModel:
-    """Read a classifier into a graph.
-
-    Parameters
-    ----------
-    model : keras.Model, onnx.ModelProto, or path
-        A path ends in .onnx, .keras or .h5.
-
-    Returns
-    -------
-    ImportedModel
-
-    Raises
-    ------
-    ModelError
-        When the model cannot be read or is not a classifier of one image input.
-    MissingExtraError
-        When a Keras model is given and tensorflow or tf2onnx is not installed.
-    """
-    if isinstance(model, str | os.PathLike):
-        return _import_path(Path(model))
-    if isinstance(model, onnx.ModelProto):
-        return _import_onnx(model, base_dir="")
-    if _is_keras(model):
-        return _import_keras(model)
-    raise ModelError(
-        f"cannot export a {type(model).__module__}.{type(model).__qualname__}: "
-        "give a Keras model, an onnx.ModelProto, or a path that ends in .keras, .h5 or .onnx"
-    )
-
-
-def _import_path(path: Path) -> ImportedModel:
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise ModelError(f"{path}: unknown model format {path.suffix!r}; known: {', '.join(_READERS)}")
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file")
-    if not path.stat().st_size:
-        raise ModelError(f"{path}: the file is empty")
-    return reader(path)
-
-
-def _read_onnx(path: Path) -> ImportedModel:
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's parser has its own exception classes, by version
-        raise ModelError(f"{path}: not an ONNX model, or a truncated one: {error}") from error
-    return _import_onnx(model, base_dir=str(path.parent))
-
-
-def _import_onnx(model: onnx.ModelProto, base_dir: str) -> ImportedModel:
-    graph = from_model(_at_supported_opset(model, base_dir), base_dir)
-    _check_one_input_one_output(graph)
-    _open_batch(graph)
-    return ImportedModel(graph, framework="onnx")
-
-
-def _at_supported_opset(model: onnx.ModelProto, base_dir: str) -> onnx.ModelProto:
-    opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
-    if MINIMUM_OPSET <= opset <= MAXIMUM_OPSET:
-        return model
-    try:
-        whole = onnx.ModelProto()
-        whole.CopyFrom(model)
-        onnx.load_external_data_for_model(whole, base_dir)
-        return onnx.version_converter.convert_version(whole, _OPSET)
-    except Exception as error:  # the C++ converter throws RuntimeError subclasses of its own
-        raise ModelError(
-            f"the model uses ONNX opset {opset} and cannot be brought to opset {_OPSET}: {error}. "
-            f"Export it anew with an opset between {MINIMUM_OPSET} and {MAXIMUM_OPSET}."
-        ) from error
-
-
-def _check_one_input_one_output(graph: Graph) -> None:
-    for kind, names in (("input", list(graph.inputs)), ("output", graph.outputs)):
-        if len(names) != 1:
-            raise ModelError(
-                f"the model has {len(names)} {kind}s {names}: fastcam explains one image, one score vector"
-            )
-    (name, type_) = next(iter(graph.inputs.items()))
-    if type_.dtype != np.float32 or len(type_.shape) != 4:
-        raise ModelError(
-            f"input {name!r} is {type_.dtype} of shape {type_.shape}: "
-            "an image classifier takes float32 (N,H,W,3) or (N,3,H,W)"
-        )
-    if not all(isinstance(size, int) for size in type_.shape[1:]):
-        raise ModelError(
-            f"input {name!r} has the open shape {type_.shape}: fix its height and width, for example with "
-            "onnx.tools.update_model_dims, or where the model is exported"
-        )
-
-
-def _open_batch(graph: Graph) -> None:
-    """Name the open batch dimension, so that every value's shape shows it under one name."""
-    name, type_ = next(iter(graph.inputs.items()))
-    if not isinstance(type_.shape[0], int):
-        graph.inputs[name] = TensorType(type_.dtype, (_BATCH, *type_.shape[1:]))
-        graph.infer_types()
-
-
-def _is_keras(model: object) -> bool:
+def is_keras(model: object) -> bool:
+    """Tell a Keras model without importing Keras."""
     return any(base.__module__.startswith(("keras.", "keras_")) for base in type(model).__mro__)
 
 
-def _read_keras(path: Path) -> ImportedModel:
+def read_keras(path: Path, options: ImportOptions) -> ImportedModel:
+    """Import a .keras or .h5 file; raises ModelError, MissingExtraError."""
     with _keras_extra():
         import keras
     try:
         model = _load_keras(keras, path)
     except Exception as error:  # zipfile, h5py, json and Keras each raise their own
         raise ModelError(f"{path}: Keras cannot load this model: {error}") from error
-    return _import_keras(model)
+    return import_keras(model, options)
 
 
 def _load_keras(keras: Any, path: Path) -> Any:
@@ -199,7 +67,8 @@ def _archive_members(path: Path) -> set[str]:
         return set(archive.namelist())
 
 
-def _import_keras(model: Any) -> ImportedModel:
+def import_keras(model: Any, options: ImportOptions) -> ImportedModel:
+    """Import a Keras model; raises ModelError, MissingExtraError."""
     with _keras_extra():
         import keras
         import tensorflow as tf
@@ -227,7 +96,7 @@ def _import_keras(model: Any) -> ImportedModel:
     function = tf.function(forward, input_signature=signature, autograph=False)
     with _quiet(tf2onnx):
         proto, _ = tf2onnx.convert.from_function(
-            function, input_signature=signature, opset=_OPSET, custom_op_handlers={"Erfc": (_convert_erfc, [])}
+            function, input_signature=signature, opset=TARGET_OPSET, custom_op_handlers={"Erfc": (_convert_erfc, [])}
         )
     _refuse_foreign_ops(proto)
     graph = from_model(proto)
@@ -238,8 +107,8 @@ def _import_keras(model: Any) -> ImportedModel:
     for name, value in known.items():
         if graph.inputs.pop(name, None) is not None:
             graph.constants[name] = np.asarray(value)
-    _check_one_input_one_output(graph)
-    _open_batch(graph)
+    check_one_input_one_output(graph)
+    open_batch(graph)
     layers = _name_values(graph, {layer: _source_tensor(tensor).name for layer, tensor in tensors.items()})
     graph.maps = _map_sizes(keras, {layers[layer]: tensor for layer, tensor in tensors.items() if layer in layers})
     return ImportedModel(graph, "keras", layers, _known_preprocessing(graph, layers))
@@ -410,10 +279,4 @@ def _known_preprocessing(graph: Graph, layers: dict[str, str]) -> str | None:
 
 _PREPROCESSING_BY_LAYER = {
     "block5_conv3": "vgg16",  # keras.applications VGG16 and VGG19
-}
-
-_READERS: dict[str, Callable[[Path], ImportedModel]] = {
-    ".onnx": _read_onnx,
-    ".keras": _read_keras,
-    ".h5": _read_keras,
 }

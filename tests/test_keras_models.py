@@ -15,7 +15,7 @@ from networks import relative_error
 
 import fastcam
 from fastcam.errors import MissingExtraError, ModelError
-from fastcam.importer import import_model
+from fastcam.importers import import_model
 from fastcam.simplifier import simplify
 
 keras = pytest.importorskip("keras", reason="needs tensorflow: pip install fastcam[keras]")

@@ -1,0 +1,74 @@
+"""From a framework's model to a clean `Graph` of its forward pass: one module a framework, one table to choose."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import onnx
+
+from ..errors import ModelError
+from .imported import ImportedModel, ImportOptions
+from .keras_models import import_keras, is_keras, read_keras
+from .onnx_models import import_onnx, read_onnx
+
+if TYPE_CHECKING:
+    import keras
+
+ModelSource: TypeAlias = "keras.Model | onnx.ModelProto | str | os.PathLike[str]"
+
+__all__ = ["ImportOptions", "ImportedModel", "ModelSource", "import_model"]
+
+
+def import_model(model: ModelSource, options: ImportOptions | None = None) -> ImportedModel:
+    """Read a classifier into a graph.
+
+    Parameters
+    ----------
+    model : keras.Model, onnx.ModelProto, or path
+        A path ends in .onnx, .keras or .h5.
+    options : ImportOptions, optional
+        For models that can be read in more than one way.
+
+    Returns
+    -------
+    ImportedModel
+
+    Raises
+    ------
+    ModelError
+        When the model cannot be read or is not a classifier of one image input.
+    MissingExtraError
+        When a Keras model is given and tensorflow or tf2onnx is not installed.
+    """
+    options = options or ImportOptions()
+    if isinstance(model, str | os.PathLike):
+        return _import_path(Path(model), options)
+    if isinstance(model, onnx.ModelProto):
+        return import_onnx(model, options)
+    if is_keras(model):
+        return import_keras(model, options)
+    raise ModelError(
+        f"cannot export a {type(model).__module__}.{type(model).__qualname__}: "
+        "give a Keras model, an onnx.ModelProto, or a path that ends in .keras, .h5 or .onnx"
+    )
+
+
+def _import_path(path: Path, options: ImportOptions) -> ImportedModel:
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ModelError(f"{path}: unknown model format {path.suffix!r}; known: {', '.join(_READERS)}")
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file")
+    if not path.stat().st_size:
+        raise ModelError(f"{path}: the file is empty")
+    return reader(path, options)
+
+
+_READERS: dict[str, Callable[[Path, ImportOptions], ImportedModel]] = {
+    ".onnx": read_onnx,
+    ".keras": read_keras,
+    ".h5": read_keras,
+}
