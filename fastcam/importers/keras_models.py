@@ -16,7 +16,7 @@ import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ import onnx
 from ..errors import MissingExtraError, ModelError
 from ..graph import Graph, from_model
 from .imported import TARGET_OPSET, ImportedModel, ImportOptions, check_one_input_one_output, open_batch
+from .keras_calls import LayerCall, choose_output, name_tensors, recorded_calls
+from .precision import widen_to_float32
 
 
 def is_keras(model: object) -> bool:
@@ -83,14 +85,15 @@ def import_keras(model: Any, options: ImportOptions) -> ImportedModel:
         [tf.TensorSpec(variable.shape, variable.dtype, name=f"{kind}_{index}") for index, variable in enumerate(group)]
         for kind, group in zip(("trainable", "fixed"), variables, strict=True)
     ]
-    image = tf.TensorSpec(_keras_input_shape(model), tf.float32, name=_keras_input_name(model))
-    tensors: dict[str, Any] = {}
+    image = tf.TensorSpec(_image_shape(keras, model, options.input_size), tf.float32, name=_input_name(model))
+    calls: list[LayerCall] = []
 
     def forward(images: Any, trainable: Any, fixed: Any) -> Any:
-        tensors.clear()
-        with _recorded_layers(keras, tensors), _inlined_functions(tf):
-            scores, _ = model.stateless_call(trainable, fixed, images, training=False)
-        return scores
+        calls.clear()
+        values = list(zip([*variables[0], *variables[1]], [*trainable, *fixed], strict=True))
+        with recorded_calls(keras, calls), _inlined_functions(tf), keras.StatelessScope(values):
+            outputs = model(images, training=False)
+        return choose_output(keras, outputs, calls, getattr(model, "output_names", None) or [], options.output)
 
     signature = [image, *specs]
     function = tf.function(forward, input_signature=signature, autograph=False)
@@ -107,11 +110,21 @@ def import_keras(model: Any, options: ImportOptions) -> ImportedModel:
     for name, value in known.items():
         if graph.inputs.pop(name, None) is not None:
             graph.constants[name] = np.asarray(value)
+    notes = _widen(graph, calls)
     check_one_input_one_output(graph)
     open_batch(graph)
+    tensors = name_tensors(calls)
     layers = _name_values(graph, {layer: _source_tensor(tensor).name for layer, tensor in tensors.items()})
     graph.maps = _map_sizes(keras, {layers[layer]: tensor for layer, tensor in tensors.items() if layer in layers})
-    return ImportedModel(graph, "keras", layers, _known_preprocessing(graph, layers))
+    return ImportedModel(graph, "keras", layers, _known_preprocessing(graph, layers), notes)
+
+
+def _widen(graph: Graph, calls: list[LayerCall]) -> list[str]:
+    """Widen what computes in 16 bits; return the note that says so."""
+    half_dtypes = sorted({call.half_dtype for call in calls if call.half_dtype})
+    if not widen_to_float32(graph) and not half_dtypes:
+        return []
+    return [f"The model computes in {' and '.join(half_dtypes) or '16 bits'}: it is exported in float32."]
 
 
 def _refuse_foreign_ops(model: onnx.ModelProto) -> None:
@@ -123,26 +136,56 @@ def _refuse_foreign_ops(model: onnx.ModelProto) -> None:
         )
 
 
-def _keras_input_shape(model: Any) -> tuple[int | None, ...]:
-    inputs = getattr(model, "inputs", None) or []
-    if not inputs:
+def _image_shape(keras: Any, model: Any, input_size: tuple[int, int] | None) -> tuple[int | None, ...]:
+    """Return the shape of a batch of images, all but the batch fixed."""
+    shapes = _input_shapes(keras, model)
+    if not shapes:
         raise ModelError(
             "the Keras model does not know its input: build it with keras.Input((height, width, channels)), "
             "or call it once on an image"
         )
-    if len(inputs) != 1:
-        raise ModelError(f"the Keras model has {len(inputs)} inputs: fastcam explains one image input")
-    shape = tuple(model.inputs[0].shape)
-    if len(shape) != 4 or None in shape[1:]:
+    if len(shapes) != 1:
+        raise ModelError(f"the Keras model has {len(shapes)} inputs: fastcam explains one image input")
+    (shape,) = shapes
+    if len(shape) != 4:
+        raise ModelError(f"the Keras model's input has shape {shape}: an image batch has 4 axes, (N,H,W,C)")
+    if input_size is not None:
+        shape = _with_size(shape, input_size, first=1 if keras.config.image_data_format() == "channels_last" else 2)
+    if None in shape[1:]:
         raise ModelError(
-            f"the Keras model's input has shape {shape}: build it with a fixed (height, width, channels), "
-            "for example input_shape=(224, 224, 3)"
+            f"the Keras model's input has shape {shape}: give input_size=(height, width), or build it with a fixed "
+            "(height, width, channels), for example input_shape=(224, 224, 3)"
         )
     return (None, *shape[1:])
 
 
-def _keras_input_name(model: Any) -> str:
-    return str(model.inputs[0].name).split(":")[0]
+def _input_shapes(keras: Any, model: Any) -> list[tuple[int | None, ...]]:
+    """Return the shape of every input: as declared, or as a subclassed model met it in its first call."""
+    inputs = getattr(model, "inputs", None) or []
+    for tensor in inputs:
+        if not keras.backend.is_float_dtype(tensor.dtype):
+            raise ModelError(
+                f"the Keras model's input {tensor.name!r} is {tensor.dtype}, and explaining takes float32 images: "
+                'build the model with keras.Input(shape, dtype="float32")'
+            )
+    if inputs or not isinstance(model, keras.Model) or not model.built:
+        return [tuple(tensor.shape) for tensor in inputs]
+    shapes: list[tuple[int | None, ...]] = []
+    keras.tree.map_shape_structure(lambda shape: shapes.append(tuple(shape)), model.get_build_config() or {})
+    return shapes
+
+
+def _with_size(shape: tuple[int | None, ...], size: tuple[int, int], first: int) -> tuple[int | None, ...]:
+    """Put height and width where ``shape`` is open; where it is not it must hold the same."""
+    fixed = (*shape[:first], *size, *shape[first + 2 :])
+    if any(old not in (None, new) for old, new in zip(shape, fixed, strict=True)):
+        raise ModelError(f"input_size={size} does not fit the Keras model's input of shape {shape}")
+    return fixed
+
+
+def _input_name(model: Any) -> str:
+    inputs = getattr(model, "inputs", None)
+    return str(inputs[0].name).split(":")[0] if inputs else "images"
 
 
 @contextlib.contextmanager
@@ -154,24 +197,6 @@ def _keras_extra() -> Iterator[None]:
         raise MissingExtraError(
             f'exporting a Keras model needs tensorflow and tf2onnx ({error}): pip install "fastcam[keras]"'
         ) from error
-
-
-@contextlib.contextmanager
-def _recorded_layers(keras: Any, tensors: dict[str, Any]) -> Iterator[None]:
-    """Note the output tensor of every layer that is called meanwhile, nested and subclassed models included."""
-    original: Callable[..., Any] = keras.layers.Layer.__call__
-
-    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(layer, *args, **kwargs)
-        if hasattr(result, "op"):
-            tensors.setdefault(layer.name, result)
-        return result
-
-    keras.layers.Layer.__call__ = call
-    try:
-        yield
-    finally:
-        keras.layers.Layer.__call__ = original
 
 
 @contextlib.contextmanager
