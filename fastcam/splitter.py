@@ -286,7 +286,8 @@ def find_value(graph: Graph, layer: str, layers: Mapping[str, str]) -> str:
     for table in (layers, {name: name for name in values}, by_node):
         if layer in table and table[layer] in values:
             return table[layer]
-    near = difflib.get_close_matches(layer, [*layers, *values, *by_node], n=3)
+    paths = [name for name in layers if name.endswith(f"/{layer}")]
+    near = paths or difflib.get_close_matches(layer, [*layers, *values, *by_node], n=3)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     raise LayerError(f"the model has no layer {layer!r}: {hint}Candidates: {_list_names(list_candidates(graph))}")
 

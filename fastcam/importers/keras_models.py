@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import helper
 
 from ..errors import MissingExtraError, ModelError
-from ..graph import Graph, from_model
+from ..graph import Graph, from_model, static_dims
 from .imported import TARGET_OPSET, ImportedModel, ImportOptions, check_one_input_one_output, open_batch
 from .keras_calls import LayerCall, choose_output, name_tensors, recorded_calls
 from .precision import widen_to_float32
@@ -91,7 +92,8 @@ def import_keras(model: Any, options: ImportOptions) -> ImportedModel:
     def forward(images: Any, trainable: Any, fixed: Any) -> Any:
         calls.clear()
         values = list(zip([*variables[0], *variables[1]], [*trainable, *fixed], strict=True))
-        with recorded_calls(keras, calls), _inlined_functions(tf), keras.StatelessScope(values):
+        scope = keras.StatelessScope(values)
+        with recorded_calls(keras, calls), _inlined_functions(tf), scope, tf.name_scope(_SCOPE):
             outputs = model(images, training=False)
         return choose_output(keras, outputs, calls, getattr(model, "output_names", None) or [], options.output)
 
@@ -111,6 +113,7 @@ def import_keras(model: Any, options: ImportOptions) -> ImportedModel:
         if graph.inputs.pop(name, None) is not None:
             graph.constants[name] = np.asarray(value)
     notes = _widen(graph, calls)
+    _size_resizes(graph)
     check_one_input_one_output(graph)
     open_batch(graph)
     tensors = name_tensors(calls)
@@ -125,6 +128,21 @@ def _widen(graph: Graph, calls: list[LayerCall]) -> list[str]:
     if not widen_to_float32(graph) and not half_dtypes:
         return []
     return [f"The model computes in {' and '.join(half_dtypes) or '16 bits'}: it is exported in float32."]
+
+
+def _size_resizes(graph: Graph) -> None:
+    """Give every Resize the size that it had: the converter writes its scale, and 24 * float32(17 / 24) is below 17."""
+    for node in graph.nodes:
+        scales = graph.constants[node.input[2]] if node.op_type == "Resize" and len(node.input) == 3 else np.ones(0)
+        axes = [axis for axis, scale in enumerate(scales) if scale != 1]
+        if not axes:
+            continue
+        before = static_dims(graph, node.input[0], axes)
+        sizes = np.array([round(size * float(scales[axis])) for axis, size in zip(axes, before, strict=True)], np.int64)
+        node.input[2] = ""
+        node.input.append(graph.emit_constant(sizes, stem="sizes"))
+        node.attribute.append(helper.make_attribute("axes", axes))
+        graph.infer_types()
 
 
 def _refuse_foreign_ops(model: onnx.ModelProto) -> None:
@@ -249,7 +267,7 @@ def _name_values(graph: Graph, tensors: dict[str, str]) -> dict[str, str]:
     renamed: dict[str, str] = {}
     for node in graph.nodes:
         for index, output in enumerate(node.output):
-            stem = layer_of.get(output) or re.sub(r"(__\d+)?(:\d+)?$", "", output)
+            stem = layer_of.get(output) or _stem(output)
             renamed[output] = _claim(stem, taken)
             node.output[index] = renamed[output]
         node.name = node.output[0]
@@ -262,6 +280,15 @@ def _name_values(graph: Graph, tensors: dict[str, str]) -> dict[str, str]:
     graph.outputs = [renamed.get(name, name) for name in graph.outputs]
     graph.infer_types()
     return {layer: renamed[tensor] for layer, tensor in tensors.items() if tensor in renamed}
+
+
+# A scope around the model's own, whose name (that of a private class, say) may be none for an outermost one.
+_SCOPE = "model"
+
+
+def _stem(output: str) -> str:
+    """Return a converted value's name without the model's scope and the converter's running numbers."""
+    return re.sub(rf"^{_SCOPE}/[^/]+/|(__\d+)?(:\d+)?$", "", output)
 
 
 def _map_sizes(keras: Any, tensors: dict[str, Any]) -> dict[str, tuple[int, int, int]]:
