@@ -6,6 +6,9 @@ what was wrong, where (value, node, layer, image or file), and what to do.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class FastcamError(Exception):
     """Base of everything that fastcam refuses."""
@@ -67,3 +70,14 @@ class MissingExtraError(FastcamError, ImportError):
 
 class WriteError(FastcamError, OSError):
     """A file could not be written; nothing was left behind."""
+
+
+def suggest(wanted: str, known: Iterable[str]) -> str:
+    """Return "did you mean 'a' or 'b'? " for the known names nearest to ``wanted``, or nothing."""
+    return offer(difflib.get_close_matches(wanted, list(known), n=3))
+
+
+def offer(names: Iterable[str]) -> str:
+    """Return "did you mean 'a' or 'b'? ", or nothing where there are no names."""
+    listed = " or ".join(map(repr, names))
+    return f"did you mean {listed}? " if listed else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from .errors import (
     ModelError,
     NonFiniteError,
     TargetError,
+    suggest,
 )
 from .imaging import Layout, Preprocessing, palette, prepare, read_image, write_image
 from .metadata import LARGEST_BATCH, MAXIMUM_RANK, Metadata
@@ -549,9 +549,9 @@ class Explainer:
         if len(found) > 1:
             raise TargetError(f"target {name!r} names the classes {found}: give the index")
         if not found:
-            near = difflib.get_close_matches(name, self.classes, n=3)
-            hint = f": did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise TargetError(f"the model has no class {name!r}{hint}")
+            raise TargetError(
+                f"the model has no class {name!r}: {suggest(name, self.classes) or 'see Explainer.classes'}".rstrip()
+            )
         return found[0]
 
 

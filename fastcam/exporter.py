@@ -137,6 +137,8 @@ def export(
         raise ArgumentError(f"export path {str(path)!r} must end in .onnx")
     if gradients not in tuple(_GRADIENTS):
         raise ArgumentError(f"gradients={gradients!r} is not known; choose one of {', '.join(map(repr, _GRADIENTS))}")
+    if input_size is not None and not _is_size(input_size):
+        raise ArgumentError(f"input_size={input_size!r}: give (height, width) in pixels, at least 1 each")
     chosen_preprocessing = None if preprocess is None else Preprocessing.of(preprocess)
     names = _class_names(classes)
     check_writable(destination)
@@ -177,6 +179,12 @@ def export(
         outputs=tuple(graph.outputs),
         bytes=size,
         notes=tuple(imported.notes),
+    )
+
+
+def _is_size(size: object) -> bool:
+    return (
+        isinstance(size, tuple | list) and len(size) == 2 and all(type(length) is int and length > 0 for length in size)
     )
 
 

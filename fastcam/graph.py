@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import helper, inliner, numpy_helper, shape_inference
+from onnx import helper, numpy_helper, shape_inference
 
 from .errors import ModelError, UnsupportedOpError
 
@@ -26,6 +26,9 @@ Dim = int | str | None
 
 # Shape arithmetic (Reshape, Slice, Pad ...) reads small constants; inference needs their values, and only theirs.
 _INFERENCE_CONSTANT_SIZE = 64
+
+# Ops that the checker refuses, and importers replace.
+_WITHDRAWN = ("GroupNormalization",)
 
 _DEFAULT_DOMAINS = ("", "ai.onnx")
 
@@ -169,6 +172,8 @@ class Graph:
         context.opset_imports = {"": self.opset, **self.domains}
         known = {*self.inputs, *self.constants, *(name for node in self.nodes for name in node.output)}
         for node in self.nodes:
+            if operator(node) in _WITHDRAWN:
+                continue
             try:
                 onnx.checker.check_node(node, context)
             except onnx.checker.ValidationError as error:
@@ -248,8 +253,10 @@ class Graph:
         return name
 
 
-def from_model(model: onnx.ModelProto, base_dir: str = "") -> Graph:
-    """Read a model message into a `Graph`: weights as arrays, local functions inlined, constant nodes as constants.
+def from_model(
+    model: onnx.ModelProto, base_dir: str = "", initializers: Iterable[onnx.TensorProto] | None = None
+) -> Graph:
+    """Read a model message into a `Graph`: weights as arrays, constant nodes as constants.
 
     Parameters
     ----------
@@ -257,6 +264,8 @@ def from_model(model: onnx.ModelProto, base_dir: str = "") -> Graph:
         Not modified.
     base_dir : str
         Folder of the model's external data.
+    initializers : iterable of onnx.TensorProto, optional
+        Weights, where the message itself lacks them.
 
     Raises
     ------
@@ -265,11 +274,10 @@ def from_model(model: onnx.ModelProto, base_dir: str = "") -> Graph:
     """
     if not model.graph.node:
         raise ModelError("the model has no nodes: is it an ONNX model?")
-    if model.functions:
-        model = inliner.inline_local_functions(model)
     _refuse_unsupported(model.graph)
     try:
-        constants = {init.name: numpy_helper.to_array(init, base_dir) for init in model.graph.initializer}
+        tensors = [*model.graph.initializer, *(initializers or ())]
+        constants = {tensor.name: numpy_helper.to_array(tensor, base_dir) for tensor in tensors}
     except Exception as error:  # protobuf, NumPy and the file system each raise their own
         raise ModelError(f"the model's weights cannot be read: {error}") from error
     graph = Graph(

@@ -2,8 +2,8 @@
 
 In this order:
 
-1. Fold every node whose inputs are all constants.
-2. Give Reshape a constant target where the shape is known, which frees the shape arithmetic behind it.
+1. Fold every node whose inputs are all constants, and every question about a shape whose answer is known.
+2. Give Reshape and Resize a constant target where the shape is known, which frees the shape arithmetic behind it.
 3. Drop nodes that do nothing at inference: Identity, Dropout, a Cast to the same type, a Transpose to the same order.
 4. Sink every Transpose below the ops that work in any order of axes, until two meet that undo each other.
 5. Fold what follows a Conv and is affine per channel (BatchNormalization, Mul, Add) into its kernel and bias.
@@ -47,7 +47,10 @@ def simplify(graph: Graph, keep: Collection[str] = ()) -> None:
     graph.outputs = list(dict.fromkeys([*outputs, *keep]))
     fold_constants(graph)
     graph.infer_types()
-    settle_reshapes(graph)
+    # What one round settles tells the next one further shapes.
+    while settle_reshapes(graph) | settle_resizes(graph) | answer_shape_questions(graph):
+        fold_constants(graph)
+        graph.infer_types()
     drop_no_ops(graph)
     sink_transposes(graph, fixed=outputs)
     # What the sunken ones left behind would still count as readers.
@@ -79,16 +82,86 @@ def fold_constants(graph: Graph) -> None:
     graph.nodes = remaining
 
 
-def settle_reshapes(graph: Graph) -> None:
-    """Give every Reshape a constant target that keeps the batch open, wherever at most one dimension is open."""
+def answer_shape_questions(graph: Graph) -> bool:
+    """Replace Shape and Size by constants, and CastLike by Cast, where shapes and types are known; tell if any was."""
+    answered = []
+    for node in graph.nodes:
+        answer = _ANSWERS.get(operator(node))
+        # Of a constant, evaluation tells.
+        if answer and graph.rank(node.input[0]) is not None and answer(graph, node):
+            answered.append(node)
+    gone = {id(node) for node in answered if node.output[0] in graph.constants}
+    graph.nodes = [node for node in graph.nodes if id(node) not in gone]
+    return bool(answered)
+
+
+def _answer_shape(graph: Graph, node: onnx.NodeProto) -> bool:
+    sizes = graph.shape(node.input[0])[attribute(node, "start", 0) : attribute(node, "end")]
+    known = all(isinstance(size, int) for size in sizes)
+    if known:
+        graph.constants[node.output[0]] = np.array(sizes, np.int64)
+    return known
+
+
+def _answer_size(graph: Graph, node: onnx.NodeProto) -> bool:
+    sizes = [size for size in graph.shape(node.input[0]) if isinstance(size, int)]
+    known = len(sizes) == len(graph.shape(node.input[0]))
+    if known:
+        graph.constants[node.output[0]] = np.array(math.prod(sizes), np.int64)
+    return known
+
+
+def _answer_type(graph: Graph, node: onnx.NodeProto) -> bool:
+    if graph.rank(node.input[1]) is None:
+        return False
+    kind = helper.np_dtype_to_tensor_dtype(graph.type(node.input[1]).dtype)
+    node.CopyFrom(helper.make_node("Cast", node.input[:1], node.output, name=node.name, to=kind))
+    return True
+
+
+_ANSWERS: dict[str, Callable[[Graph, onnx.NodeProto], bool]] = {
+    "Shape": _answer_shape,
+    "Size": _answer_size,
+    "CastLike": _answer_type,
+}
+
+
+def settle_reshapes(graph: Graph) -> bool:
+    """Give every Reshape a constant target that keeps the batch open, wherever at most one dimension is open.
+
+    Tells whether any got one that was computed before.
+    """
+    settled = False
     for node in graph.nodes:
         if operator(node) != "Reshape" or graph.rank(node.input[0]) is None or graph.rank(node.output[0]) is None:
             continue
         target = _reshape_target(graph.shape(node.input[0]), graph.shape(node.output[0]))
         if target is not None:
+            settled |= node.input[1] not in graph.constants
             node.input[1] = graph.emit_constant(target, stem="shape")
             # It would turn the 0 that keeps the batch into a size of 0.
             del node.attribute[:]
+    return settled
+
+
+def settle_resizes(graph: Graph) -> bool:
+    """Give every Resize whose sizes are computed the constant ones that are known; tell if any got them.
+
+    An open axis is the batch, which no image network resizes.
+    """
+    settled = False
+    for node in graph.nodes:
+        if operator(node) != "Resize" or len(node.input) < 4 or node.input[3] in graph.constants:
+            continue
+        before, after = (graph.shape(name) if graph.rank(name) else () for name in (node.input[0], node.output[0]))
+        axes = [axis for axis, size in enumerate(before) if isinstance(size, int)]
+        if not axes or attribute(node, "axes") or not all(isinstance(after[axis], int) for axis in axes):
+            continue
+        sizes = {axis: after[axis] for axis in axes if after[axis] != before[axis]} or {axes[-1]: after[axes[-1]]}
+        node.input[3] = graph.emit_constant(np.array(list(sizes.values()), np.int64), stem="sizes")
+        node.attribute.append(helper.make_attribute("axes", list(sizes)))
+        settled = True
+    return settled
 
 
 def _reshape_target(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> Array | None:

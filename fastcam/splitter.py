@@ -7,14 +7,13 @@ activation after its normalisation and non-linearity, before pooling.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 import onnx
 from onnx import helper
 
-from .errors import LayerError, ModelError
+from .errors import LayerError, ModelError, offer, suggest
 from .graph import Dim, Graph, attribute, dependents, needed_nodes, operator
 from .importers import ImportedModel, ImportOptions, ModelSource, import_model
 from .simplifier import simplify
@@ -287,8 +286,7 @@ def find_value(graph: Graph, layer: str, layers: Mapping[str, str]) -> str:
         if layer in table and table[layer] in values:
             return table[layer]
     paths = [name for name in layers if name.endswith(f"/{layer}")]
-    near = paths or difflib.get_close_matches(layer, [*layers, *values, *by_node], n=3)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    hint = offer(paths) or suggest(layer, [*layers, *values, *by_node])
     raise LayerError(f"the model has no layer {layer!r}: {hint}Candidates: {_list_names(list_candidates(graph))}")
 
 

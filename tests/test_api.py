@@ -45,7 +45,11 @@ def test_public_names() -> None:
 
 
 def test_every_error_is_public_and_refines_a_builtin() -> None:
-    classes = [value for value in vars(errors).values() if isinstance(value, type) and value is not errors.FastcamError]
+    classes = [
+        value
+        for value in vars(errors).values()
+        if isinstance(value, type) and issubclass(value, Exception) and value is not errors.FastcamError
+    ]
     for error in classes:
         assert issubclass(error, fastcam.FastcamError)
         assert len(error.__mro__) > len(fastcam.FastcamError.__mro__) + 1

@@ -53,16 +53,6 @@ def test_text_constants_are_refused() -> None:
         from_model(helper.make_model(helper.make_graph([node, use], "g", [], [y])))
 
 
-def test_functions_are_inlined(rng: np.random.Generator) -> None:
-    opset = [helper.make_opsetid("", 18)]
-    double = helper.make_function("local", "Double", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])], opset)
-    node = helper.make_node("Double", ["x"], ["y"], domain="local")
-    infos = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in "xy"]
-    proto = helper.make_graph([node], "g", infos[:1], infos[1:])
-    model = helper.make_model(proto, functions=[double], opset_imports=[*opset, helper.make_opsetid("local", 1)])
-    assert [item.op_type for item in from_model(model).nodes] == ["Add"]
-
-
 def test_an_empty_model_is_refused() -> None:
     with pytest.raises(ModelError, match="no nodes"):
         from_model(onnx.ModelProto())

@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ModelError
-from ..graph import Graph, TensorType
+from ..errors import ModelError, suggest
+from ..graph import Dim, Graph, TensorType
 
 MINIMUM_OPSET = 18
 MAXIMUM_OPSET = 20
 # ONNX Runtime's CUDA provider runs MaxPool, Elu and Selu up to opset 21 only; 18 is the lowest with the ops we emit.
 TARGET_OPSET = 18
 
-_BATCH = "batch"
+# The name of an open batch.
+BATCH = "batch"
 
 
 @dataclass(frozen=True)
@@ -62,29 +63,69 @@ class ImportedModel:
     notes: list[str] = field(default_factory=list)
 
 
-def check_one_input_one_output(graph: Graph) -> None:
-    """Raise ModelError unless the graph takes one image batch and gives one output."""
-    for kind, names in (("input", list(graph.inputs)), ("output", graph.outputs)):
-        if len(names) != 1:
-            raise ModelError(
-                f"the model has {len(names)} {kind}s {names}: fastcam explains one image, one score vector"
-            )
+def settle_signature(graph: Graph, options: ImportOptions) -> None:
+    """Leave the graph one output, and one image input of fixed size whose open batch has a name.
+
+    Raises
+    ------
+    ModelError
+        When there are several outputs or inputs to choose from, or the input is no image.
+    """
+    graph.outputs = [choose_output(graph.outputs, options.output)]
+    graph.prune()
+    if len(graph.inputs) != 1:
+        raise ModelError(f"the model has {len(graph.inputs)} inputs {list(graph.inputs)}: fastcam explains one image")
     (name, type_) = next(iter(graph.inputs.items()))
     if type_.dtype != np.float32 or len(type_.shape) != 4:
         raise ModelError(
             f"input {name!r} is {type_.dtype} of shape {type_.shape}: "
             "an image classifier takes float32 (N,H,W,3) or (N,3,H,W)"
         )
-    if not all(isinstance(size, int) for size in type_.shape[1:]):
+    batch, *image = type_.shape
+    settled = (batch if isinstance(batch, int) else BATCH, *_with_size(name, image, options.input_size))
+    if settled != type_.shape:
+        graph.inputs[name] = TensorType(type_.dtype, settled)
+        # What was declared of the outputs may hold for the open sizes only.
+        graph.types = {}
+        graph.infer_types()
+
+
+def choose_output(outputs: list[str], wanted: str | None) -> str:
+    """Return the output called ``wanted``; None for the only one. Raises ModelError."""
+    if wanted in outputs:
+        return str(wanted)
+    if wanted is not None:
+        raise ModelError(f"the model has no output {wanted!r}: {suggest(wanted, outputs)}Outputs: {_listed(outputs)}")
+    if len(outputs) != 1:
         raise ModelError(
-            f"input {name!r} has the open shape {type_.shape}: fix its height and width, for example with "
+            f"the model has {len(outputs)} outputs, {_listed(outputs)}: name the one that holds the scores, "
+            f"for example output={outputs[0]!r}"
+        )
+    return outputs[0]
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def _with_size(name: str, image: list[Dim], size: tuple[int, int] | None) -> tuple[Dim, ...]:
+    """Return the three axes of an image behind the batch, with open heights and widths set."""
+    open_axes = [axis for axis in range(3) if not isinstance(image[axis], int)]
+    channels = next((axis for axis in (0, 2) if image[axis] in (1, 3)), None)
+    if not open_axes and size is None:
+        return tuple(image)
+    if channels is None:
+        raise ModelError(
+            f"input {name!r} has the open shape {('batch', *image)}: fix its channels, for example with "
             "onnx.tools.update_model_dims, or where the model is exported"
         )
-
-
-def open_batch(graph: Graph) -> None:
-    """Name the open batch dimension, so that every value's shape shows it under one name."""
-    name, type_ = next(iter(graph.inputs.items()))
-    if not isinstance(type_.shape[0], int):
-        graph.inputs[name] = TensorType(type_.dtype, (_BATCH, *type_.shape[1:]))
-        graph.infer_types()
+    if size is None:
+        raise ModelError(
+            f"input {name!r} has the open shape {('batch', *image)}: say which height and width to explain it at, "
+            "for example input_size=(224, 224)"
+        )
+    for axis, length in zip([axis for axis in range(3) if axis != channels], size, strict=True):
+        if axis not in open_axes and image[axis] != length:
+            raise ModelError(f"input {name!r} has the fixed shape {('batch', *image)}, not input_size={size}")
+        image[axis] = length
+    return tuple(image)

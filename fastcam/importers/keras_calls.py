@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ModelError
+from ..errors import ModelError, suggest
 
 
 @dataclass(frozen=True)
@@ -131,9 +130,7 @@ def choose_output(
     table |= {own[0]: tensor for own, (_, tensor) in zip(names, leaves, strict=True)}
     if wanted in table:
         return table[wanted]
-    near = difflib.get_close_matches(wanted, table, n=3)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    raise ModelError(f"the Keras model has no output {wanted!r}: {hint}Outputs: {known}")
+    raise ModelError(f"the Keras model has no output {wanted!r}: {suggest(wanted, table)}Outputs: {known}")
 
 
 def _keys(path: tuple[Any, ...]) -> list[str]:

@@ -26,7 +26,7 @@ from onnx import helper
 
 from ..errors import MissingExtraError, ModelError
 from ..graph import Graph, from_model, static_dims
-from .imported import TARGET_OPSET, ImportedModel, ImportOptions, check_one_input_one_output, open_batch
+from .imported import TARGET_OPSET, ImportedModel, ImportOptions, settle_signature
 from .keras_calls import LayerCall, choose_output, name_tensors, recorded_calls
 from .precision import widen_to_float32
 
@@ -114,8 +114,7 @@ def import_keras(model: Any, options: ImportOptions) -> ImportedModel:
             graph.constants[name] = np.asarray(value)
     notes = _widen(graph, calls)
     _size_resizes(graph)
-    check_one_input_one_output(graph)
-    open_batch(graph)
+    settle_signature(graph, ImportOptions())
     tensors = name_tensors(calls)
     layers = _name_values(graph, {layer: _source_tensor(tensor).name for layer, tensor in tensors.items()})
     graph.maps = _map_sizes(keras, {layers[layer]: tensor for layer, tensor in tensors.items() if layer in layers})
