@@ -6,9 +6,11 @@ In this order:
 2. Give Reshape and Resize a constant target where the shape is known, which frees the shape arithmetic behind it.
 3. Drop nodes that do nothing at inference: Identity, Dropout, a Cast to the same type, a Transpose to the same order.
 4. Sink every Transpose below the ops that work in any order of axes, until two meet that undo each other.
-5. Fold what follows a Conv and is affine per channel (BatchNormalization, Mul, Add) into its kernel and bias.
-6. Turn MatMul + bias into Gemm.
-7. Prune.
+5. Fold the zeros that a Pad puts before a Conv into its pads.
+6. Fold what follows a Conv and is affine per channel (BatchNormalization, Mul, Add) into its kernel and bias.
+7. Turn what is left of Mul + Add per channel into one BatchNormalization.
+8. Turn MatMul + bias into Gemm.
+9. Prune.
 
 Each pass returns nothing and may be run again; a value in ``keep`` survives under its name.
 """
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeAlias
 
 import numpy as np
@@ -57,7 +59,9 @@ def simplify(graph: Graph, keep: Collection[str] = ()) -> None:
     graph.prune()
     graph.infer_types()
     drop_no_ops(graph)
+    fold_pads(graph)
     fold_into_convolutions(graph)
+    join_scale_and_shift(graph)
     join_matmul_and_bias(graph)
     graph.outputs = outputs
     graph.prune()
@@ -331,6 +335,70 @@ def fold_into_convolutions(graph: Graph) -> None:
         folded = affine and affine(graph, node)
         if folded:
             _absorb(graph, *folded, follower=node)
+
+
+def fold_pads(graph: Graph) -> None:
+    """Let every Conv that reads a picture padded with zeros pad it itself."""
+    producers = graph.producers()
+    for conv in graph.nodes:
+        pad = producers.get(conv.input[0]) if operator(conv) == "Conv" else None
+        pads = _zeros_around(graph, pad) if pad is not None and operator(pad) == "Pad" else None
+        if pad is None or pads is None or attribute(conv, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+            continue
+        own = attribute(conv, "pads", [0] * len(pads))
+        kept = [item for item in conv.attribute if item.name not in ("pads", "auto_pad")]
+        del conv.attribute[:]
+        conv.attribute.extend([*kept, helper.make_attribute("pads", [a + b for a, b in zip(own, pads, strict=True)])])
+        conv.input[0] = pad.input[0]
+
+
+def _zeros_around(graph: Graph, pad: onnx.NodeProto) -> list[int] | None:
+    """Return the pads of the spatial axes as a Conv has them; None where anything else is padded, or not with zeros."""
+    pads = graph.constants.get(pad.input[1])
+    value = graph.constants.get(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else np.zeros(1)
+    axes_given = len(pad.input) > 3 and pad.input[3]
+    if attribute(pad, "mode", "constant") != "constant" or axes_given or pads is None or value is None or value.any():
+        return None
+    ends = pads.reshape(2, -1)
+    return [int(size) for size in ends[:, 2:].reshape(-1)] if not ends[:, :2].any() and (ends >= 0).all() else None
+
+
+def join_scale_and_shift(graph: Graph) -> None:
+    """Turn Mul and Add of one number a channel, as a BatchNormalization before its block leaves them, into that again.
+
+    Runtimes do it in one pass over the map, with the activation that follows.
+    """
+    producers, consumers = graph.producers(), graph.consumers()
+    for add in [node for node in graph.nodes if operator(node) == "Add"]:
+        scaled, _ = _value_and_constant(graph, add)
+        mul = producers.get(scaled)
+        if mul is None or operator(mul) != "Mul" or scaled in graph.outputs or len(consumers[scaled]) != 1:
+            continue
+        shift, scale = _addition(graph, add), _multiplication(graph, mul)
+        if shift is None or scale is None or not _has_channels_first(scale[0], producers):
+            continue
+        # The variance and the epsilon that is added to it make 1.
+        row = np.ones_like(scale[1].scale)
+        parameters = [scale[1].scale, shift[1].shift, 0 * row, row - _EPSILON]
+        dtype, stem = graph.type(scaled).dtype, f"{add.output[0]}/normalization"
+        names = [graph.emit_constant(array.astype(dtype), stem=stem) for array in parameters]
+        normalization = helper.make_node(
+            "BatchNormalization", [scale[0], *names], list(add.output), name=add.name, epsilon=_EPSILON
+        )
+        graph.nodes[_position(graph, add)] = normalization
+        del graph.nodes[_position(graph, mul)]
+        producers[add.output[0]] = normalization
+
+
+_EPSILON = 1e-5
+
+
+def _has_channels_first(value: str, producers: Mapping[str, onnx.NodeProto]) -> bool:
+    """Tell that ``value`` comes, past ops that leave the axes alone, from one whose map has its channels on axis 1."""
+    node = producers.get(value)
+    while node is not None and operator(node) in (*_ELEMENTWISE, "Concat", "Pad"):
+        node = next((producers[name] for name in node.input if name in producers), None)
+    return node is not None and operator(node) in ("Conv", "MaxPool", "AveragePool", "BatchNormalization")
 
 
 def join_matmul_and_bias(graph: Graph) -> None:

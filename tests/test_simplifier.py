@@ -64,7 +64,62 @@ def test_a_convolution_with_two_readers_stays(rng: np.random.Generator) -> None:
     net = NetworkBuilder(("batch", 3, 6, 6))
     value = net.conv(net.input, (4, 3, 1, 1))
     graph = net.build(net.add("Sub", _affine(net, value, 4), value))
-    _check(graph, rng, {"Conv": 1, "Mul": 1, "Add": 1, "Sub": 1})
+    _check(graph, rng, {"Conv": 1, "BatchNormalization": 1, "Sub": 1})
+
+
+def test_normalisation_before_a_block_becomes_one_node(rng: np.random.Generator) -> None:
+    net = NetworkBuilder(("batch", 3, 8, 8))
+    value = net.add("MaxPool", net.conv(net.input, (4, 3, 3, 3)), kernel_shape=[2, 2])
+    graph = net.build(net.add("Relu", _affine(net, net.add("Relu", _affine(net, value, 4)), 4)))
+    _check(graph, rng, {"Conv": 1, "MaxPool": 1, "BatchNormalization": 2, "Relu": 2})
+
+
+@pytest.mark.parametrize("scale", [(1, 4, 1, 1), (4, 4), (1, 1, 1, 4)])
+def test_scale_and_shift_of_what_may_be_no_channels_stay(scale: tuple[int, ...], rng: np.random.Generator) -> None:
+    net = NetworkBuilder(("batch", 4, 4, 4))
+    value = net.add("Mul", net.input, net.constant(rng.normal(size=scale).astype(np.float32)))
+    graph = net.build(net.add("Add", value, net.constant(rng.normal(size=(1, 4, 1, 1)).astype(np.float32))))
+    _check(graph, rng, {"Mul": 1, "Add": 1})
+
+
+def test_a_scale_with_two_readers_stays(rng: np.random.Generator) -> None:
+    net = NetworkBuilder(("batch", 3, 6, 6))
+    scaled = net.add("Mul", net.add("MaxPool", net.input, kernel_shape=[2, 2]), net.weight(1, 3, 1, 1))
+    graph = net.build(net.add("Sub", net.add("Add", scaled, net.weight(1, 3, 1, 1)), scaled))
+    _check(graph, rng, {"MaxPool": 1, "Mul": 1, "Add": 1, "Sub": 1})
+
+
+def test_a_convolution_pads_with_zeros_itself(rng: np.random.Generator) -> None:
+    net = NetworkBuilder(("batch", 3, 6, 7))
+    padded = net.add("Pad", net.input, net.constant(np.array([0, 0, 1, 2, 0, 0, 3, 0])))
+    bare = net.conv(padded, (4, 3, 3, 3), auto_pad="VALID", strides=[2, 2])
+    more = net.conv(padded, (4, 3, 3, 3), pads=[1, 1, 1, 1], strides=[2, 2])
+    graph = net.build(net.add("Concat", net.add("Flatten", bare), net.add("Flatten", more), axis=1))
+    _check(graph, rng, {"Conv": 2, "Flatten": 2, "Concat": 1})
+
+
+@pytest.mark.parametrize(
+    ("pads", "value", "options"),
+    [
+        ([0, 0, 1, 1, 0, 0, 1, 1], 0.5, {}),
+        ([0, 1, 1, 1, 0, 0, 1, 1], 0.0, {}),
+        ([0, 0, 1, -1, 0, 0, 1, 1], 0.0, {}),
+        ([0, 0, 1, 1, 0, 0, 1, 1], 0.0, {"mode": "edge"}),
+    ],
+    ids=["no zeros", "channels", "crop", "edge"],
+)
+def test_other_padding_stays(pads: list[int], value: float, options: dict[str, str], rng: np.random.Generator) -> None:
+    net = NetworkBuilder(("batch", 3, 6, 6))
+    padded = net.add("Pad", net.input, net.constant(np.array(pads)), net.constant(np.float32(value)), **options)
+    graph = net.build(net.conv(padded, (4, 3 + pads[1], 3, 3)))
+    _check(graph, rng, {"Pad": 1, "Conv": 1})
+
+
+def test_padding_before_a_convolution_that_pads_by_a_rule_stays(rng: np.random.Generator) -> None:
+    net = NetworkBuilder(("batch", 3, 6, 6))
+    padded = net.add("Pad", net.input, net.constant(np.array([0, 0, 1, 1, 0, 0, 1, 1])))
+    graph = net.build(net.conv(padded, (4, 3, 3, 3), auto_pad="SAME_UPPER"))
+    _check(graph, rng, {"Pad": 1, "Conv": 1})
 
 
 def test_a_factor_per_pixel_does_not_fold(rng: np.random.Generator) -> None:
@@ -185,7 +240,7 @@ def test_channels_last_arithmetic_is_done_in_the_order_of_the_convolutions(rng: 
     value = net.add("Mul", value, net.constant(rng.normal(size=4).astype(np.float32)))
     value = net.add("Add", net.constant(rng.normal(size=(1, 1, 1, 4)).astype(np.float32)), value)
     value = net.add("Clip", value, net.constant(np.float32(0)), net.constant(np.float32(6)), name="activation")
-    value = net.add("Pad", value, net.constant(np.array([0, 1, 0, 0, 0, 2, 3, 0])))
+    value = net.add("Pad", value, net.constant(np.array([0, 1, 0, 0, 0, 2, 3, 0])), mode="reflect")
     value = _channels_last_conv(net, value, (5, 4, 3, 3))
     mean = net.add("ReduceMean", value, net.constant(np.array([1, 2])), keepdims=0)
     graph = net.build(net.dense(mean, (5, 2)))

@@ -137,6 +137,19 @@ def _several_outputs() -> Any:
     return keras.Model(photo, {"age": layers.Dense(1, name="years")(pooled), "breed": layers.Dense(5)(pooled)})
 
 
+def _fine_tuned() -> Any:
+    """A network of keras.applications under a new head, as tutorials do it, in a model of its own."""
+    base = keras.applications.MobileNetV2(weights=None, include_top=False, input_shape=(64, 64, 3), alpha=0.35)
+    augmentation = keras.Sequential(
+        [keras.Input((64, 64, 3)), layers.RandomFlip(), layers.RandomRotation(0.1)], name="augmentation"
+    )
+    photo = keras.Input((64, 64, 3))
+    x = base(layers.Rescaling(1 / 127.5, offset=-1)(augmentation(photo)))
+    x = layers.Dropout(0.2)(layers.GlobalAveragePooling2D()(x))
+    classifier = keras.Model(photo, layers.Dense(5)(x), name="classifier")
+    return keras.Sequential([keras.Input((64, 64, 3)), classifier])
+
+
 # The model, the automatic layer and one in the middle.
 _MODELS: dict[str, tuple[Callable[[], Any], str, str]] = {
     "nested in Sequential": (_nested_in_sequential, "late", "early"),
@@ -194,8 +207,17 @@ def _compare(path: Path, expected: tuple[Array, Array], image: Array) -> None:
 
 @pytest.mark.parametrize("name", _MODELS)
 def test_maps_are_those_of_gradient_tape(name: str, tmp_path: Path) -> None:
-    build, automatic, middle = _MODELS[name]
-    model, image = _settle(build()), _image()
+    _check(*_MODELS[name], _image(), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_fine_tuned_network_is_explained_two_levels_down(tmp_path: Path) -> None:
+    middle = "classifier/mobilenetv2_0.35_64/block_6_expand_relu"
+    _check(_fine_tuned, "out_relu", middle, _image(64), tmp_path)
+
+
+def _check(build: Callable[[], Any], automatic: str, middle: str, image: Array, tmp_path: Path) -> None:
+    model = _settle(build())
     assert fastcam.export(model, tmp_path / "automatic.onnx").layer == automatic
     _compare(tmp_path / "automatic.onnx", _tape(model, automatic, image), image)
     fastcam.export(model, tmp_path / "middle.onnx", layer=middle)
