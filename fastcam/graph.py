@@ -200,8 +200,10 @@ class Graph:
         assumed = {
             name: TensorType(array.dtype, array.shape) for name, array in self.constants.items() if name not in known
         }
-        nodes = [_inferable(node) for node in self.nodes]
-        return dataclasses.replace(self, nodes=nodes, constants=known, inputs={**self.inputs, **assumed}).to_model()
+        view = dataclasses.replace(self, nodes=[], constants=known, inputs={**self.inputs, **assumed})
+        for node in self.nodes:
+            view.nodes.extend(_inferable(view, node))
+        return view.to_model()
 
     def to_model(self, *, metadata: Mapping[str, str] | None = None, name: str = "fastcam") -> onnx.ModelProto:
         """Return the graph as a message that holds its weights (a copy of them)."""
@@ -377,11 +379,26 @@ def static_dims(graph: Graph, value: str, axes: Sequence[int]) -> tuple[int, ...
     return tuple(int(size) for size in sizes if size is not None)
 
 
-def _inferable(node: onnx.NodeProto) -> onnx.NodeProto:
-    """Return a node of the same type and shape in place of one that ONNX has no shape inference for."""
-    if operator(node) != "GroupNormalization":
-        return node
-    return helper.make_node("Identity", node.input[:1], node.output)
+def _inferable(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Return nodes of the same type and shape in place of one that ONNX infers no shape for, or an incomplete one."""
+    if operator(node) == "GroupNormalization":
+        return [helper.make_node("Identity", node.input[:1], node.output)]
+    axes = attribute(node, "axes")
+    sizes = graph.constants.get(node.input[3]) if operator(node) == "Resize" and len(node.input) == 4 else None
+    rank = graph.rank(node.input[0]) if sizes is not None else None
+    if not axes or sizes is None or rank is None:
+        return [node]
+    # Inference forgets the name of the batch: one pixel, spread over the new size, keeps it.
+    name = node.output[0]
+    whole = np.ones(rank, np.int64)
+    whole[list(axes)] = sizes
+    bounds = {f"{name}/start": np.zeros(len(axes)), f"{name}/end": np.ones(len(axes)), f"{name}/axes": np.array(axes)}
+    graph.constants |= {key: array.astype(np.int64) for key, array in bounds.items()}
+    graph.constants[f"{name}/sizes"] = whole
+    return [
+        helper.make_node("Slice", [node.input[0], *bounds], [f"{name}/pixel"]),
+        helper.make_node("Expand", [f"{name}/pixel", f"{name}/sizes"], node.output),
+    ]
 
 
 def _rename_key(mapping: dict[str, Any], old: str, new: str) -> None:

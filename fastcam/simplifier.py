@@ -149,17 +149,17 @@ def settle_reshapes(graph: Graph) -> bool:
 
 
 def settle_resizes(graph: Graph) -> bool:
-    """Give every Resize whose sizes are computed the constant ones that are known; tell if any got them.
+    """Give every Resize that has a size for every axis constant ones for those that change; tell if any got them.
 
     An open axis is the batch, which no image network resizes.
     """
     settled = False
     for node in graph.nodes:
-        if operator(node) != "Resize" or len(node.input) < 4 or node.input[3] in graph.constants:
+        if operator(node) != "Resize" or len(node.input) < 4 or attribute(node, "axes"):
             continue
         before, after = (graph.shape(name) if graph.rank(name) else () for name in (node.input[0], node.output[0]))
         axes = [axis for axis, size in enumerate(before) if isinstance(size, int)]
-        if not axes or attribute(node, "axes") or not all(isinstance(after[axis], int) for axis in axes):
+        if not axes or not all(isinstance(after[axis], int) for axis in axes):
             continue
         sizes = {axis: after[axis] for axis in axes if after[axis] != before[axis]} or {axes[-1]: after[axes[-1]]}
         node.input[3] = graph.emit_constant(np.array(list(sizes.values()), np.int64), stem="sizes")

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import onnx
 from onnx import helper
 
+from .batching import open_batch
 from .errors import LayerError, ModelError, offer, suggest
 from .graph import Dim, Graph, attribute, dependents, needed_nodes, operator
 from .importers import ImportedModel, ImportOptions, ModelSource, import_model
@@ -72,6 +73,8 @@ def open_classifier(model: ModelSource, layer: str | None, options: ImportOption
     # Looked up before the clean-up, which keeps the value but not every node's name.
     asked = find_value(graph, layer, imported.layers) if layer is not None else None
     simplify(graph, keep=[asked] if asked else [])
+    note = open_batch(graph)
+    imported.notes.extend([note] if note else [])
     score_activation = remove_score_activation(graph)
     value = choose_layer(graph, asked, layer)
     candidates = list_candidates(graph)

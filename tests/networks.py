@@ -64,8 +64,13 @@ class NetworkBuilder:
         return self.graph
 
 
-def small_classifier(dtype: Any = np.float32, batch: int | str = "batch", seed: int = 0) -> Graph:
-    """A VGG in small: two convolution blocks, a flattening head of three dense layers, softmax over 5 classes."""
+def small_classifier(
+    dtype: Any = np.float32, batch: int | str = "batch", seed: int = 0, keeps_batch: bool = False
+) -> Graph:
+    """A VGG in small: two convolution blocks, a flattening head of three dense layers, softmax over 5 classes.
+
+    With ``keeps_batch`` an op that changes nothing keeps a fixed batch from being opened.
+    """
     net = NetworkBuilder((batch, 3, 12, 12), dtype, seed=seed)
     first = net.add("Relu", net.conv(net.input, (6, 3, 3, 3), pads=[1, 1, 1, 1]), name="block1")
     pooled = net.add("MaxPool", first, kernel_shape=[2, 2], strides=[2, 2], name="pool1")
@@ -74,4 +79,6 @@ def small_classifier(dtype: Any = np.float32, batch: int | str = "batch", seed: 
     flat = net.add("Flatten", pooled)
     hidden = net.add("Relu", net.dense(flat, (72, 16)))
     hidden = net.add("Relu", net.dense(hidden, (16, 12)))
+    if keeps_batch:
+        hidden = net.add("Einsum", hidden, equation="nc->nc")
     return net.build(net.add("Softmax", net.dense(hidden, (12, 5), name="scores"), axis=-1))

@@ -91,6 +91,7 @@ def test_modules_import_one_way() -> None:
         "graph",
         "importers",
         "simplifier",
+        "batching",
         "splitter",
         "vjps",
         "autodiff",

@@ -333,7 +333,7 @@ def test_chunks_equal_single_images(explainer: fastcam.Explainer, batch: Array) 
 def test_a_file_of_fixed_batch_explains_any_number(
     tmp_path: Path, explainer: fastcam.Explainer, batch: Array, fixed: int
 ) -> None:
-    fastcam.export(small_classifier(batch=fixed).to_model(), tmp_path / "fixed.onnx")
+    fastcam.export(small_classifier(batch=fixed, keeps_batch=True).to_model(), tmp_path / "fixed.onnx")
     fixed_explainer = fastcam.Explainer(tmp_path / "fixed.onnx")
     for target in (None, "top2", [[0], [1], [2], [3], [4]]):
         found, expected = fixed_explainer(batch, target), explainer(batch, target)

@@ -244,8 +244,8 @@ def test_a_source_with_external_data(tmp_path: Path, image: Array) -> None:
     assert (tmp_path / "small.onnx").read_bytes() == (tmp_path / "direct.onnx").read_bytes()
 
 
-def test_a_fixed_batch_stays_fixed(tmp_path: Path, image: Array) -> None:
-    result = fastcam.export(small_classifier(batch=1).to_model(), tmp_path / "one.onnx")
+def test_a_fixed_batch_that_has_to_stay_stays_fixed(tmp_path: Path, image: Array) -> None:
+    result = fastcam.export(small_classifier(batch=1, keeps_batch=True).to_model(), tmp_path / "one.onnx")
     assert result.input_shape == (1, 3, 12, 12)
     fastcam.export(small_classifier().to_model(), tmp_path / "open.onnx")
     one, many = (_run(tmp_path / name, {"image": image[:1]}) for name in ("one.onnx", "open.onnx"))
@@ -463,7 +463,7 @@ def test_an_open_image_size_says_so(tmp_path: Path) -> None:
 
 def test_a_batch_beyond_reason_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="batches of exactly 16777216"):
-        fastcam.export(small_classifier(batch=2**24).to_model(), tmp_path / "many.onnx")
+        fastcam.export(small_classifier(batch=2**24, keeps_batch=True).to_model(), tmp_path / "many.onnx")
 
 
 def test_the_callers_message_is_not_changed(tmp_path: Path) -> None:

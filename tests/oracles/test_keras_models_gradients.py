@@ -217,6 +217,7 @@ def test_a_fine_tuned_network_is_explained_two_levels_down(tmp_path: Path) -> No
 
 
 def _check(build: Callable[[], Any], automatic: str, middle: str, image: Array, tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
     model = _settle(build())
     assert fastcam.export(model, tmp_path / "automatic.onnx").layer == automatic
     _compare(tmp_path / "automatic.onnx", _tape(model, automatic, image), image)
