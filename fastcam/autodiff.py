@@ -111,17 +111,20 @@ def _path(graph: Graph, value: str, gradients: Mapping[str, str]) -> list[onnx.N
     path = [
         node
         for node in dependents(graph, value)
-        if id(node) in needed and any(_varies(graph, output) for output in node.output)
+        if id(node) in needed and any(_varies(graph, node, output) for output in node.output)
     ]
     if not path:
         raise _independent(gradients, value)
     return path
 
 
-def _varies(graph: Graph, value: str) -> bool:
-    """Tell whether a value can have a gradient: integers and truth values (shapes, indices, masks) change in jumps."""
+def _varies(graph: Graph, node: onnx.NodeProto, value: str) -> bool:
+    """Tell whether a value can have a gradient: integers and truth values (shapes, indices, masks) change in jumps.
+
+    Quantised numbers stand for real ones.
+    """
     known = graph.types.get(value)
-    return known is None or known.dtype.kind not in "iub"
+    return known is None or known.dtype.kind not in "iub" or operator(node) == "QuantizeLinear"
 
 
 def _independent(gradients: Mapping[str, str], value: str) -> UnsupportedOpError:

@@ -443,8 +443,12 @@ def _evaluate(node: onnx.NodeProto, graph: Graph) -> list[Array] | None:
 
 
 def _is_pure(node: onnx.NodeProto) -> bool:
-    """A node of ONNX's own that gives the same output each time."""
-    return "::" not in operator(node) and not operator(node).startswith(("Random", "Bernoulli", "Multinomial"))
+    """A node of ONNX's own that gives the same output each time, and one that is worth keeping as numbers.
+
+    Weights that are stored as integers stay that: runtimes compute with them, and they take a quarter of the room.
+    """
+    kept = ("Random", "Bernoulli", "Multinomial", "DequantizeLinear")
+    return "::" not in operator(node) and not operator(node).startswith(kept)
 
 
 def _hands_on(node: onnx.NodeProto, graph: Graph) -> bool:

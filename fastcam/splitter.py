@@ -7,7 +7,7 @@ activation after its normalisation and non-linearity, before pooling.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import onnx
@@ -23,6 +23,8 @@ from .simplifier import simplify
 _ACTIVATION_OPS = frozenset(
     "Relu Clip LeakyRelu PRelu Elu Selu Celu Gelu Mish HardSwish HardSigmoid Sigmoid Tanh Softplus Softsign".split()
 )
+# What an activation becomes in a quantised network: the map is what the second one gives.
+_QUANTIZATION_OPS = frozenset(["QuantizeLinear", "DequantizeLinear"])
 _NORMALIZATION_OPS = frozenset("BatchNormalization LayerNormalization InstanceNormalization GroupNormalization".split())
 _BLOCK_OPS = _ACTIVATION_OPS | _NORMALIZATION_OPS | frozenset("Conv ConvTranspose Add Mul Concat Sum".split())
 
@@ -104,11 +106,16 @@ def remove_score_activation(graph: Graph) -> str:
     """
     producers = graph.producers()
     node = producers.get(graph.outputs[0])
+    quantized = []
     while node is not None and _hands_scores_on(graph, node):
+        quantized += [node] if operator(node) in _QUANTIZATION_OPS else []
         node = producers.get(node.input[0])
     activation = "none"
     if node is not None and operator(node) in _SCORE_ACTIVATIONS and _runs_over_classes(graph, node):
         activation = _SCORE_ACTIVATIONS[operator(node)]
+        # The steps of probabilities are too fine for logits.
+        for step in quantized:
+            graph.replace_uses(step.output[0], step.input[0])
         if graph.rank(node.input[0]) == 2:
             graph.outputs = [node.input[0]]
         else:
@@ -137,7 +144,7 @@ def _hands_scores_on(graph: Graph, node: onnx.NodeProto) -> bool:
     if op == "Cast":
         return all(graph.rank(name) and graph.type(name).dtype.kind == "f" for name in (node.input[0], node.output[0]))
     if op not in ("Reshape", "Flatten", "Squeeze"):
-        return op == "Identity"
+        return op == "Identity" or op in _QUANTIZATION_OPS
     if graph.rank(node.input[0]) is None or graph.rank(node.output[0]) is None:
         return False
     before, after = graph.shape(node.input[0]), graph.shape(node.output[0])
@@ -170,18 +177,32 @@ def list_candidates(graph: Graph) -> list[str]:
     nodes = [node for node in needed_nodes(graph, graph.outputs) if id(node) in on_the_way]
     consumers = graph.consumers()
     orders = _axis_orders(graph)
-    found = [node for node in nodes if _ends_block(node, consumers) and _has_map(graph, node.output[0], orders)]
+    producers = graph.producers()
+    found = [
+        node
+        for node in nodes
+        if _ends_block(_dequantized(node, producers), consumers.get(node.output[0], []))
+        and _has_map(graph, node.output[0], orders)
+    ]
     return [node.output[0] for node in reversed(found)]
 
 
-def _ends_block(node: onnx.NodeProto, consumers: Mapping[str, list[onnx.NodeProto]]) -> bool:
-    """The op ends a block, and no activation follows it directly (x * sigmoid(x) counts as one)."""
+def _dequantized(node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto:
+    """Return the node whose result DequantizeLinear gives back; any other node itself."""
+    if operator(node) != "DequantizeLinear":
+        return node
+    quantized = producers.get(node.input[0], node)
+    return producers.get(quantized.input[0], node)
+
+
+def _ends_block(node: onnx.NodeProto, readers: Sequence[onnx.NodeProto]) -> bool:
+    """The op ends a block, and no activation reads the result directly (x * sigmoid(x) counts as one)."""
     if operator(node) not in _BLOCK_OPS:
         return False
-    readers = consumers.get(node.output[0], [])
     if operator(node) == "Sigmoid" and any(operator(reader) == "Mul" for reader in readers):
         return False
-    return not any(operator(reader) in _ACTIVATION_OPS | _NORMALIZATION_OPS for reader in readers)
+    following = _ACTIVATION_OPS | _NORMALIZATION_OPS | {"QuantizeLinear"}
+    return not any(operator(reader) in following for reader in readers)
 
 
 def _axis_orders(graph: Graph) -> Orders:

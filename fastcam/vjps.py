@@ -314,6 +314,36 @@ def _hard_swish(s: Step) -> str:
     return s.emit("Where", below, lower, s.gradient)
 
 
+def _quantize(s: Step) -> str:
+    """Straight-through: a number that is rounded hands its gradient on, one that saturates has none.
+
+    Rounding has slope 0 almost everywhere, which would explain nothing; the float network that was quantised has the
+    slope of the clipping alone (Bengio et al. 2013, Jacob et al. 2018, section 3). The gradient of a quantised number
+    is that of the real one that it stands for.
+    """
+    kind = s.graph.type(s.y).dtype
+    limits, scale, zero = np.iinfo(kind), s.fixed(s.x[1]), s.fixed_or(2, np.zeros(1, kind)).astype(np.float64)
+    shape = [1] * s.rank(s.x[0]) if scale.size > 1 else []
+    if shape:
+        shape[s.attribute("axis", 1)] = scale.size
+    bounds = [((limit - zero) * scale).astype(scale.dtype).reshape(shape) for limit in (limits.min, limits.max)]
+    lowest, highest = (s.graph.emit_constant(bound, stem="gradient/bound") for bound in bounds)
+    # The bounds themselves are inside: what was clipped to 0 before, by a ReLU of the float network, is exactly there.
+    inside = s.emit("And", s.emit("GreaterOrEqual", s.x[0], lowest), s.emit("LessOrEqual", s.x[0], highest))
+    return s.emit("Where", inside, s.gradient, s.graph.emit_constant(np.zeros((), scale.dtype)))
+
+
+def _dequantize(s: Step) -> str:
+    quantized = s.graph.producer(s.x[0])
+    if quantized is None or quantized.op_type != "QuantizeLinear":
+        s.refuse("what it reads was not quantised by QuantizeLinear")
+    if not np.array_equal(s.fixed(quantized.input[1]), s.fixed(s.x[1])):
+        s.refuse("its scale is not that of the QuantizeLinear before it")
+    return s.gradient
+
+
+defvjp("QuantizeLinear", _quantize, None, None)
+defvjp("DequantizeLinear", _dequantize, None, None)
 defvjp("Clip", _clip, None, None)
 defvjp("LeakyRelu", _leaky_relu)
 defvjp("ThresholdedRelu", _thresholded_relu)
@@ -414,8 +444,6 @@ def _gemm(s: Step) -> str:
     """Alpha * G B'^T, where B' is what Gemm multiplies by."""
     if s.attribute("transA", 0):
         s.refuse("its first input is transposed")
-    if s.x[1] not in s.graph.constants:
-        s.refuse("its second input is computed")
     gradient = _times_matrix(s, s.gradient, s.x[1], transposed=not s.attribute("transB", 0))
     alpha = s.attribute("alpha", 1.0)
     return gradient if alpha == 1 else s.emit("Mul", gradient, s.constant(alpha))
@@ -429,7 +457,7 @@ def _gemm_bias(s: Step) -> str:
 
 
 def _times_matrix(s: Step, value: str, matrix: str, *, transposed: bool) -> str:
-    """Return ``value`` (K,N,...,U) times a constant matrix (U,V), or the transpose of a (V,U) one."""
+    """Return ``value`` (K,N,...,U) times a matrix (U,V), or the transpose of a (V,U) one."""
     if not transposed:
         return s.emit("MatMul", value, matrix)
     rows, columns = static_dims(s.graph, matrix, (0, 1))

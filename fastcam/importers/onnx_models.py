@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 
 from ..errors import ModelError
-from ..graph import from_model
+from ..graph import Graph, from_model
 from .imported import ImportedModel, ImportOptions, settle_signature
 from .opsets import at_supported_opset, expand_group_normalization
 from .precision import widen_to_float32
@@ -27,6 +27,26 @@ def import_onnx(model: onnx.ModelProto, options: ImportOptions, base_dir: str = 
     source_opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
     graph = from_model(at_supported_opset(model, base_dir), base_dir, model.graph.initializer)
     expand_group_normalization(graph, source_opset)
+    _refuse_integer_arithmetic(graph)
     notes = ["The model computes in 16 bits: it is exported in float32."] if widen_to_float32(graph) else []
     settle_signature(graph, options)
     return ImportedModel(graph, framework="onnx", notes=notes)
+
+
+def _refuse_integer_arithmetic(graph: Graph) -> None:
+    node = next((node for node in graph.nodes if _computes_in_integers(node)), None)
+    if node is not None:
+        raise ModelError(
+            f"op {node.op_type!r} (node {node.name or node.output[0]!r}) computes in integers, which have no gradient: "
+            "quantise the model in QDQ format, with QuantizeLinear and DequantizeLinear around float ops, or give the "
+            "float model"
+        )
+
+
+def _computes_in_integers(node: onnx.NodeProto) -> bool:
+    return node.op_type.startswith("QLinear") or node.op_type in (
+        "ConvInteger",
+        "DynamicQuantizeLinear",
+        "MatMulInteger",
+        "QGemm",
+    )
