@@ -47,7 +47,7 @@ model = make(weights=None, input_shape=(224, 224, 3), classifier_activation=None
 generator = np.random.default_rng(0)
 for variable in model.variables:
     if len(variable.shape) == 1:
-        low, high = (0.8, 1.2) if variable.name in ("gamma", "moving_variance") else (-0.1, 0.1)
+        low, high = (0.8, 1.2) if variable.name in ("gamma", "moving_variance", "variance") else (-0.1, 0.1)
         variable.assign(generator.uniform(low, high, variable.shape).astype(np.float32))
 model.save(path)
 """

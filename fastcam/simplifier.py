@@ -281,6 +281,16 @@ def _sink_pad(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple[int, 
     return order
 
 
+def _sink_slice(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple[int, ...] | None:
+    axes = graph.constants.get(node.input[3]) if len(node.input) > 3 else None
+    if node.input[0] not in orders or axes is None:
+        return None
+    source, order = orders[node.input[0]]
+    moved = np.array([order[int(axis)] for axis in axes], np.int64)
+    node.input[0], node.input[3] = source, graph.emit_constant(moved, stem="axes")
+    return order
+
+
 def _sink_concat(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple[int, ...] | None:
     known = {orders[name][1] for name in node.input if name in orders}
     if len(known) != 1 or not all(name in orders for name in node.input):
@@ -292,6 +302,18 @@ def _sink_concat(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple[in
     del node.attribute[:]
     node.attribute.append(helper.make_attribute("axis", order[axis]))
     return order
+
+
+def _sink_reshape(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple[int, ...] | None:
+    if node.input[0] in orders:
+        source, order = orders[node.input[0]]
+        # Known in one of the two orders: which, does not matter to the number of axes.
+        moves_ones = graph.rank(source) and sum(size != 1 for size in graph.shape(source)[1:]) <= 1
+        target = graph.constants.get(node.input[1])
+        if moves_ones and order[0] == 0 and target is not None and target[1:].all():
+            node.input[0] = source
+            return None
+    return _sink_gate(graph, node, orders)
 
 
 def _sink_gate(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple[int, ...] | None:
@@ -317,8 +339,9 @@ _SINKS: dict[str, Callable[[Graph, onnx.NodeProto, Orders], tuple[int, ...] | No
     "ReduceSum": _sink_reduction,
     "ReduceMax": _sink_reduction,
     "Pad": _sink_pad,
+    "Slice": _sink_slice,
     "Concat": _sink_concat,
-    "Reshape": _sink_gate,
+    "Reshape": _sink_reshape,
 }
 
 

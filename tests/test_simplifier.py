@@ -248,6 +248,35 @@ def test_channels_last_arithmetic_is_done_in_the_order_of_the_convolutions(rng: 
     assert graph.shape("activation") == ("batch", 4, 7, 6)
 
 
+def test_a_crop_sinks(rng: np.random.Generator) -> None:
+    net = NetworkBuilder(("batch", 9, 8, 3))
+    value = _channels_last_conv(net, net.input, (4, 3, 1, 1))
+    bounds = [net.constant(np.array(items)) for items in ([0, 1, 2], [2**31, 2**31, -1], [0, -3, 2], [1, 2, 1])]
+    value = _channels_last_conv(net, net.add("Slice", value, *bounds), (2, 4, 3, 1))
+    graph = net.build(net.dense(net.add("ReduceMean", value, net.constant(np.array([1, 2])), keepdims=0), (2, 2)))
+    _check(graph, rng, {"Transpose": 1, "Conv": 2, "Slice": 1, "ReduceMean": 1, "Gemm": 1})
+
+
+def test_a_reshape_of_single_pixels_needs_no_transpose(rng: np.random.Generator) -> None:
+    """Squeeze-and-excitation by convolutions: (N,1,1,C) is reshaped to (N,C,1,1)."""
+    net = NetworkBuilder(("batch", 6, 6, 3))
+    value = _channels_last_conv(net, net.input, (4, 3, 1, 1))
+    pixel = net.add("ReduceMean", value, net.constant(np.array([1, 2])), keepdims=1)
+    pixel = net.add("Reshape", pixel, net.constant(np.array([-1, 4, 1, 1])))
+    gate = net.add("Transpose", net.conv(pixel, (4, 4, 1, 1)), perm=[0, 2, 3, 1])
+    value = net.add("Mul", value, gate)
+    graph = net.build(net.dense(net.add("ReduceMean", value, net.constant(np.array([1, 2])), keepdims=0), (4, 2)))
+    _check(graph, rng, {"Transpose": 1, "Conv": 2, "Mul": 1, "ReduceMean": 2, "Gemm": 1})
+
+
+def test_a_reshape_of_a_map_keeps_its_transpose(rng: np.random.Generator) -> None:
+    net = NetworkBuilder(("batch", 6, 6, 3))
+    value = _channels_last_conv(net, net.input, (4, 3, 1, 1))
+    value = net.add("ReduceMean", value, net.constant(np.array([1])), keepdims=1)
+    graph = net.build(net.dense(net.add("Reshape", value, net.constant(np.array([-1, 24]))), (24, 2)))
+    _check(graph, rng, {"Transpose": 2, "Conv": 1, "ReduceMean": 1, "Reshape": 1, "Gemm": 1})
+
+
 def test_gates_branches_and_skip_connections_sink(rng: np.random.Generator) -> None:
     net = NetworkBuilder(("batch", 6, 6, 3))
     value = _channels_last_conv(net, net.input, (4, 3, 1, 1))

@@ -23,6 +23,11 @@ _BOUND = 1e-4
 _TARGETS = [0, 2, 4]
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    keras.utils.set_random_seed(1)
+
+
 def _settle(model: Any) -> Any:
     """Give biases and normalisations values as after training."""
     generator = np.random.default_rng(0)
