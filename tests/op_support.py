@@ -7,8 +7,7 @@ ScatterND with a reduction, MaxPool with its Indices output, Elu, Selu, Instance
 CUDA_AND_TENSORRT_OPS = frozenset(
     """
     Abs Add And ArgMax Cast Concat Conv ConvTranspose Div Einsum Equal Erf Exp Expand Gather GatherElements Gemm Greater
-    GreaterOrEqual
-    Identity Less LessOrEqual Log MatMul Max Mul Neg Not Or Pad Pow Reciprocal ReduceMax ReduceMean ReduceSum Relu Reshape Shape
-    Sigmoid Sign Slice Softplus Sqrt Squeeze Sub Tanh TopK Transpose Unsqueeze Where
+    GreaterOrEqual Identity Less LessOrEqual Log MatMul Max Mul Neg Not Or Pad Pow Reciprocal ReduceMax ReduceMean
+    ReduceSum Relu Reshape Shape Sigmoid Sign Slice Softplus Sqrt Squeeze Sub Tanh TopK Transpose Unsqueeze Where
     """.split()
 )

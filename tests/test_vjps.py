@@ -167,11 +167,16 @@ def test_rule_equals_finite_differences(case: OpCase, rng: np.random.Generator) 
     _check(case, rng)
 
 
+# A staircase has no finite differences; torch's fake quantisation is the oracle (oracles/test_fake_quantization.py).
+_STRAIGHT_THROUGH = {"QuantizeLinear", "DequantizeLinear"}
+
+
 def test_every_rule_has_a_case() -> None:
-    assert {case.op for case in CASES} == set(VJPS)
+    rules = {op: vjp for op, vjp in VJPS.items() if op not in _STRAIGHT_THROUGH}
+    assert {case.op for case in CASES} == set(rules)
     covered = {(case.op, index) for case in CASES for index in case.variables}
     missing = {
-        (op, index) for op, vjp in VJPS.items() for index, rule in enumerate(vjp.rules) if rule is not None
+        (op, index) for op, vjp in rules.items() for index, rule in enumerate(vjp.rules) if rule is not None
     } - covered
     assert not missing
 
@@ -301,7 +306,6 @@ def test_powers_of_zero_have_finite_gradients() -> None:
 
 _REFUSED: dict[str, tuple[str, list[Any], dict[str, Any], str]] = {
     "gemm that transposes its input": ("Gemm", [(5, 3), (5, 4)], {"transA": 1}, "transposed"),
-    "gemm by a computed matrix": ("Gemm", [(3, 5), "relu", (4,)], {}, "computed"),
     "batch norm in training": (
         "BatchNormalization",
         [(2, 3, 4, 4), (3,), (3,), (3,), (3,)],
