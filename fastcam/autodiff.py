@@ -8,7 +8,10 @@ axis K, the targets (see `vjps`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx
@@ -65,8 +68,8 @@ def _one_hot(graph: Graph, logits: str, target: str) -> str:
     return graph.emit("Cast", chosen, to=kind, stem="gradient/target")
 
 
-def backpropagate(graph: Graph, gradients: Mapping[str, str], value: str) -> str:
-    r"""Append the nodes of the reverse pass.
+def backpropagate(graph: Graph, gradients: Mapping[str, str], values: Sequence[str]) -> list[str]:
+    r"""Append the nodes of the reverse pass, one for all values.
 
     Parameters
     ----------
@@ -74,48 +77,53 @@ def backpropagate(graph: Graph, gradients: Mapping[str, str], value: str) -> str
         Types inferred; nodes are appended.
     gradients : mapping of str to str
         Known gradients (K, \*shape) by value.
-    value : str
-        The value whose gradient is wanted.
+    values : sequence of str
+        The values whose gradients are wanted.
 
     Returns
     -------
-    str
-        The gradient of ``value``, shape (K, \*its shape).
+    list of str
+        The gradient of each, shape (K, \*its shape).
 
     Raises
     ------
     UnsupportedOpError
-        When an op between has no rule, or the values do not depend on ``value``.
+        When an op between has no rule, or nothing depends on a value.
     """
-    if value in gradients:
-        return gradients[value]
-    path = _path(graph, value, gradients)
-    on_path = {value} | {output for node in path for output in node.output}
+    found = dict(gradients)
+    path = _path(graph, [value for value in values if value not in found], gradients)
+    on_path = {output for node, _ in path for output in node.output}.union(values)
     collected: dict[str, list[str]] = {name: [gradient] for name, gradient in gradients.items()}
-    for node in reversed(path):
-        incoming = [collected.pop(output, []) for output in node.output]
-        if not any(incoming):
+    for node, value in reversed(path):
+        totals = [_add_up(graph, collected.pop(output, [])) for output in node.output]
+        # All that reads an output has been passed: its gradient is complete.
+        found.update((output, total) for output, total in zip(node.output, totals, strict=True) if total)
+        if not any(totals):
             continue
-        step = Step(graph, node, tuple(_add_up(graph, parts) if parts else None for parts in incoming))
+        step = Step(graph, node, tuple(totals))
         for index, name in enumerate(node.input):
             if name in on_path:
                 collected.setdefault(name, []).append(_input_gradient(step, index, value))
-    if value not in collected:
-        raise _independent(gradients, value)
-    return _add_up(graph, collected[value])
+    for value in values:
+        if value not in found:
+            found[value] = _add_up(graph, collected.get(value, [])) or _refuse_independent(gradients, value)
+    return [found[value] for value in values]
 
 
-def _path(graph: Graph, value: str, gradients: Mapping[str, str]) -> list[onnx.NodeProto]:
-    """Return the nodes that the wanted gradient runs through, in forward order."""
+def _path(graph: Graph, values: Sequence[str], gradients: Mapping[str, str]) -> list[tuple[onnx.NodeProto, str]]:
+    """Return the nodes that the wanted gradients run through, in forward order, each with a value that needs it."""
     needed = {id(node) for node in needed_nodes(graph, gradients)}
-    path = [
-        node
-        for node in dependents(graph, value)
-        if id(node) in needed and any(_varies(graph, node, output) for output in node.output)
-    ]
-    if not path:
-        raise _independent(gradients, value)
-    return path
+    reason: dict[int, str] = {}
+    for value in values:
+        path = [
+            node
+            for node in dependents(graph, value)
+            if id(node) in needed and any(_varies(graph, node, output) for output in node.output)
+        ]
+        if not path:
+            _refuse_independent(gradients, value)
+        reason.update((id(node), value) for node in path)
+    return [(node, reason[id(node)]) for node in graph.nodes if id(node) in reason]
 
 
 def _varies(graph: Graph, node: onnx.NodeProto, value: str) -> bool:
@@ -127,8 +135,8 @@ def _varies(graph: Graph, node: onnx.NodeProto, value: str) -> bool:
     return known is None or known.dtype.kind not in "iub" or operator(node) == "QuantizeLinear"
 
 
-def _independent(gradients: Mapping[str, str], value: str) -> UnsupportedOpError:
-    return UnsupportedOpError(f"{', '.join(gradients)} do not depend on value {value!r}: it has no gradient")
+def _refuse_independent(gradients: Mapping[str, str], value: str) -> NoReturn:
+    raise UnsupportedOpError(f"{', '.join(gradients)} do not depend on value {value!r}: it has no gradient")
 
 
 def _input_gradient(step: Step, index: int, value: str) -> str:
@@ -152,7 +160,9 @@ def _message(node: onnx.NodeProto, reason: str, value: str) -> str:
     )
 
 
-def _add_up(graph: Graph, gradients: list[str]) -> str:
+def _add_up(graph: Graph, gradients: Sequence[str]) -> str | None:
+    if not gradients:
+        return None
     total = gradients[0]
     for gradient in gradients[1:]:
         total = graph.emit("Add", total, gradient, stem="gradient/sum")
@@ -172,8 +182,24 @@ def _sum_broadcast_axes(step: Step, gradient: str, name: str, core_axes: int) ->
     return gradient
 
 
-def pooled_gradient(graph: Graph, gradients: Mapping[str, str], value: str) -> str:
-    """Append the nodes that give the mean over the map of the gradient of ``value``.
+@dataclass(frozen=True)
+class Pooling:
+    """How the mean over the map of a value's gradient comes about.
+
+    Attributes
+    ----------
+    source : str
+        The value whose gradient is needed for it.
+    finish : callable
+        From the gradient of ``source`` to the mean, (K,N,C); appends nodes.
+    """
+
+    source: str
+    finish: Callable[[str], str]
+
+
+def plan_pooling(graph: Graph, gradients: Mapping[str, str], value: str) -> Pooling:
+    """Find the shortest way to the mean over the map of the gradient of ``value``.
 
     Grad-CAM needs no more than alpha (Selvaraju et al. 2017, eq. 1). The sum over the map is pushed forward through
     the first ops of the head as long as that is exact (`vjps.PUSHES`), and folded into the weights of a dense layer
@@ -185,27 +211,52 @@ def pooled_gradient(graph: Graph, gradients: Mapping[str, str], value: str) -> s
         As in `backpropagate`.
     value : str
         A value (N,C,h,w).
-
-    Returns
-    -------
-    str
-        (K,N,C).
     """
     pixels = math.prod(static_dims(graph, value, (2, 3)))
     reached, layout = _push_sum(graph, value, gradients)
     dense = _flattened_reader(graph, reached, gradients)
     if dense is not None:
-        return _through_folded_weights(graph, gradients, reached, layout, dense, pixels)
-    gradient = backpropagate(graph, gradients, reached)
+        return Pooling(dense.output[0], partial(_through_folded_weights, graph, reached, layout, dense, pixels))
+    dtype = graph.type(value).dtype
+    return Pooling(reached, partial(_mean_over_map, graph, reached, layout, pixels, dtype))
+
+
+def pooled_gradients(
+    graph: Graph, gradients: Mapping[str, str], values: Sequence[str], full: Sequence[str] = ()
+) -> tuple[list[str], list[str]]:
+    """Append the nodes that give the mean over the map of the gradients of ``values``, in one reverse pass.
+
+    Parameters
+    ----------
+    graph, gradients
+        As in `backpropagate`.
+    values : sequence of str
+        Values (N,C,h,w).
+    full : sequence of str, optional
+        Values whose whole gradients are wanted too.
+
+    Returns
+    -------
+    pooled : list of str
+        (K,N,C) for each of ``values``.
+    whole : list of str
+        (K,N,C,h,w) for each of ``full``.
+    """
+    plans = [plan_pooling(graph, gradients, value) for value in values]
+    found = backpropagate(graph, gradients, [*(plan.source for plan in plans), *full])
+    pooled = [plan.finish(gradient) for plan, gradient in zip(plans, found, strict=False)]
+    return pooled, found[len(plans) :]
+
+
+def _mean_over_map(graph: Graph, value: str, layout: Layout, pixels: int, dtype: np.dtype[Any], gradient: str) -> str:
+    """Return the sum over what is left of the map, divided by the pixels that there were."""
     spatial = [1 + layout.index(axis) for axis in "HW" if axis in layout]
-    if spatial and _map_size(graph, reached, layout) != 1:
+    if spatial:
+        op = "Squeeze" if _map_size(graph, value, layout) == 1 else "ReduceSum"
+        attributes = {} if op == "Squeeze" else {"keepdims": 0}
         axes = graph.emit_constant(np.array(spatial, np.int64))
-        gradient = graph.emit("ReduceSum", gradient, axes, keepdims=0, stem="gradient/pooled_sum")
-    elif spatial:
-        axes = graph.emit_constant(np.array(spatial, np.int64))
-        gradient = graph.emit("Squeeze", gradient, axes, stem="gradient/pooled_sum")
-    scale = graph.emit_constant(np.asarray(1 / pixels, graph.type(value).dtype))
-    return graph.emit("Mul", gradient, scale, stem="gradient/pooled")
+        gradient = graph.emit(op, gradient, axes, stem="gradient/pooled_sum", **attributes)
+    return graph.emit("Mul", gradient, graph.emit_constant(np.asarray(1 / pixels, dtype)), stem="gradient/pooled")
 
 
 def _push_sum(graph: Graph, value: str, gradients: Mapping[str, str]) -> tuple[str, Layout]:
@@ -257,7 +308,7 @@ def _row_size(shape: tuple[Dim, ...]) -> int | None:
 
 
 def _through_folded_weights(
-    graph: Graph, gradients: Mapping[str, str], value: str, layout: Layout, dense: onnx.NodeProto, pixels: int
+    graph: Graph, value: str, layout: Layout, dense: onnx.NodeProto, pixels: int, gradient: str
 ) -> str:
     """Return G S with S[u,k] = mean over the map of the dense layer's weights that read channel k."""
     weight = graph.constants[dense.input[1]]
@@ -265,6 +316,5 @@ def _through_folded_weights(
     sizes = static_dims(graph, value, range(1, len(layout)))
     spatial = tuple(layout.index(axis) - 1 for axis in "HW")
     folded = by_row.reshape(*sizes, -1).sum(axis=spatial, dtype=np.float64) / pixels
-    gradient = backpropagate(graph, gradients, dense.output[0])
     matrix = graph.emit_constant(np.ascontiguousarray(folded.T.astype(weight.dtype)), stem="gradient/folded_weights")
     return graph.emit("MatMul", gradient, matrix, stem="gradient/pooled")

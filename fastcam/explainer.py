@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from .errors import (
     DeviceError,
     FileFormatError,
     ImageError,
+    LayerError,
     MissingExtraError,
     ModelError,
     NonFiniteError,
@@ -26,7 +28,8 @@ from .errors import (
     suggest,
 )
 from .imaging import Layout, Preprocessing, palette, prepare, read_image, write_image
-from .metadata import LARGEST_BATCH, MAXIMUM_RANK, Metadata
+from .kernels.reference import normalized
+from .metadata import LARGEST_BATCH, MAXIMUM_RANK, Metadata, layer_outputs
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -40,8 +43,9 @@ ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | Pixels"
 Target: TypeAlias = "int | str | Sequence[int | str] | Sequence[Sequence[int | str]] | Indices | None"
 
 _PROVIDERS = {"auto": ("CPUExecutionProvider",), "cpu": ("CPUExecutionProvider",)}
-# Element type and rank of what the file gives.
-_OUTPUTS = {"logits": ("float", 2), "activations": ("float", 4), "weights": ("float", 3), "targets": ("int64", 2)}
+# Element type and rank of what the file gives: once, and of every layer.
+_OUTPUTS = {"logits": ("float", 2), "targets": ("int64", 2)}
+_LAYER_OUTPUTS = {"activations": ("float", 4), "weights": ("float", 3)}
 # Pixels of one heatmap: a gigabyte of float32.
 _LARGEST_HEATMAP = 2**28
 
@@ -278,6 +282,8 @@ class Explainer:
         self._metadata = Metadata.from_properties(_properties(self._path, self._session), str(self._path))
         inputs = {item.name: item for item in self._session.get_inputs()}
         outputs = {item.name: item for item in self._session.get_outputs()}
+        self._layer_outputs = [layer_outputs(position) for position in range(len(self.layers))]
+        self._first_layer = self._fetched([0])
         self._check_outputs(outputs)
         if len(inputs) != 1:
             raise FileFormatError(
@@ -299,7 +305,10 @@ class Explainer:
             )
 
     def _check_outputs(self, outputs: Mapping[str, Any]) -> None:
-        for name, (kind, rank) in _OUTPUTS.items():
+        expected = dict(_OUTPUTS)
+        for layer in self._layer_outputs:
+            expected |= {getattr(layer, name): type_ for name, type_ in _LAYER_OUTPUTS.items()}
+        for name, (kind, rank) in expected.items():
             found = outputs.get(name)
             if found is None or found.type != f"tensor({kind})" or len(found.shape) != rank:
                 raise FileFormatError(
@@ -318,8 +327,13 @@ class Explainer:
 
     @property
     def layer(self) -> str:
-        """Name of the explained layer."""
-        return self._metadata.layer
+        """Name of the explained layer, the first of several."""
+        return self._metadata.layers[0]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of all explained layers."""
+        return self._metadata.layers
 
     @property
     def candidates(self) -> tuple[str, ...]:
@@ -388,6 +402,7 @@ class Explainer:
         images: ImageSource | npt.NDArray[np.floating[Any]] | Sequence[ImageSource],
         target: Target = None,
         *,
+        layer: str | Sequence[str] | None = None,
         size: str | tuple[int, int] = "input",
         normalize: str | None = "max",
         batch: int = 16,
@@ -404,6 +419,9 @@ class Explainer:
         target
             What to explain: None, the top class; "top3" (any number), the best three; a class index or name; a list of
             those, for every image; one list an image; or an array (N,K) of indices.
+        layer
+            Which of the file's layers, `layers`; None, the first. For a list of them the heatmap is the mean of theirs,
+            normalised again, and ``maps`` have the size of the largest.
         size
             Size of the heatmaps: "input", the model's input; "layer", the explained layer; or (height, width).
         normalize
@@ -421,6 +439,8 @@ class Explainer:
             An image cannot be read, or does not fit the model.
         TargetError
             A target does not exist.
+        LayerError
+            The file does not explain a layer.
         ArgumentError
             Another argument is wrong.
         NonFiniteError
@@ -429,6 +449,7 @@ class Explainer:
         chosen_size = self._checked_size(size)
         _check_normalize(normalize)
         _check_count("batch", batch)
+        fetched = self._first_layer if layer is None else self._fetched(self._positions(layer))
         pictures, tensor_of = self._read(images)
         count = len(pictures)
         if not count:
@@ -439,7 +460,7 @@ class Explainer:
         for start in range(0, count, step):
             chunk = slice(start, start + step)
             targets = wanted if len(wanted) == 1 else wanted[chunk]
-            parts.append(self._explain(tensor_of(chunk), targets, chosen_size, normalize, start))
+            parts.append(self._explain(tensor_of(chunk), targets, fetched, chosen_size, normalize, start))
         heatmaps, maps, targets, logits = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
         return Explanation(
             heatmaps=heatmaps,
@@ -459,32 +480,61 @@ class Explainer:
         pictures = [read_image(source) for source in _as_list(images)]
         return list(pictures), lambda chunk: self._prepared(pictures[chunk])
 
+    def _positions(self, layer: str | Sequence[str]) -> list[int]:
+        """Return the numbers of the layers that are named."""
+        names = [layer] if isinstance(layer, str) else list(layer)
+        for name in names:
+            if name not in self.layers:
+                raise LayerError(
+                    f"{self._path} does not explain a layer {name!r}: {suggest(str(name), self.layers)}"
+                    f"Explained: {', '.join(self.layers)}"
+                )
+        if not names or len(set(names)) != len(names):
+            raise LayerError(f"layer={layer!r}: give a name, or a list of different ones")
+        return [self.layers.index(name) for name in names]
+
+    def _fetched(self, positions: Sequence[int]) -> tuple[str, ...]:
+        """Return the outputs that explain these layers: logits and targets, then two for each."""
+        layers = [self._layer_outputs[position] for position in positions]
+        return (*_OUTPUTS, *(name for layer in layers for name in (layer.activations, layer.weights)))
+
     def _explain(
-        self, tensor: Floats, targets: Indices, size: tuple[int, int] | None, normalize: Any, start: int
+        self,
+        tensor: Floats,
+        targets: Indices,
+        fetched: tuple[str, ...],
+        size: tuple[int, int] | None,
+        normalize: Any,
+        start: int,
     ) -> tuple[Floats, Floats, Indices, Floats]:
         """Return heatmaps, maps, targets and logits of one chunk, whose first image is number ``start``."""
-        outputs = self._run(tensor, targets)
-        logits, activations, weights, explained = outputs
+        logits, explained, *layers = self._run(tensor, targets, fetched)
         bad = kernels.first_not_finite(logits)
         if bad is not None:
             raise NonFiniteError(f"the scores of image {start + bad} are not finite: check the model", start + bad)
         try:
-            rendered = kernels.render_outputs(activations, weights, normalize, size, self._threads)
+            if len(layers) == 2:
+                rendered = kernels.render_outputs(layers[0], layers[1], normalize, size, self._threads)
+                return rendered.heatmaps, rendered.maps, explained, logits
+            pairs = zip(layers[::2], layers[1::2], strict=True)
+            maps = [kernels.render_outputs(*pair, normalize, None, self._threads).maps for pair in pairs]
         except NonFiniteError as error:
             image = start + error.image
             raise NonFiniteError(
                 f"the activations or gradients of image {image} are not finite: check the model", image
             ) from error
-        return rendered.heatmaps, rendered.maps, explained, logits
+        largest = max((single.shape[2:] for single in maps), key=math.prod)
+        heatmaps, fused = (_fused(maps, chosen, normalize) for chosen in (size or largest, largest))
+        return heatmaps, fused, explained, logits
 
-    def _run(self, tensor: Floats, targets: Indices) -> list[npt.NDArray[Any]]:
-        """Run the model; return ``_OUTPUTS`` for every row of ``tensor``."""
+    def _run(self, tensor: Floats, targets: Indices, fetched: tuple[str, ...]) -> list[npt.NDArray[Any]]:
+        """Run the model; return the outputs ``fetched`` for every row of ``tensor``."""
         count = len(tensor)
         if self._fixed_batch is not None:
             # Such a file takes whole batches only: the last image fills up the last one.
             tensor, targets = (_filled(array, self._fixed_batch) for array in (tensor, targets))
         try:
-            outputs = self._session.run(tuple(_OUTPUTS), {self._input_name: tensor, "target": targets})
+            outputs = self._session.run(fetched, {self._input_name: tensor, "target": targets})
         except Exception as error:  # ONNX Runtime's exception classes derive from Exception directly
             raise ModelError(f"{self._path}: ONNX Runtime cannot run this model: {error}") from error
         return list(outputs) if self._fixed_batch is None else [array[:count] for array in outputs]
@@ -660,6 +710,12 @@ def _target_rows(target: Any) -> list[list[Any]]:
     if any(nested):
         raise TargetError(f"target {target!r} mixes classes and lists: give one list an image, or one for all")
     return [list(items)]
+
+
+def _fused(maps: Sequence[Floats], size: tuple[int, int], normalize: Any) -> Floats:
+    """Return the mean of several layers' maps (N,K,h,w) at one size, normalised as they were."""
+    mean = np.mean([kernels.resize(single, size) for single in maps], axis=0, dtype=np.float64)
+    return normalized(np.asarray(mean), normalize).astype(np.float32)
 
 
 def _filled(array: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
-from .autodiff import backpropagate, pooled_gradient, target_gradients
+from .autodiff import pooled_gradients, target_gradients
 from .errors import ArgumentError, FastcamError, ModelError
 from .files import check_writable
 from .graph import Graph, TensorType, static_dims
 from .imaging import Layout, Preprocessing
 from .importers import ImportedModel, ImportOptions, ModelSource
-from .metadata import LARGEST_BATCH, MAXIMUM_RANK, Metadata
+from .metadata import LARGEST_BATCH, MAXIMUM_RANK, Metadata, layer_outputs
 from .splitter import open_classifier
 from .storage import write_model
 
@@ -33,7 +33,9 @@ class ExportResult:
     ----------
     path : Path
     layer : str
-        The explained layer.
+        The explained layer, the first of several.
+    layers : tuple of str
+        All explained layers.
     candidates : tuple of str
         Layers that could be explained, from the last to the first.
     classes : tuple of str or None
@@ -54,6 +56,7 @@ class ExportResult:
 
     path: Path
     layer: str
+    layers: tuple[str, ...]
     candidates: tuple[str, ...]
     classes: tuple[str, ...] | None
     class_count: int
@@ -70,10 +73,11 @@ def export(
     model: ModelSource,
     path: str | os.PathLike[str],
     *,
-    layer: str | None = None,
+    layer: str | Sequence[str] | None = None,
     output: str | None = None,
     input_size: tuple[int, int] | None = None,
     example_input: Any = None,
+    token_grid: tuple[int, int] | None = None,
     classes: Sequence[str] | str | os.PathLike[str] | None = None,
     preprocess: PreprocessingSpec | None = None,
     gradients: str = "pooled",
@@ -92,15 +96,19 @@ def export(
     path : path
         The .onnx file to write; replaced only once the new one is complete. Above 2 GB the weights go to a file of
         their own beside it, ``path`` + ".<hash>.data".
-    layer : str, optional
+    layer : str or sequence of str, optional
         The layer to explain: a Keras layer, ONNX value or node name. By default the last one with a spatial map, after
-        its activation.
+        its activation. Several layers are explained in one file: the first by the outputs above, the next ones by
+        ``activations_1`` and ``weights_1``, ``activations_2`` and ``weights_2`` ...
     output : str, optional
         The output that holds the scores, for models with several.
     input_size : (int, int), optional
         Height and width of the images, in pixels, for a model that leaves them open.
     example_input : torch.Tensor, optional
         An image batch to trace a torch module with.
+    token_grid : (int, int), optional
+        Patches along height and width, for a layer of a transformer, (N,tokens,C), where the model does not tell: the
+        patches come last, row by row, after class and register tokens.
     classes : sequence of str, or path, optional
         Names by class index; a path names a UTF-8 text file of one name a line.
     preprocess : str, Preprocessing, or mapping, optional
@@ -108,7 +116,7 @@ def export(
         order, mean and scale. By default it is taken from architectures that fastcam knows (keras.applications VGG16
         and VGG19), and is "none" where the model itself starts with the arithmetic.
     gradients : {"pooled", "full"}
-        "full" adds the output ``gradients`` (N,K,C,h,w), d logits[n,target] / d activations.
+        "full" adds the output ``gradients`` (N,K,C,h,w), d logits[n,target] / d activations, for every layer.
 
     Returns
     -------
@@ -131,33 +139,33 @@ def export(
     >>> result = fastcam.export(keras_model, "dogs.onnx", classes=["beagle", "pug"])  # doctest: +SKIP
     """
     destination = Path(path)
-    if layer is not None and not isinstance(layer, str):
-        raise ArgumentError(f"layer={layer!r}: give the name of a layer, or None for the last one with a map")
+    layers = _layer_names(layer)
     if destination.suffix.lower() != ".onnx":
         raise ArgumentError(f"export path {str(path)!r} must end in .onnx")
     if gradients not in tuple(_GRADIENTS):
         raise ArgumentError(f"gradients={gradients!r} is not known; choose one of {', '.join(map(repr, _GRADIENTS))}")
-    if input_size is not None and not _is_size(input_size):
-        raise ArgumentError(f"input_size={input_size!r}: give (height, width) in pixels, at least 1 each")
+    for name, sides in (("input_size", input_size), ("token_grid", token_grid)):
+        if sides is not None and not _is_size(sides):
+            raise ArgumentError(f"{name}={sides!r}: give (height, width), at least 1 each")
     chosen_preprocessing = None if preprocess is None else Preprocessing.of(preprocess)
     names = _class_names(classes)
     check_writable(destination)
 
     with _understood():
-        classifier = open_classifier(model, layer, ImportOptions(output, input_size, example_input))
+        classifier = open_classifier(model, layers, ImportOptions(output, input_size, example_input), token_grid)
         graph, imported = classifier.graph, classifier.imported
         class_count = _class_count(graph, names)
         layout = _input_layout(graph, imported)
         if chosen_preprocessing is None and imported.preprocessing is not None:
             chosen_preprocessing = Preprocessing.of(imported.preprocessing)
         _check_channels(graph, layout, chosen_preprocessing)
-        _add_explanation(graph, classifier.layer, full=_GRADIENTS[gradients])
+        _add_explanation(graph, classifier.layers, full=_GRADIENTS[gradients])
         graph.prune()
         graph.infer_types()
 
     input_name = next(iter(graph.inputs))
     metadata = Metadata(
-        layer=classifier.layer,
+        layers=tuple(classifier.layers),
         candidates=tuple(classifier.candidates),
         classes=None if names is None else tuple(names),
         input_layout=layout,
@@ -168,7 +176,8 @@ def export(
     size = write_model(graph, destination, metadata.to_properties())
     return ExportResult(
         path=destination,
-        layer=metadata.layer,
+        layer=metadata.layers[0],
+        layers=metadata.layers,
         candidates=metadata.candidates,
         classes=metadata.classes,
         class_count=class_count,
@@ -180,6 +189,17 @@ def export(
         bytes=size,
         notes=tuple(imported.notes),
     )
+
+
+def _layer_names(layer: object) -> list[str | None]:
+    if layer is None or isinstance(layer, str):
+        return [layer]
+    names = list(layer) if isinstance(layer, Iterable) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ArgumentError(
+            f"layer={layer!r}: give the name of a layer, a list of names, or None for the last one with a map"
+        )
+    return [str(name) for name in names]
 
 
 def _is_size(size: object) -> bool:
@@ -248,25 +268,35 @@ def _input_layout(graph: Graph, imported: ImportedModel) -> Layout:
     return layout
 
 
-def _add_explanation(graph: Graph, value: str, *, full: bool) -> None:
-    """Add ``target``, ``activations``, ``weights`` and, if asked, ``gradients`` to the graph that makes the logits."""
+def _add_explanation(graph: Graph, values: Sequence[str], *, full: bool) -> None:
+    """Add ``target``, and of every layer ``activations``, ``weights`` and, if asked, ``gradients`` to the graph."""
     scores = graph.outputs[0]
-    for name in (scores, value):
+    for name in (scores, *values):
         if graph.type(name).dtype != np.float32:
             raise ModelError(f"value {name!r} is {graph.type(name).dtype}: fastcam explains float32 networks")
-    # The layer first: it may be called "logits" itself.
-    activations = _name_output(graph, value, "activations")
-    logits = _name_output(graph, scores, "logits")
-    graph.outputs = [logits, activations]
-    seeds = _seeds(graph, logits)
-    pooled = pooled_gradient(graph, seeds, activations)
-    _name_output(graph, graph.emit("Transpose", pooled, perm=[1, 0, 2], stem="weights"), "weights")
-    if full:
-        gradient = backpropagate(graph, seeds, activations)
-        _name_output(graph, graph.emit("Transpose", gradient, perm=[1, 0, 2, 3, 4], stem="gradients"), "gradients")
+    names = [layer_outputs(position) for position in range(len(values))]
+    given = ["logits", *(output.activations for output in names)]
+    logits, *explained = graph.outputs = _rename_all(graph, [scores, *values], given)
+    pooled, whole = pooled_gradients(graph, _seeds(graph, logits), explained, explained if full else ())
+    for output, gradient in zip(names, pooled, strict=True):
+        _name_output(graph, graph.emit("Transpose", gradient, perm=[1, 0, 2], stem=output.weights), output.weights)
+    for output, gradient in zip(names, whole, strict=False):
+        turned = graph.emit("Transpose", gradient, perm=[1, 0, 2, 3, 4], stem=output.gradients)
+        _name_output(graph, turned, output.gradients)
 
 
 _GRADIENTS = {"pooled": False, "full": True}
+
+
+def _rename_all(graph: Graph, values: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Give the values these names, whatever else bears them giving way; one may bear another one's."""
+    passing = [graph.unused_name("explained") for _ in values]
+    for value, name in zip(values, passing, strict=True):
+        graph.rename(value, name)
+    for value, name in zip(passing, names, strict=True):
+        _reserve(graph, name)
+        graph.rename(value, name)
+    return list(names)
 
 
 def _name_output(graph: Graph, value: str, name: str) -> str:

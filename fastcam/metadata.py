@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from .errors import ArgumentError, FileFormatError
 from .imaging import Layout, Preprocessing
@@ -26,14 +26,28 @@ SCORE_ACTIVATIONS = ("softmax", "sigmoid", "none")
 _PREFIX = "fastcam."
 
 
+class LayerOutputs(NamedTuple):
+    """What the outputs of one explained layer are called."""
+
+    activations: str
+    weights: str
+    gradients: str
+
+
+def layer_outputs(position: int) -> LayerOutputs:
+    """Return the outputs of layer number ``position``: the first has plain names, the next ones a number."""
+    suffix = f"_{position}" if position else ""
+    return LayerOutputs(*(f"{name}{suffix}" for name in LayerOutputs._fields))
+
+
 @dataclass(frozen=True)
 class Metadata:
     """Facts about an explained model that its graph does not tell.
 
     Attributes
     ----------
-    layer : str
-        The explained layer, by the name that it had in the source model.
+    layers : tuple of str
+        The explained layers, by the names that they had in the source model.
     candidates : tuple of str
         Layers that could have been explained, from the last to the first.
     classes : tuple of str or None
@@ -47,7 +61,7 @@ class Metadata:
         Where the model came from: "keras" or "onnx".
     """
 
-    layer: str
+    layers: tuple[str, ...]
     candidates: tuple[str, ...]
     classes: tuple[str, ...] | None
     input_layout: Layout
@@ -61,7 +75,7 @@ class Metadata:
             "format_version": FORMAT_VERSION,
             "package_version": importlib.metadata.version("fastcam"),
             "framework": self.framework,
-            "layer": self.layer,
+            "layers": json.dumps(self.layers, ensure_ascii=False),
             "candidates": json.dumps(self.candidates, ensure_ascii=False),
             "classes": json.dumps(self.classes, ensure_ascii=False),
             "input_layout": self.input_layout,
@@ -106,6 +120,13 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _layers(text: str) -> tuple[str, ...]:
+    layers = _names(text)
+    if not layers:
+        raise ValueError("no layers")
+    return layers
+
+
 def _optional_names(text: str) -> tuple[str, ...] | None:
     return None if text == "null" else _names(text)
 
@@ -124,7 +145,7 @@ def _one_of(*allowed: str) -> Any:
 
 
 _READERS: dict[str, Any] = {
-    "layer": str,
+    "layers": _layers,
     "candidates": _names,
     "classes": _optional_names,
     "input_layout": _one_of(*get_args(Layout)),

@@ -18,6 +18,7 @@ from .errors import LayerError, ModelError, offer, suggest
 from .graph import Dim, Graph, attribute, dependents, needed_nodes, operator
 from .importers import ImportedModel, ImportOptions, ModelSource, import_model
 from .simplifier import simplify
+from .tokens import is_token_block, patches_reach_outputs, put_tokens_on_grid, token_grid
 
 # Ops that end a convolutional block: their outputs are what "the output of a conv layer" means.
 _ACTIVATION_OPS = frozenset(
@@ -53,8 +54,8 @@ class Classifier:
         Image -> logits, simplified.
     imported : ImportedModel
         Where it came from.
-    layer : str
-        The explained value, (N,C,h,w).
+    layers : list of str
+        The explained values, (N,C,h,w).
     candidates : list of str
         Values that could be explained, from the last to the first.
     score_activation : {"softmax", "sigmoid", "none"}
@@ -63,25 +64,42 @@ class Classifier:
 
     graph: Graph
     imported: ImportedModel
-    layer: str
+    layers: list[str]
     candidates: list[str]
     score_activation: str
 
 
-def open_classifier(model: ModelSource, layer: str | None, options: ImportOptions | None = None) -> Classifier:
-    """Import a model, clean it, take its score activation off and choose the layer; raises as `fastcam.export` does."""
+def open_classifier(
+    model: ModelSource,
+    layers: Sequence[str | None],
+    options: ImportOptions | None = None,
+    grid: tuple[int, int] | None = None,
+) -> Classifier:
+    """Import a model, clean it, take its score activation off and choose the layers; raises as `fastcam.export` does.
+
+    A layer that is None is the last one with a map.
+    """
     imported = import_model(model, options)
     graph = imported.graph
     # Looked up before the clean-up, which keeps the value but not every node's name.
-    asked = find_value(graph, layer, imported.layers) if layer is not None else None
-    simplify(graph, keep=[asked] if asked else [])
+    asked = [find_value(graph, layer, imported.layers) if layer is not None else None for layer in layers]
+    simplify(graph, keep=[value for value in asked if value])
     note = open_batch(graph)
     imported.notes.extend([note] if note else [])
     score_activation = remove_score_activation(graph)
-    value = choose_layer(graph, asked, layer)
     candidates = list_candidates(graph)
-    put_channels_first(graph, value)
-    return Classifier(graph, imported, value, candidates, score_activation)
+    values = [choose_layer(graph, value, layer, grid) for value, layer in zip(asked, layers, strict=True)]
+    _check_distinct(values, layers)
+    for value in values:
+        put_on_map(graph, value, grid)
+    return Classifier(graph, imported, values, candidates, score_activation)
+
+
+def _check_distinct(values: Sequence[str], layers: Sequence[str | None]) -> None:
+    for position, value in enumerate(values):
+        first = values.index(value)
+        if first != position:
+            raise LayerError(f"layers {layers[first]!r} and {layers[position]!r} are one value: name it once")
 
 
 def remove_score_activation(graph: Graph) -> str:
@@ -170,7 +188,7 @@ def list_candidates(graph: Graph) -> list[str]:
     """Return the values that can be explained, from the last to the first.
 
     A candidate is a map of several channels and more than one pixel, on the way from the image to the logits, that ends
-    a convolutional block.
+    a convolutional block; or the tokens of a transformer, if their patches count for the logits.
     """
     image = next(iter(graph.inputs))
     on_the_way = {id(node) for node in dependents(graph, image)}
@@ -178,13 +196,20 @@ def list_candidates(graph: Graph) -> list[str]:
     consumers = graph.consumers()
     orders = _axis_orders(graph)
     producers = graph.producers()
-    found = [
-        node
-        for node in nodes
-        if _ends_block(_dequantized(node, producers), consumers.get(node.output[0], []))
-        and _has_map(graph, node.output[0], orders)
-    ]
-    return [node.output[0] for node in reversed(found)]
+
+    def is_candidate(node: onnx.NodeProto) -> bool:
+        value = node.output[0]
+        if graph.rank(value) == 3:
+            return is_token_block(node, graph, producers) and _has_tokens(graph, value)
+        ends_block = _ends_block(_dequantized(node, producers), consumers.get(value, []))
+        return ends_block and _has_map(graph, value, orders)
+
+    return [node.output[0] for node in reversed(nodes) if is_candidate(node)]
+
+
+def _has_tokens(graph: Graph, value: str) -> bool:
+    grid = token_grid(graph, value)
+    return grid is not None and patches_reach_outputs(graph, value, grid)
 
 
 def _dequantized(node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto:
@@ -264,7 +289,7 @@ def _has_map(graph: Graph, value: str, orders: Orders) -> bool:
     return len(numbers) == 3 and numbers[1] * numbers[2] > 1
 
 
-def choose_layer(graph: Graph, value: str | None, layer: str | None = None) -> str:
+def choose_layer(graph: Graph, value: str | None, layer: str | None = None, grid: tuple[int, int] | None = None) -> str:
     """Return the value to explain.
 
     Parameters
@@ -274,6 +299,8 @@ def choose_layer(graph: Graph, value: str | None, layer: str | None = None) -> s
         The value that was asked for; None for the last candidate.
     layer : str, optional
         What it was called, for messages.
+    grid : (int, int), optional
+        Height and width of the patches, for a layer of tokens.
 
     Raises
     ------
@@ -289,7 +316,9 @@ def choose_layer(graph: Graph, value: str | None, layer: str | None = None) -> s
             )
         return candidates[0]
     name = layer or value
-    if not _has_map(graph, value, _axis_orders(graph)):
+    if graph.rank(value) == 3:
+        _check_tokens(graph, value, name, grid)
+    elif not _has_map(graph, value, _axis_orders(graph)):
         shape = graph.shape(value) if graph.rank(value) is not None else "unknown"
         raise LayerError(
             f"layer {name!r} has shape {shape}: not a map of known, fixed axes (N,C,h,w) with more than one pixel; "
@@ -300,6 +329,18 @@ def choose_layer(graph: Graph, value: str | None, layer: str | None = None) -> s
             f"the scores do not depend on layer {name!r}; candidates: {_list_names(list_candidates(graph))}"
         )
     return value
+
+
+def _check_tokens(graph: Graph, value: str, name: str, given: tuple[int, int] | None) -> None:
+    grid = token_grid(graph, value, given)
+    if grid is None:
+        reason = f"token_grid={given} does not fit it" if given else "give its patches as token_grid=(height, width)"
+        raise LayerError(f"layer {name!r} has the shape {graph.shape(value)}, (N,tokens,channels): {reason}")
+    if not patches_reach_outputs(graph, value, grid):
+        raise LayerError(
+            f"the scores read only the first {grid.prefix} tokens of layer {name!r}, and no patch: explain the tokens "
+            f"before the last attention; candidates: {_list_names(list_candidates(graph))}"
+        )
 
 
 def find_value(graph: Graph, layer: str, layers: Mapping[str, str]) -> str:
@@ -316,6 +357,15 @@ def find_value(graph: Graph, layer: str, layers: Mapping[str, str]) -> str:
 
 def _list_names(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
+
+
+def put_on_map(graph: Graph, value: str, grid: tuple[int, int] | None = None) -> None:
+    """Let ``value`` be (N,C,h,w), whatever it is in the model; those that read it read what they did."""
+    tokens = token_grid(graph, value, grid)
+    if tokens is not None:
+        put_tokens_on_grid(graph, value, tokens)
+    else:
+        put_channels_first(graph, value)
 
 
 def put_channels_first(graph: Graph, value: str) -> None:
@@ -356,8 +406,8 @@ def split(model: ModelSource, layer: str | None = None) -> tuple[onnx.ModelProto
     LayerError, ModelError
         As `fastcam.export` does.
     """
-    classifier = open_classifier(model, layer)
-    features, head = split_graph(classifier.graph, classifier.layer)
+    classifier = open_classifier(model, [layer])
+    features, head = split_graph(classifier.graph, classifier.layers[0])
     return features.to_model(name="features"), head.to_model(name="head")
 
 

@@ -92,6 +92,7 @@ def test_modules_import_one_way() -> None:
         "importers",
         "simplifier",
         "batching",
+        "tokens",
         "splitter",
         "vjps",
         "autodiff",

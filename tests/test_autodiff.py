@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from networks import Array, NetworkBuilder, relative_error, small_classifier
 from onnx import TensorProto
 
 from fastcam import autodiff
-from fastcam.autodiff import backpropagate, pooled_gradient, target_gradients
+from fastcam.autodiff import backpropagate, pooled_gradients, target_gradients
 from fastcam.errors import UnsupportedOpError
 from fastcam.graph import Graph, TensorType
 from fastcam.simplifier import simplify
@@ -46,7 +46,7 @@ def test_gradient_of_a_network_worked_by_hand() -> None:
     logits = net.add("MatMul", hidden, readout)
     graph = net.build(logits)
     value, gradient = target_gradients(graph, logits, _with_target(graph))
-    result = backpropagate(graph, {value: gradient}, net.input)
+    result = backpropagate(graph, {value: gradient}, [net.input])[0]
     image, target = np.array([[2, 3]], np.float32), np.array([[0], [1]], np.int64)
     (found,) = _run(graph, [result], {"image": image, "target": target})
     np.testing.assert_array_equal(found[:, 0], [[1, 3], [5, 15]])
@@ -59,7 +59,7 @@ def test_a_value_read_several_times_collects_all_gradients() -> None:
     tripled = net.add("Mul", net.input, net.constant(np.float32(3)))
     graph = net.build(net.add("Add", square, tripled, name="y"))
     graph.inputs["g"] = TensorType(np.dtype(np.float32), ("targets", "batch", 2))
-    result = backpropagate(graph, {"y": "g"}, net.input)
+    result = backpropagate(graph, {"y": "g"}, [net.input])[0]
     (found,) = _run(graph, [result], {"image": np.array([[2, -5]], np.float32), "g": np.ones((1, 1, 2), np.float32)})
     np.testing.assert_array_equal(found[0, 0], [7, -7])
 
@@ -69,14 +69,14 @@ def test_nodes_off_the_path_need_no_rule() -> None:
     net.add("Floor", net.input, name="unused")
     graph = net.build(net.add("Relu", net.input, name="y"), "unused")
     graph.inputs["g"] = TensorType(np.dtype(np.float32), ("targets", "batch", 2))
-    assert backpropagate(graph, {"y": "g"}, net.input)
+    assert backpropagate(graph, {"y": "g"}, [net.input])[0]
 
 
 def test_an_op_without_rule_is_named_with_the_way_out() -> None:
     net = NetworkBuilder(("batch", 2))
     graph = net.build(net.add("Relu", net.add("Floor", net.input, name="steps"), name="y"))
     with pytest.raises(UnsupportedOpError, match=r"'Floor' \(node 'steps_node'.*fastcam\.defvjp") as caught:
-        backpropagate(graph, {"y": "g"}, net.input)
+        backpropagate(graph, {"y": "g"}, [net.input])[0]
     assert isinstance(caught.value, NotImplementedError)
 
 
@@ -85,7 +85,7 @@ def test_an_input_without_rule_is_named() -> None:
     kernel = net.add("Reshape", net.input, net.constant(np.array([2, 1, 3, 3])))
     graph = net.build(net.add("Conv", net.constant(np.ones((1, 1, 3, 3), np.float32)), kernel, name="y"))
     with pytest.raises(UnsupportedOpError, match="input 1"):
-        backpropagate(graph, {"y": "g"}, net.input)
+        backpropagate(graph, {"y": "g"}, [net.input])[0]
 
 
 def test_a_foreign_domain_has_no_rule() -> None:
@@ -93,7 +93,7 @@ def test_a_foreign_domain_has_no_rule() -> None:
     graph = net.build(net.add("Relu", net.input, name="y"))
     graph.nodes[0].domain = "com.example"
     with pytest.raises(UnsupportedOpError, match="no gradient rule"):
-        backpropagate(graph, {"y": "g"}, net.input)
+        backpropagate(graph, {"y": "g"}, [net.input])[0]
 
 
 def test_logits_that_do_not_depend_on_the_value() -> None:
@@ -101,7 +101,7 @@ def test_logits_that_do_not_depend_on_the_value() -> None:
     side = net.add("Relu", net.input, name="side")
     graph = net.build(net.add("Neg", net.input, name="y"), side)
     with pytest.raises(UnsupportedOpError, match="do not depend on value 'side'"):
-        backpropagate(graph, {"y": "g"}, "side")
+        backpropagate(graph, {"y": "g"}, ["side"])[0]
 
 
 def test_shapes_and_masks_carry_no_gradient() -> None:
@@ -112,7 +112,7 @@ def test_shapes_and_masks_carry_no_gradient() -> None:
     width = net.add("Cast", net.add("Shape", net.add("Neg", net.input), start=1), to=TensorProto.FLOAT)
     graph = net.build(net.add("Mul", bent, width, name="y"))
     graph.inputs["g"] = TensorType(np.dtype(np.float32), ("targets", "batch", 2))
-    result = backpropagate(graph, {"y": "g"}, net.input)
+    result = backpropagate(graph, {"y": "g"}, [net.input])[0]
     (found,) = _run(graph, [result], {"image": np.array([[4, -5]], np.float32), "g": np.ones((1, 1, 2), np.float32)})
     np.testing.assert_array_equal(found[0, 0], [6, 2])
 
@@ -126,7 +126,7 @@ def test_a_value_whose_shape_alone_counts_has_no_gradient(ops: tuple[str, ...]) 
         value = net.add(op, value, **attributes)
     graph = net.build(net.add("Neg", value, name="y"))
     with pytest.raises(UnsupportedOpError, match="do not depend on value 'image'"):
-        backpropagate(graph, {"y": "g"}, net.input)
+        backpropagate(graph, {"y": "g"}, [net.input])[0]
 
 
 def test_a_second_output_without_a_rule_is_named() -> None:
@@ -136,7 +136,7 @@ def test_a_second_output_without_a_rule_is_named() -> None:
     net.graph.nodes[-1].output.append("mean")
     graph = net.build(net.add("Neg", "mean", name="y"))
     with pytest.raises(UnsupportedOpError, match=r"LayerNormalization.*another output"):
-        backpropagate(graph, {"y": "g"}, net.input)
+        backpropagate(graph, {"y": "g"}, [net.input])[0]
 
 
 def test_logits_without_a_dense_layer_start_from_one_hot_rows(rng: np.random.Generator) -> None:
@@ -147,7 +147,7 @@ def test_logits_without_a_dense_layer_start_from_one_hot_rows(rng: np.random.Gen
     weight = graph.constants[graph.nodes[0].input[1]]
     value, gradient = target_gradients(graph, scores, _with_target(graph))
     assert value == scores
-    pooled = pooled_gradient(graph, {value: gradient}, net.input)
+    pooled = pooled_gradients(graph, {value: gradient}, [net.input])[0][0]
     image = rng.normal(size=(2, 4, 3, 3)).astype(np.float32)
     (found,) = _run(graph, [pooled], {"image": image, "target": np.array([[0, 3], [4, 1]], np.int64)})
     for k, n, chosen in ((0, 0, 0), (0, 1, 3), (1, 0, 4), (1, 1, 1)):
@@ -259,8 +259,8 @@ def _pooled_and_full(head: Callable[[NetworkBuilder], str]) -> tuple[Array, Arra
     logits = head(net)
     graph = net.build(logits)
     value, gradient = target_gradients(graph, logits, _with_target(graph))
-    pooled = pooled_gradient(graph, {value: gradient}, net.input)
-    full = backpropagate(graph, {value: gradient}, net.input)
+    pooled = pooled_gradients(graph, {value: gradient}, [net.input])[0][0]
+    full = backpropagate(graph, {value: gradient}, [net.input])[0]
     image = np.random.default_rng(3).normal(size=(2, 4, 6, 6)).astype(np.float32)
     outputs = _run(graph, [pooled, full], {"image": image, "target": np.array([[0, 3], [4, 1], [2, 2]], np.int64)})
     return outputs[0], outputs[1]
@@ -283,12 +283,9 @@ def test_planted_wrong_fold_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights summed over height and channels instead of height and width: the shapes fit where C equals w."""
     original = autodiff._through_folded_weights
 
-    def wrong(
-        graph: Graph, gradients: Mapping[str, str], value: str, layout: str, dense: onnx.NodeProto, pixels: int
-    ) -> str:
-        return original(
-            graph, gradients, value, layout.replace("C", "?").replace("W", "C").replace("?", "W"), dense, pixels
-        )
+    def wrong(graph: Graph, value: str, layout: str, dense: onnx.NodeProto, pixels: int, gradient: str) -> str:
+        swapped = layout.replace("C", "?").replace("W", "C").replace("?", "W")
+        return original(graph, value, swapped, dense, pixels, gradient)
 
     monkeypatch.setattr(autodiff, "_through_folded_weights", wrong)
     pooled, full = _pooled_and_full(_flatten_four_by_four)
@@ -303,7 +300,7 @@ def test_vgg_head_reads_folded_weights_only() -> None:
     remove_score_activation(graph)
     before = sum(array.size for array in graph.constants.values())
     value, gradient = target_gradients(graph, graph.outputs[0], _with_target(graph))
-    pooled_gradient(graph, {value: gradient}, "block2")
+    pooled_gradients(graph, {value: gradient}, ["block2"])[0][0]
     added = sum(array.size for array in graph.constants.values()) - before
     assert added < 8 * 16 + 20
     assert not [node for node in graph.nodes if node.op_type in ("ConvTranspose", "ReduceSum")]

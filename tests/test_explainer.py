@@ -455,14 +455,16 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
         fastcam.Explainer(_metadata_file(tmp_path, format_version="99"))
 
 
-@pytest.mark.parametrize("key", ["classes", "candidates", "input_layout", "preprocessing", "score_activation"])
+@pytest.mark.parametrize(
+    "key", ["layers", "classes", "candidates", "input_layout", "preprocessing", "score_activation"]
+)
 def test_damaged_metadata_is_refused_at_once(tmp_path: Path, key: str) -> None:
     for damage in ("{damaged", "3", '["a", 3]', '{"mean": 1}'):
         with pytest.raises(FileFormatError, match=rf"fastcam\.{key}.*export the model again"):
             fastcam.Explainer(_metadata_file(tmp_path, **{key: damage}))
 
 
-@pytest.mark.parametrize("key", ["layer", "classes", "framework", "preprocessing"])
+@pytest.mark.parametrize("key", ["layers", "classes", "framework", "preprocessing"])
 def test_missing_metadata_is_refused_at_once(tmp_path: Path, key: str) -> None:
     with pytest.raises(FileFormatError, match=rf"fastcam\.{key}"):
         fastcam.Explainer(_without(tmp_path, key))

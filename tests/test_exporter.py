@@ -61,7 +61,7 @@ def test_the_file_keeps_the_contract(tmp_path: Path) -> None:
     assert 18 <= model.opset_import[0].version <= 20
     metadata = {item.key: item.value for item in model.metadata_props}
     assert metadata["fastcam.format_version"] == "1"
-    assert metadata["fastcam.layer"] == "block2"
+    assert json.loads(metadata["fastcam.layers"]) == ["block2"]
     assert json.loads(metadata["fastcam.candidates"]) == ["block2", "block1"]
     assert json.loads(metadata["fastcam.classes"]) == list("abcde")
     assert metadata["fastcam.score_activation"] == "softmax"
@@ -70,6 +70,7 @@ def test_the_file_keeps_the_contract(tmp_path: Path) -> None:
 
     assert result.path == path
     assert result.layer == "block2"
+    assert result.layers == ("block2",)
     assert result.candidates == ("block2", "block1")
     assert result.classes == tuple("abcde")
     assert result.class_count == 5

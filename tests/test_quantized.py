@@ -91,7 +91,7 @@ def test_a_number_that_saturates_has_no_gradient(
     scale: Array, zero: Array, values: list[float], expected: Array
 ) -> None:
     graph = _pair(scale, zero, axis=1).graph
-    gradient = backpropagate(graph, {"y": "upstream"}, "image")
+    gradient = backpropagate(graph, {"y": "upstream"}, ["image"])[0]
     graph.outputs = [gradient]
     upstream = np.arange(1, 7, dtype=np.float32).reshape(1, 1, 2, 3)
     session = onnxruntime.InferenceSession(graph.to_model().SerializeToString(), providers=["CPUExecutionProvider"])
@@ -103,7 +103,7 @@ def test_a_number_that_saturates_has_no_gradient(
 def test_scales_that_differ_are_refused() -> None:
     graph = _pair(np.array(0.1), np.array(0, np.uint8), np.array(0.2)).graph
     with pytest.raises(UnsupportedOpError, match="its scale is not that of the QuantizeLinear before it"):
-        backpropagate(graph, {"y": "upstream"}, "image")
+        backpropagate(graph, {"y": "upstream"}, ["image"])[0]
 
 
 @pytest.mark.parametrize(("format_", "op"), [("QOperator", "QLinearConv"), ("dynamic", "DynamicQuantizeLinear")])
