@@ -341,6 +341,11 @@ def test_a_resized_image_has_exactly_the_size_asked_for(sizes: tuple[int, int]) 
     assert graph.shape("conv")[1:] == (4, *sizes)
 
 
+def test_a_crop_to_an_aspect_ratio_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"size is computed while it runs: use .* without crop_to_aspect_ratio"):
+        import_model(_model(keras.layers.Resizing(17, 30, crop_to_aspect_ratio=True)))
+
+
 def test_augmentation_leaves_nothing_in_the_graph() -> None:
     layers = keras.layers
     model = _model(layers.RandomFlip(), layers.RandomRotation(0.1), layers.RandomZoom(0.2), layers.RandomContrast(0.3))

@@ -68,9 +68,24 @@ def _computing_in_float32(keras: Any, layer: Any) -> Iterator[str | None]:
         return
     layer.dtype_policy = "float32"
     try:
-        yield policy.compute_dtype
+        with _unrounded_statistics(keras, layer):
+            yield policy.compute_dtype
     finally:
         layer.dtype_policy = policy
+
+
+@contextlib.contextmanager
+def _unrounded_statistics(keras: Any, layer: Any) -> Iterator[None]:
+    """Let an adapted Normalization take its statistics, which it keeps in the type it computes in, from its weights."""
+    if not isinstance(layer, keras.layers.Normalization) or layer.input_mean is not None:
+        yield
+        return
+    rounded = layer.mean, layer.variance
+    layer.finalize_state()
+    try:
+        yield
+    finally:
+        layer.mean, layer.variance = rounded
 
 
 def name_tensors(calls: Sequence[LayerCall]) -> dict[str, Any]:

@@ -136,7 +136,13 @@ def _size_resizes(graph: Graph) -> None:
         axes = [axis for axis, scale in enumerate(scales) if scale != 1]
         if not axes:
             continue
-        before = static_dims(graph, node.input[0], axes)
+        try:
+            before = static_dims(graph, node.input[0], axes)
+        except ModelError as error:
+            raise ModelError(
+                f"the model resizes a picture ({node.output[0]!r}) whose size is computed while it runs: use "
+                "keras.layers.Resizing without crop_to_aspect_ratio"
+            ) from error
         sizes = np.array([round(size * float(scales[axis])) for axis, size in zip(axes, before, strict=True)], np.int64)
         node.input[2] = ""
         node.input.append(graph.emit_constant(sizes, stem="sizes"))
