@@ -5,12 +5,13 @@ In this order:
 1. Fold every node whose inputs are all constants, and every question about a shape whose answer is known.
 2. Give Reshape and Resize a constant target where the shape is known, which frees the shape arithmetic behind it.
 3. Drop nodes that do nothing at inference: Identity, Dropout, a Cast to the same type, a Transpose to the same order.
-4. Sink every Transpose below the ops that work in any order of axes, until two meet that undo each other.
-5. Fold the zeros that a Pad puts before a Conv into its pads.
-6. Fold what follows a Conv and is affine per channel (BatchNormalization, Mul, Add) into its kernel and bias.
-7. Turn what is left of Mul + Add per channel into one BatchNormalization.
-8. Turn MatMul + bias into Gemm.
-9. Prune.
+4. Join what frameworks write in single steps: LayerNormalization, products over tokens (`fusions`).
+5. Sink every Transpose below the ops that work in any order of axes, until two meet that undo each other.
+6. Fold the zeros that a Pad puts before a Conv into its pads.
+7. Fold what follows a Conv and is affine per channel (BatchNormalization, Mul, Add) into its kernel and bias.
+8. Turn what is left of Mul + Add per channel into one BatchNormalization.
+9. Turn MatMul + bias into Gemm.
+10. Prune.
 
 Each pass returns nothing and may be run again; a value in ``keep`` survives under its name.
 """
@@ -27,6 +28,7 @@ import onnx
 from onnx import helper
 
 from .errors import ModelError
+from .fusions import join_layer_normalizations, join_rows_of_tokens
 from .graph import Array, Dim, Graph, attribute, operator
 
 # For the output of every Transpose, what it reads and its permutation.
@@ -54,6 +56,9 @@ def simplify(graph: Graph, keep: Collection[str] = ()) -> None:
         fold_constants(graph)
         graph.infer_types()
     drop_no_ops(graph)
+    join_layer_normalizations(graph)
+    join_rows_of_tokens(graph)
+    graph.prune()
     sink_transposes(graph, fixed=outputs)
     # What the sunken ones left behind would still count as readers.
     graph.prune()

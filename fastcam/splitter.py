@@ -200,7 +200,7 @@ def list_candidates(graph: Graph) -> list[str]:
     def is_candidate(node: onnx.NodeProto) -> bool:
         value = node.output[0]
         if graph.rank(value) == 3:
-            return is_token_block(node, graph, producers) and _has_tokens(graph, value)
+            return is_token_block(graph, node) and _has_tokens(graph, value)
         ends_block = _ends_block(_dequantized(node, producers), consumers.get(value, []))
         return ends_block and _has_map(graph, value, orders)
 

@@ -7,7 +7,7 @@ first (Dosovitskiy et al. 2021, section 3.1; Darcet et al. 2024). Grad-CAM takes
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,20 +90,12 @@ def _squares(tokens: int) -> Iterator[tuple[int, int]]:
             yield side, side
 
 
-def is_token_block(node: onnx.NodeProto, graph: Graph, producers: Mapping[str, onnx.NodeProto]) -> bool:
-    """Tell the nodes whose output is the state of all tokens: a normalisation, or the sum that ends a block."""
-    op = operator(node)
-    if op == "LayerNormalization":
+def is_token_block(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Tell the nodes whose output is the state of all tokens: a normalisation, or the sum of two states."""
+    if operator(node) == "LayerNormalization":
         return True
-    if op != "Add":
-        return False
-    constant = next((name for name in node.input if name in graph.constants), None)
-    if constant is None:
-        # A sum of two states, not a mask or a position added to scores.
-        return all(graph.rank(name) == 3 for name in node.input)
-    # The shift that ends a normalisation in single steps; the bias of a dense layer follows a product of matrices.
-    producer = producers.get(next((name for name in node.input if name != constant), ""))
-    return producer is not None and operator(producer) == "Mul"
+    # What adds a constant is the bias of a dense layer, or a position.
+    return operator(node) == "Add" and all(graph.rank(name) == 3 and name not in graph.constants for name in node.input)
 
 
 def patches_reach_outputs(graph: Graph, value: str, grid: TokenGrid) -> bool:
@@ -117,7 +109,7 @@ def patches_reach_outputs(graph: Graph, value: str, grid: TokenGrid) -> bool:
         read = apart.intersection(node.input)
         if not read or _takes_prefix_only(graph, node, grid):
             continue
-        if not _is_token_wise(graph, node, apart):
+        if not _is_token_wise(graph, node):
             return True
         apart.update(node.output)
     return bool(apart.intersection(graph.outputs))
@@ -139,7 +131,8 @@ def _takes_prefix_only(graph: Graph, node: onnx.NodeProto, grid: TokenGrid) -> b
     )
 
 
-def _is_token_wise(graph: Graph, node: onnx.NodeProto, apart: set[str]) -> bool:
+def _is_token_wise(graph: Graph, node: onnx.NodeProto) -> bool:
+    """Tell an op that makes each token of the tokens at its place."""
     op, rank = operator(node), graph.rank(node.output[0])
     if rank != 3:
         return False
@@ -148,7 +141,12 @@ def _is_token_wise(graph: Graph, node: onnx.NodeProto, apart: set[str]) -> bool:
     if op == "ReduceMean":
         axes = graph.constants.get(node.input[1]) if len(node.input) > 1 else None
         return axes is not None and all(axis % 3 == 2 for axis in axes.tolist())
-    return op in _TOKEN_WISE and all(name in apart or name in graph.constants for name in node.input if name)
+    tokens = graph.shape(node.output[0])[1]
+    return op in _TOKEN_WISE and all(
+        name in graph.constants or (graph.rank(name) == 3 and graph.shape(name)[1] == tokens)
+        for name in node.input
+        if name
+    )
 
 
 _TOKEN_WISE = frozenset(
@@ -178,7 +176,7 @@ def put_tokens_on_grid(graph: Graph, value: str, grid: TokenGrid) -> None:
     rows = numbers(0, grid.height, grid.width, channels)
     nodes = [
         node("Reshape", name["rows"], name["patches"] if grid.prefix else name["tokens"], rows),
-        node("Transpose", value, name["rows"], perm=[0, 3, 1, 2]),
+        helper.make_node("Transpose", [name["rows"]], [value], name=name["map"], perm=[0, 3, 1, 2]),
         node("Transpose", name["rows_restored"], value, perm=[0, 2, 3, 1]),
         node(
             "Reshape", name["patches_restored"], name["rows_restored"], numbers(0, grid.height * grid.width, channels)
@@ -196,4 +194,4 @@ def put_tokens_on_grid(graph: Graph, value: str, grid: TokenGrid) -> None:
     graph.infer_types()
 
 
-_PARTS = ("tokens", "patches", "prefix", "rows", "rows_restored", "patches_restored", "restored")
+_PARTS = ("tokens", "map", "patches", "prefix", "rows", "rows_restored", "patches_restored", "restored")

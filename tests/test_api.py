@@ -90,6 +90,7 @@ def test_modules_import_one_way() -> None:
         "metadata",
         "graph",
         "importers",
+        "fusions",
         "simplifier",
         "batching",
         "tokens",

@@ -35,21 +35,28 @@ class LayerCall:
         return self.path.rpartition("/")[2]
 
 
+_ATTENTIONS = ("MultiHeadAttention", "GroupedQueryAttention")
+
+
 @contextlib.contextmanager
 def recorded_calls(keras: Any, calls: list[LayerCall]) -> Iterator[None]:
     """Note every call of a layer, those inside nested and subclassed models included, and let it compute in float32."""
     original: Callable[..., Any] = keras.layers.Layer.__call__
     around: list[str] = []
+    inside: set[str] = set()
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
         around.append(layer.name)
+        inside.update([layer.name] if type(layer).__name__ in _ATTENTIONS else [])
         try:
             with _computing_in_float32(keras, layer) as half_dtype:
                 output = original(layer, *args, **kwargs)
         finally:
             path = "/".join(around[1:]) or around[0]
             around.pop()
-        calls.append(LayerCall(path, output, half_dtype))
+        # The four axes of what an attention makes inside are no picture's.
+        if not inside.intersection(around):
+            calls.append(LayerCall(path, output, half_dtype))
         return output
 
     keras.layers.Layer.__call__ = call

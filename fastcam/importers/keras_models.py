@@ -10,6 +10,7 @@ TensorFlow and tf2onnx are imported here, when a Keras model arrives, and nowher
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -99,7 +100,7 @@ def import_keras(model: Any, options: ImportOptions) -> ImportedModel:
 
     signature = [image, *specs]
     function = tf.function(forward, input_signature=signature, autograph=False)
-    with _quiet(tf2onnx):
+    with _quiet(tf2onnx), _whole_einsums():
         proto, _ = tf2onnx.convert.from_function(
             function, input_signature=signature, opset=TARGET_OPSET, custom_op_handlers={"Erfc": (_convert_erfc, [])}
         )
@@ -238,6 +239,19 @@ def _convert_erfc(context: Any, node: Any, name: str, _: Any) -> None:
     one = context.make_const(f"{name}/one", np.array(1, np.float32))
     node.type = "Erf"
     context.insert_new_node_on_output("Sub", node.output[0], f"{name}/Sub", inputs=[one.output[0], node.output[0]])
+
+
+@contextlib.contextmanager
+def _whole_einsums() -> Iterator[None]:
+    """Keep attention's Einsum as it is: the converter would write it with sizes that it computes from the batch."""
+    optimizers = importlib.import_module("tf2onnx.optimizer")._optimizers  # noqa: SLF001  # there is no option for it
+    kept = dict(optimizers)
+    optimizers.pop("einsum_optimizer", None)
+    try:
+        yield
+    finally:
+        optimizers.clear()
+        optimizers.update(kept)
 
 
 @contextlib.contextmanager
