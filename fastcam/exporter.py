@@ -91,21 +91,21 @@ def export(
 
     Parameters
     ----------
-    model : keras.Model, onnx.ModelProto, or path
+    model : keras.Model, torch.nn.Module, onnx.ModelProto, or path
         A path ends in .keras, .h5 or .onnx.
     path : path
         The .onnx file to write; replaced only once the new one is complete. Above 2 GB the weights go to a file of
         their own beside it, ``path`` + ".<hash>.data".
     layer : str or sequence of str, optional
-        The layer to explain: a Keras layer, ONNX value or node name. By default the last one with a spatial map, after
-        its activation. Several layers are explained in one file: the first by the outputs above, the next ones by
-        ``activations_1`` and ``weights_1``, ``activations_2`` and ``weights_2`` ...
+        The layer to explain: a Keras layer, path of a torch module ("layer4.1"), ONNX value or node name. By default
+        the last one with a spatial map, after its activation. Several layers are explained in one file: the first by
+        the outputs above, the next ones by ``activations_1`` and ``weights_1``, ``activations_2`` and ``weights_2`` ...
     output : str, optional
         The output that holds the scores, for models with several.
     input_size : (int, int), optional
         Height and width of the images, in pixels, for a model that leaves them open.
     example_input : torch.Tensor, optional
-        An image batch to trace a torch module with.
+        An image batch (N,3,H,W) to trace a torch module with.
     token_grid : (int, int), optional
         Patches along height and width, for a layer of a transformer, (N,tokens,C), where the model does not tell: the
         patches come last, row by row, after class and register tokens.
@@ -130,7 +130,7 @@ def export(
     ArgumentError
         Another argument is wrong.
     MissingExtraError
-        A Keras model, and tensorflow or tf2onnx is not installed.
+        A Keras model, and tensorflow or tf2onnx is not installed; a torch module, and torch or onnxscript is not.
     WriteError
         The file cannot be written; an older one of that name is left as it was.
 

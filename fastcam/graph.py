@@ -413,8 +413,11 @@ def _steers_shapes(array: Array) -> bool:
 
 
 def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
+    """Copy a node without remarks: exporters note the source code that it came from, with its path."""
     clone = onnx.NodeProto()
     clone.CopyFrom(node)
+    clone.ClearField("doc_string")
+    clone.ClearField("metadata_props")
     return clone
 
 

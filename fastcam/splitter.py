@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import onnx
 from onnx import helper
@@ -384,15 +384,21 @@ def put_channels_first(graph: Graph, value: str) -> None:
     graph.infer_types()
 
 
-def split(model: ModelSource, layer: str | None = None) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+def split(
+    model: ModelSource,
+    layer: str | None = None,
+    *,
+    output: str | None = None,
+    input_size: tuple[int, int] | None = None,
+    example_input: Any = None,
+    token_grid: tuple[int, int] | None = None,
+) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """Cut a classifier at a layer.
 
     Parameters
     ----------
-    model : keras.Model, onnx.ModelProto, or path
-        As `fastcam.export` takes it.
-    layer : str, optional
-        Keras layer, ONNX value or node name; the last convolutional block by default.
+    model, layer, output, input_size, example_input, token_grid
+        As `fastcam.export` takes them; one layer.
 
     Returns
     -------
@@ -406,7 +412,8 @@ def split(model: ModelSource, layer: str | None = None) -> tuple[onnx.ModelProto
     LayerError, ModelError
         As `fastcam.export` does.
     """
-    classifier = open_classifier(model, [layer])
+    options = ImportOptions(output, input_size, example_input)
+    classifier = open_classifier(model, [layer], options, token_grid)
     features, head = split_graph(classifier.graph, classifier.layers[0])
     return features.to_model(name="features"), head.to_model(name="head")
 

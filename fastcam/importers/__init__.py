@@ -13,11 +13,13 @@ from ..errors import ModelError
 from .imported import ImportedModel, ImportOptions
 from .keras_models import import_keras, is_keras, read_keras
 from .onnx_models import import_onnx, read_onnx
+from .torch_modules import import_torch, is_torch
 
 if TYPE_CHECKING:
     import keras
+    import torch
 
-ModelSource: TypeAlias = "keras.Model | onnx.ModelProto | str | os.PathLike[str]"
+ModelSource: TypeAlias = "keras.Model | torch.nn.Module | onnx.ModelProto | str | os.PathLike[str]"
 
 __all__ = ["ImportOptions", "ImportedModel", "ModelSource", "import_model"]
 
@@ -27,7 +29,7 @@ def import_model(model: ModelSource, options: ImportOptions | None = None) -> Im
 
     Parameters
     ----------
-    model : keras.Model, onnx.ModelProto, or path
+    model : keras.Model, torch.nn.Module, onnx.ModelProto, or path
         A path ends in .onnx, .keras or .h5.
     options : ImportOptions, optional
         For models that can be read in more than one way.
@@ -41,7 +43,7 @@ def import_model(model: ModelSource, options: ImportOptions | None = None) -> Im
     ModelError
         When the model cannot be read or is not a classifier of one image input.
     MissingExtraError
-        When a Keras model is given and tensorflow or tf2onnx is not installed.
+        When the framework of a Keras model or torch module, or its converter, is not installed.
     """
     options = options or ImportOptions()
     if isinstance(model, str | os.PathLike):
@@ -50,9 +52,11 @@ def import_model(model: ModelSource, options: ImportOptions | None = None) -> Im
         return import_onnx(model, options)
     if is_keras(model):
         return import_keras(model, options)
+    if is_torch(model):
+        return import_torch(model, options)
     raise ModelError(
         f"cannot export a {type(model).__module__}.{type(model).__qualname__}: "
-        "give a Keras model, an onnx.ModelProto, or a path that ends in .keras, .h5 or .onnx"
+        "give a Keras model, a torch module, an onnx.ModelProto, or a path that ends in .keras, .h5 or .onnx"
     )
 
 
