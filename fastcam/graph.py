@@ -383,6 +383,8 @@ def _inferable(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """Return nodes of the same type and shape in place of one that ONNX infers no shape for, or an incomplete one."""
     if operator(node) == "GroupNormalization":
         return [helper.make_node("Identity", node.input[:1], node.output)]
+    if operator(node) == "Range":
+        return _open_range(graph, node)
     axes = attribute(node, "axes")
     sizes = graph.constants.get(node.input[3]) if operator(node) == "Resize" and len(node.input) == 4 else None
     rank = graph.rank(node.input[0]) if sizes is not None else None
@@ -398,6 +400,18 @@ def _inferable(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
     return [
         helper.make_node("Slice", [node.input[0], *bounds], [f"{name}/pixel"]),
         helper.make_node("Expand", [f"{name}/pixel", f"{name}/sizes"], node.output),
+    ]
+
+
+def _open_range(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Return nodes that make a row of open length: inference would write a Range out, if it took all the memory."""
+    known = [graph.type(name).dtype for name in node.input if graph.rank(name) is not None]
+    zero = numpy_helper.from_array(np.zeros(1, known[0] if known else np.int64))
+    length = f"{node.output[0]}/length"
+    return [
+        helper.make_node("RandomUniform", [], [f"{length}/drawn"], shape=[1]),
+        helper.make_node("Cast", [f"{length}/drawn"], [length], to=onnx.TensorProto.INT64),
+        helper.make_node("ConstantOfShape", [length], node.output, value=zero),
     ]
 
 

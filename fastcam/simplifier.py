@@ -456,11 +456,12 @@ def _evaluate(node: onnx.NodeProto, graph: Graph) -> list[Array] | None:
     # The reference implementation reads a 100 ms table of ops on import: only models with something to fold pay it.
     from onnx.reference import ReferenceEvaluator
 
+    inputs = {name: graph.constants[name] for name in node.input if name}
     for name in node.output:
         sizes = [size for size in graph.shape(name) if isinstance(size, int)] if graph.rank(name) else []
-        if math.prod(sizes) > _LARGEST_CONSTANT:
-            raise ModelError(f"node {node.name!r} ({node.op_type}) makes a constant of {math.prod(sizes)} elements")
-    inputs = {name: graph.constants[name] for name in node.input if name}
+        count = _range_length(*inputs.values()) if operator(node) == "Range" else math.prod(sizes)
+        if count > _LARGEST_CONSTANT:
+            raise ModelError(f"node {node.name!r} ({node.op_type}) makes a constant of {count} elements")
     try:
         results = list(ReferenceEvaluator(node, opsets={"": graph.opset}).run(None, inputs))
         if not all(isinstance(result, np.ndarray | np.generic) for result in results):
@@ -468,6 +469,10 @@ def _evaluate(node: onnx.NodeProto, graph: Graph) -> list[Array] | None:
         return [np.asarray(result, order="C") for result in results]
     except Exception as error:  # whatever NumPy makes of the node's arguments
         raise ModelError(f"node {node.name!r} ({node.op_type}) cannot be evaluated: {error}") from error
+
+
+def _range_length(start: Array, limit: Array, step: Array) -> int:
+    return math.ceil((limit.item() - start.item()) / step.item()) if step.item() else 0
 
 
 def _is_pure(node: onnx.NodeProto) -> bool:

@@ -9,71 +9,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from networks import Array, NetworkBuilder, relative_error, small_classifier
+from networks import Array, relative_error, small_classifier
+from small_networks import SIDE, SOUND_NETWORKS, classified, features
 
 import fastcam
-
-_SIDE = 8
-
-
-def _net(batch: int) -> tuple[NetworkBuilder, str]:
-    net = NetworkBuilder((batch, 3, _SIDE, _SIDE))
-    return net, net.add("Relu", net.conv(net.input, (4, 3, 3, 3), pads=[1, 1, 1, 1]), name="features")
-
-
-def _classified(net: NetworkBuilder, value: str, size: int) -> onnx.ModelProto:
-    return net.build(net.add("Softmax", net.dense(value, (size, 5)), axis=1)).to_model()
-
-
-def _flattened(batch: int) -> onnx.ModelProto:
-    net, value = _net(batch)
-    return _classified(net, net.add("Flatten", net.add("MaxPool", value, kernel_shape=[2, 2], strides=[2, 2])), 64)
-
-
-def _reshaped_by_numbers(batch: int) -> onnx.ModelProto:
-    net, value = _net(batch)
-    return _classified(net, net.add("Reshape", value, net.constant([batch, -1])), 256)
-
-
-def _squeeze_and_excitation(batch: int) -> onnx.ModelProto:
-    net, value = _net(batch)
-    pooled = net.add("ReduceMean", value, net.constant([2, 3]), keepdims=1)
-    hidden = net.add("Reshape", pooled, net.constant([batch, 4]))
-    gate = net.add("Sigmoid", net.dense(hidden, (4, 4)))
-    gate = net.add("Unsqueeze", gate, net.constant([2, 3]))
-    scaled = net.add("Mul", value, gate)
-    return _classified(net, net.add("Squeeze", net.add("GlobalAveragePool", scaled), net.constant([2, 3])), 4)
-
-
-def _attention(batch: int) -> onnx.ModelProto:
-    """Tokens (N,T,C) in two heads (N,2,T,C/2), as exporters write them for a batch that they know."""
-    net, value = _net(batch)
-    tokens = net.add("Transpose", net.add("Reshape", value, net.constant([batch, 4, 64])), perm=[0, 2, 1])
-    heads = net.add("Reshape", tokens, net.constant([batch, 64, 2, 2]))
-    query = net.add("Transpose", heads, perm=[0, 2, 1, 3])
-    key = net.add("Transpose", heads, perm=[0, 2, 3, 1])
-    mixed = net.add("MatMul", net.add("Softmax", net.add("MatMul", query, key), axis=-1), query)
-    joined = net.add("Reshape", net.add("Transpose", mixed, perm=[0, 2, 1, 3]), net.constant([batch, 64, 4]))
-    return _classified(net, net.add("ReduceMean", joined, net.constant([1]), keepdims=0), 4)
-
-
-def _branches(batch: int) -> onnx.ModelProto:
-    net, value = _net(batch)
-    padded = net.add("Pad", value, net.constant([0, 0, 1, 1, 0, 0, 1, 1]))
-    left = net.add("AveragePool", padded, kernel_shape=[3, 3])
-    right = net.add("Resize", value, "", "", net.constant([batch, 4, 8, 8]), mode="nearest")
-    joined = net.add("Concat", left, net.add("Slice", right, *map(net.constant, ([1], [3], [1]))), axis=1)
-    shifted = net.add("Add", joined, net.constant(np.ones((1, 6, 1, 1), np.float32)))
-    return _classified(net, net.add("ReduceMax", shifted, net.constant([2, 3]), keepdims=0), 6)
-
-
-_SOUND: list[Callable[[int], onnx.ModelProto]] = [
-    _flattened,
-    _reshaped_by_numbers,
-    _squeeze_and_excitation,
-    _attention,
-    _branches,
-]
 
 
 def _run(model: onnx.ModelProto, images: Array) -> Array:
@@ -84,65 +23,65 @@ def _run(model: onnx.ModelProto, images: Array) -> Array:
 
 # 8 is also the height, the width and half of the classes: a size that is not the batch must not become it.
 @pytest.mark.parametrize("batch", [1, 8])
-@pytest.mark.parametrize("network", _SOUND)
+@pytest.mark.parametrize("network", SOUND_NETWORKS.values(), ids=SOUND_NETWORKS)
 def test_a_batch_is_opened_where_no_op_mixes_images(
     network: Callable[[int], onnx.ModelProto], batch: int, tmp_path: Path, rng: np.random.Generator
 ) -> None:
     model = network(batch)
     result = fastcam.export(model, tmp_path / "open.onnx")
-    assert result.input_shape == ("batch", 3, _SIDE, _SIDE)
+    assert result.input_shape == ("batch", 3, SIDE, SIDE)
     assert any(f"fixed at {batch} and is open now" in note for note in result.notes)
-    images = rng.normal(size=(3, 3, _SIDE, _SIDE)).astype(np.float32)
+    images = rng.normal(size=(3, 3, SIDE, SIDE)).astype(np.float32)
     explainer = fastcam.Explainer(tmp_path / "open.onnx")
     together, alone = explainer(images, "top2"), [explainer(images[[index]], "top2") for index in range(3)]
     # Every image in the first row of a whole batch of others.
-    others = rng.normal(size=(batch - 1, 3, _SIDE, _SIDE)).astype(np.float32)
+    others = rng.normal(size=(batch - 1, 3, SIDE, SIDE)).astype(np.float32)
     expected = [_run(model, np.concatenate([images[[index]], others]))[0] for index in range(3)]
     assert relative_error(together.probabilities, expected) < 1e-5
     assert relative_error(together.heatmaps, np.concatenate([one.heatmaps for one in alone])) < 1e-5
 
 
 def _merged_rows(batch: int) -> onnx.ModelProto:
-    net, value = _net(batch)
+    net, value = features(batch)
     pixels = net.add("Reshape", net.add("Transpose", value, perm=[0, 2, 3, 1]), net.constant([batch * 64, 4]))
     back = net.add("Reshape", net.dense(pixels, (4, 4)), net.constant([batch, 256]))
-    return _classified(net, back, 256)
+    return classified(net, back, 256)
 
 
 def _softmax_over_images(batch: int) -> onnx.ModelProto:
-    net, value = _net(batch)
-    return _classified(net, net.add("Flatten", net.add("Softmax", value, axis=0)), 256)
+    net, value = features(batch)
+    return classified(net, net.add("Flatten", net.add("Softmax", value, axis=0)), 256)
 
 
 def _mean_over_images(batch: int) -> onnx.ModelProto:
-    net, value = _net(batch)
+    net, value = features(batch)
     mean = net.add("ReduceMean", value, net.constant([0]), keepdims=1)
-    return _classified(net, net.add("Flatten", net.add("Sub", value, mean)), 256)
+    return classified(net, net.add("Flatten", net.add("Sub", value, mean)), 256)
 
 
 def _constant_for_each(batch: int) -> onnx.ModelProto:
-    net, value = _net(batch)
+    net, value = features(batch)
     each = net.constant(np.arange(1, batch + 1, dtype=np.float32).reshape(-1, 1, 1, 1))
-    return _classified(net, net.add("Flatten", net.add("Mul", value, each)), 256)
+    return classified(net, net.add("Flatten", net.add("Mul", value, each)), 256)
 
 
 def _joined_constant(batch: int) -> onnx.ModelProto:
-    net, value = _net(batch)
-    token = net.constant(np.ones((batch, 1, _SIDE, _SIDE), np.float32))
-    return _classified(net, net.add("Flatten", net.add("Concat", value, token, axis=1)), 320)
+    net, value = features(batch)
+    token = net.constant(np.ones((batch, 1, SIDE, SIDE), np.float32))
+    return classified(net, net.add("Flatten", net.add("Concat", value, token, axis=1)), 320)
 
 
 def _reversed_images(batch: int) -> onnx.ModelProto:
-    net, value = _net(batch)
+    net, value = features(batch)
     order = net.constant(np.arange(batch)[::-1].copy())
-    return _classified(net, net.add("Flatten", net.add("Add", value, net.add("Gather", value, order, axis=0))), 256)
+    return classified(net, net.add("Flatten", net.add("Add", value, net.add("Gather", value, order, axis=0))), 256)
 
 
 def _products_of_images(batch: int) -> onnx.ModelProto:
-    net, value = _net(batch)
+    net, value = features(batch)
     rows = net.add("Flatten", value)
     likeness = net.add("MatMul", rows, net.add("Transpose", rows, perm=[1, 0]))
-    return _classified(net, net.add("MatMul", likeness, rows), 256)
+    return classified(net, net.add("MatMul", likeness, rows), 256)
 
 
 _UNSOUND: dict[str, Callable[[int], onnx.ModelProto]] = {
@@ -160,11 +99,11 @@ _UNSOUND: dict[str, Callable[[int], onnx.ModelProto]] = {
 def test_a_batch_is_kept_where_images_meet(op: str, tmp_path: Path, rng: np.random.Generator) -> None:
     model = _UNSOUND[op](2)
     result = fastcam.export(model, tmp_path / "fixed.onnx")
-    assert result.input_shape == (2, 3, _SIDE, _SIDE)
+    assert result.input_shape == (2, 3, SIDE, SIDE)
     (note,) = result.notes
     assert "fixed at 2" in note
     assert any(word in note for word in op.split("|"))
-    images = rng.normal(size=(2, 3, _SIDE, _SIDE)).astype(np.float32)
+    images = rng.normal(size=(2, 3, SIDE, SIDE)).astype(np.float32)
     found = fastcam.Explainer(tmp_path / "fixed.onnx")(images)
     assert relative_error(found.probabilities, _run(model, images)) < 1e-5
 

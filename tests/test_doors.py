@@ -3,104 +3,33 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from networks import NetworkBuilder, small_classifier
+from mutations import (
+    STRUCTURAL,
+    change_input_shape,
+    drop_input,
+    drop_node,
+    drop_weights,
+    flip_bytes,
+    rename_output,
+    residual,
+)
+from networks import small_classifier
 
 import fastcam
 
 _ROUNDS = 150
+_MUTATIONS = 1000
 
 
-def _residual() -> onnx.ModelProto:
-    net = NetworkBuilder(("batch", 8, 8, 3))
-    first = net.add("Transpose", net.input, perm=[0, 3, 1, 2])
-    stem = net.add("Relu", net.conv(first, (4, 3, 3, 3), pads=[1, 1, 1, 1]))
-    inner = net.add("Mul", stem, net.constant(np.linspace(1, 2, 4, dtype=np.float32).reshape(1, 4, 1, 1)))
-    padded = net.add("Pad", inner, net.constant(np.array([0, 0, 1, 1, 0, 0, 1, 1])))
-    pooled = net.add("MaxPool", padded, kernel_shape=[3, 3])
-    joined = net.add("Add", stem, pooled)
-    rows = net.add("Reshape", net.add("Transpose", joined, perm=[0, 2, 3, 1]), net.constant(np.array([0, -1])))
-    hidden = net.add("MatMul", rows, net.weight(256, 5))
-    scores = net.add("Add", hidden, net.constant(np.zeros(5, np.float32)))
-    return net.build(net.add("Softmax", scores, axis=-1)).to_model()
-
-
-def _drop_node(model: onnx.ModelProto, pick: random.Random) -> None:
-    del model.graph.node[pick.randrange(len(model.graph.node))]
-
-
-def _drop_weights(model: onnx.ModelProto, pick: random.Random) -> None:
-    del model.graph.initializer[pick.randrange(len(model.graph.initializer))]
-
-
-def _swap_inputs(model: onnx.ModelProto, pick: random.Random) -> None:
-    first, second = pick.sample(list(model.graph.node), 2)
-    first.input[0], second.input[0] = second.input[0], first.input[0]
-
-
-def _change_op(model: onnx.ModelProto, pick: random.Random) -> None:
-    ops = ["Relu", "Conv", "Gemm", "MaxPool", "Transpose", "Reshape", "Softmax", "Nonsense", "Concat", "Shape", "Clip"]
-    pick.choice(list(model.graph.node)).op_type = pick.choice(ops)
-
-
-def _drop_input(model: onnx.ModelProto, pick: random.Random) -> None:
-    node = pick.choice(list(model.graph.node))
-    del node.input[pick.randrange(len(node.input)) :]
-
-
-def _change_attribute(model: onnx.ModelProto, pick: random.Random) -> None:
-    nodes = [node for node in model.graph.node if node.attribute]
-    attribute = pick.choice(list(pick.choice(nodes).attribute))
-    numbers = [pick.choice([-(2**40), -1, 0, 1, 3, 2**31, 2**62]) for _ in range(pick.randrange(5))]
-    attribute.CopyFrom(onnx.helper.make_attribute(attribute.name, numbers or 7))
-
-
-def _change_input_shape(model: onnx.ModelProto, pick: random.Random) -> None:
-    dims = model.graph.input[0].type.tensor_type.shape.dim
-    dims[pick.randrange(len(dims))].dim_value = pick.choice([-1, 0, 1, 2, 7, 2**31, 2**62])
-
-
-def _change_weights_shape(model: onnx.ModelProto, pick: random.Random) -> None:
-    weights = pick.choice(list(model.graph.initializer))
-    if weights.dims:
-        weights.dims[pick.randrange(len(weights.dims))] = pick.choice([-1, 0, 1, 2**31, 2**62])
-
-
-def _change_weights_type(model: onnx.ModelProto, pick: random.Random) -> None:
-    pick.choice(list(model.graph.initializer)).data_type = pick.choice([1, 6, 7, 8, 9, 10, 11, 16, 99])
-
-
-def _rename_output(model: onnx.ModelProto, pick: random.Random) -> None:
-    model.graph.output[pick.randrange(len(model.graph.output))].name = pick.choice(["", "ghost", "logits", "image"])
-
-
-_STRUCTURAL: list[Callable[[onnx.ModelProto, random.Random], None]] = [
-    _drop_node,
-    _drop_weights,
-    _swap_inputs,
-    _change_op,
-    _drop_input,
-    _change_attribute,
-    _change_input_shape,
-    _change_weights_shape,
-    _change_weights_type,
-    _rename_output,
-]
-
-
-def _flip_bytes(data: bytes, pick: random.Random) -> bytes:
-    changed = bytearray(data)
-    for _ in range(pick.choice([1, 1, 4, 16])):
-        changed[pick.randrange(len(changed))] = pick.randrange(256)
-    return bytes(changed[: pick.randrange(len(changed))] if pick.random() < 0.2 else changed)
-
-
-@pytest.mark.parametrize("source", [lambda: small_classifier().to_model(), _residual], ids=["vgg", "residual"])
+@pytest.mark.parametrize("source", [lambda: small_classifier().to_model(), residual], ids=["vgg", "residual"])
 def test_export_takes_anything(source: Callable[[], onnx.ModelProto], tmp_path: Path) -> None:
     refused = exported = 0
     for seed in range(_ROUNDS):
@@ -108,10 +37,10 @@ def test_export_takes_anything(source: Callable[[], onnx.ModelProto], tmp_path: 
         model = source()
         destination = tmp_path / "out.onnx"
         if seed % 3 == 0:
-            (tmp_path / "in.onnx").write_bytes(_flip_bytes(model.SerializeToString(), pick))
+            (tmp_path / "in.onnx").write_bytes(flip_bytes(model.SerializeToString(), pick))
         else:
             for _ in range(pick.choice([1, 1, 2])):
-                pick.choice(_STRUCTURAL)(model, pick)
+                pick.choice(STRUCTURAL)(model, pick)
             (tmp_path / "in.onnx").write_bytes(model.SerializeToString())
         try:
             fastcam.export(tmp_path / "in.onnx", destination, gradients=pick.choice(["pooled", "full"]))
@@ -133,10 +62,10 @@ def test_explainer_takes_anything(tmp_path: Path) -> None:
         pick = random.Random(seed)
         data = good
         if seed % 2:
-            data = _flip_bytes(good, pick)
+            data = flip_bytes(good, pick)
         else:
             model = onnx.load_from_string(good)
-            pick.choice([_drop_node, _drop_weights, _drop_input, _change_input_shape, _rename_output])(model, pick)
+            pick.choice([drop_node, drop_weights, drop_input, change_input_shape, rename_output])(model, pick)
             data = model.SerializeToString()
         (tmp_path / "bad.onnx").write_bytes(data)
         try:
@@ -146,3 +75,18 @@ def test_explainer_takes_anything(tmp_path: Path) -> None:
             refused += 1
     assert refused > _ROUNDS / 4
     assert explained > _ROUNDS / 20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="the bounds on memory and time are POSIX's")
+@pytest.mark.parametrize("part", range(4))
+def test_thousands_of_mutations_neither_crash_nor_hang(part: int, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    script = Path(__file__).with_name("fuzz_export.py")
+    command = [sys.executable, str(script), str(tmp_path), str(part * _MUTATIONS), str(_MUTATIONS)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=550)
+    seed = (tmp_path / "seed").read_text(encoding="utf-8")
+    assert done.returncode == 0, f"seed {seed}: {done.stderr[-2000:]}"
+    exported, refused = map(int, done.stdout.split())
+    assert exported + refused > 0.9 * _MUTATIONS
+    assert min(exported, refused) > _MUTATIONS / 20

@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import opset_networks
 import pytest
 from networks import Array, NetworkBuilder, relative_error, small_classifier
 from onnx.reference import ReferenceEvaluator
 from op_support import CUDA_AND_TENSORRT_OPS
+from small_networks import SOUND_NETWORKS
 
 import fastcam
 from fastcam.errors import ArgumentError, FastcamError, LayerError, ModelError, UnsupportedOpError, WriteError
-from fastcam.graph import Graph, TensorType, from_model
+from fastcam.graph import Graph, TensorType, from_model, needed_nodes
 
 
 def _run(path: Path, inputs: dict[str, Array]) -> dict[str, Array]:
@@ -159,12 +161,20 @@ def test_the_backbone_is_there_once(tmp_path: Path) -> None:
     assert "ConvTranspose" not in ops
 
 
-def test_the_gradient_part_runs_on_the_gpu(tmp_path: Path) -> None:
-    forward = {node.op_type for node in small_classifier().nodes}
-    for gradients in ("pooled", "full"):
-        fastcam.export(small_classifier().to_model(), tmp_path / "small.onnx", gradients=gradients)
-        ops = {node.op_type for node in onnx.load(tmp_path / "small.onnx").graph.node}
-        assert ops - forward <= CUDA_AND_TENSORRT_OPS
+@pytest.mark.parametrize("gradients", ["pooled", "full"])
+@pytest.mark.parametrize("source", ["small", *SOUND_NETWORKS, *opset_networks.OPSETS])
+def test_the_gradient_part_runs_on_the_gpu(source: str | int, gradients: str, tmp_path: Path) -> None:
+    if isinstance(source, int):
+        model = opset_networks.classifier(source)
+    else:
+        model = SOUND_NETWORKS[source](1) if source in SOUND_NETWORKS else small_classifier().to_model()
+    first = next(node.output[0] for node in model.graph.node if node.op_type == "Conv")
+    fastcam.export(model, tmp_path / "deep.onnx", layer=first, gradients=gradients)
+    graph = from_model(onnx.load(tmp_path / "deep.onnx"))
+    forward = {id(node) for node in needed_nodes(graph, ["logits", "activations"])}
+    added = [node for node in graph.nodes if id(node) not in forward]
+    assert len(added) > 15
+    assert {node.op_type for node in added} <= CUDA_AND_TENSORRT_OPS
 
 
 @pytest.mark.parametrize("gradients", ["pooled", "full"])

@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops import op_conv_transpose, op_lp_pool
 from op_cases import CASES, OpCase
-from op_support import CUDA_AND_TENSORRT_OPS
+from op_support import CUDA_AND_TENSORRT_OPS, TARGETS, drawn_values, gradient_graph, op_graph
 
 from fastcam.autodiff import backpropagate
 from fastcam.errors import ArgumentError, UnsupportedOpError
@@ -72,52 +72,7 @@ def _erf(x: Array) -> Array:
 
 
 _EXACT_OPS = [ConvTranspose, Erf, Gelu, LpPool]
-_TARGETS = 3
 _STEP = 1e-4
-
-
-def _values(case: OpCase, rng: np.random.Generator) -> dict[str, Array]:
-    """Draw the variables: distinct values, so that neither ties nor kinks lie within a finite-difference step."""
-    drawn = {}
-    for index in case.variables:
-        shape = case.inputs[index]
-        assert isinstance(shape, tuple)
-        size = int(np.prod(shape))
-        low, high = (0.5, 2.5) if case.positive else (-2.0, 2.0)
-        # The offset keeps the grid off the kinks at round numbers, and the inputs' grids off each other.
-        drawn[f"x{index}"] = (rng.permutation(np.linspace(low, high, size)) + 0.00317 * (1 + index)).reshape(shape)
-    return drawn
-
-
-def _graph(case: OpCase, dtype: Any) -> Graph:
-    """The op alone: variables x0, x1 ..., outputs y0, y1 ..., of which those that are read are the graph's."""
-    graph = Graph([], {}, {}, [f"y{index}" for index in case.read], case.opset)
-    for index, item in enumerate(case.inputs):
-        if isinstance(item, tuple):
-            batch: tuple[int | str, ...] = ("batch",) if case.batched else item[:1]
-            graph.inputs[f"x{index}"] = TensorType(np.dtype(dtype), (*batch, *item[1:]))
-        elif item is not None:
-            array = np.asarray(item)
-            graph.constants[f"x{index}"] = array.astype(dtype) if array.dtype == np.float64 else array
-    names = ["" if item is None else f"x{index}" for index, item in enumerate(case.inputs)]
-    outputs = [f"y{index}" for index in range(case.outputs)]
-    graph.nodes = [helper.make_node(case.op, names, outputs, name="node", **case.attributes)]
-    graph.infer_types()
-    return graph
-
-
-def _gradient_graph(case: OpCase, dtype: Any) -> Graph:
-    """The op's gradients by x0, x1 ..., given those of its outputs, g0, g1 ..."""
-    graph = _graph(case, dtype)
-    upstream = {f"y{index}": f"g{index}" for index in case.read}
-    for output, gradient in upstream.items():
-        graph.inputs[gradient] = TensorType(graph.type(output).dtype, ("targets", *graph.shape(output)))
-    forward_ops = list(graph.nodes)
-    gradients = [backpropagate(graph, upstream, [f"x{index}"])[0] for index in case.variables]
-    graph.outputs = [*upstream, *(graph.emit("Identity", name) for name in gradients)]
-    graph.prune()
-    assert all(node in graph.nodes for node in forward_ops)
-    return graph
 
 
 def _evaluate(graph: Graph) -> Callable[[dict[str, Array]], list[Array]]:
@@ -128,9 +83,9 @@ def _evaluate(graph: Graph) -> Callable[[dict[str, Array]], list[Array]]:
 
 def _finite_differences(case: OpCase, values: dict[str, Any], upstream: dict[str, Array], variable: str) -> Array:
     """Return d sum(upstream[k] * y) / d variable for every k, by central differences in float64."""
-    forward = _evaluate(_graph(case, np.float64))
+    forward = _evaluate(op_graph(case, np.float64))
     base = values[variable]
-    result: Array = np.zeros((_TARGETS, *base.shape))
+    result: Array = np.zeros((TARGETS, *base.shape))
     for position in np.ndindex(*base.shape):
         shifted = []
         for sign in (1, -1):
@@ -139,23 +94,23 @@ def _finite_differences(case: OpCase, values: dict[str, Any], upstream: dict[str
             shifted.append(forward({**values, variable: moved}))
         for gradient, above, below in zip(upstream.values(), *shifted, strict=True):
             slope = (above - below) / (2 * _STEP)
-            result[(slice(None), *position)] += (gradient * slope).reshape(_TARGETS, -1).sum(axis=1)
+            result[(slice(None), *position)] += (gradient * slope).reshape(TARGETS, -1).sum(axis=1)
     return result
 
 
 def _check(case: OpCase, rng: np.random.Generator) -> None:
-    values = _values(case, rng)
+    values = drawn_values(case, rng)
     upstream = {
-        f"g{index}": rng.normal(size=(_TARGETS, *y.shape))
-        for index, y in zip(case.read, _evaluate(_graph(case, np.float64))(values), strict=True)
+        f"g{index}": rng.normal(size=(TARGETS, *y.shape))
+        for index, y in zip(case.read, _evaluate(op_graph(case, np.float64))(values), strict=True)
     }
     slopes = [_finite_differences(case, values, upstream, f"x{index}") for index in case.variables]
-    exact = _evaluate(_gradient_graph(case, np.float64))({**values, **upstream})
+    exact = _evaluate(gradient_graph(case, np.float64))({**values, **upstream})
     for gradient, expected in zip(exact[len(upstream) :], slopes, strict=True):
         # Central differences: truncation of order step**2 = 1e-8 times the third derivative, rounding 1e-16 / step.
         assert relative_error(gradient, expected) < 1e-6
 
-    graph = _gradient_graph(case, np.float32)
+    graph = gradient_graph(case, np.float32)
     session = onnxruntime.InferenceSession(graph.to_model().SerializeToString())
     inputs = {name: array.astype(graph.inputs[name].dtype) for name, array in {**values, **upstream}.items()}
     for single, expected in zip(session.run(None, inputs), exact, strict=True):
@@ -183,7 +138,7 @@ def test_every_rule_has_a_case() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_rule_emits_only_ops_that_run_on_the_gpu(case: OpCase) -> None:
-    graph = _gradient_graph(case, np.float32)
+    graph = gradient_graph(case, np.float32)
     assert {node.op_type for node in graph.nodes if node.name != "node"} <= CUDA_AND_TENSORRT_OPS
 
 
@@ -257,7 +212,7 @@ def _gradients_at(op: str, *values: Any, upstream: Any = 1, constants: tuple[Any
     """Return an op's gradients at chosen values, one target, in ONNX Runtime."""
     arrays = [np.asarray(value, np.float32) for value in values]
     case = OpCase("", op, (*(array.shape for array in arrays), *constants), attributes, batched=False)
-    graph = _gradient_graph(case, np.float32)
+    graph = gradient_graph(case, np.float32)
     session = onnxruntime.InferenceSession(graph.to_model().SerializeToString())
     inputs = {f"x{index}": array for index, array in enumerate(arrays)}
     shape = [int(size) for size in graph.shape("y0") if isinstance(size, int)]

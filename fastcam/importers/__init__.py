@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
 import onnx
 
 from ..errors import ModelError
+from ..graph import Graph
 from .imported import ImportedModel, ImportOptions
 from .keras_models import import_keras, is_keras, read_keras
 from .onnx_models import import_onnx, read_onnx
@@ -45,7 +47,12 @@ def import_model(model: ModelSource, options: ImportOptions | None = None) -> Im
     MissingExtraError
         When the framework of a Keras model or torch module, or its converter, is not installed.
     """
-    options = options or ImportOptions()
+    imported = _import(model, options or ImportOptions())
+    _refuse_nan(imported.graph)
+    return imported
+
+
+def _import(model: ModelSource, options: ImportOptions) -> ImportedModel:
     if isinstance(model, str | os.PathLike):
         return _import_path(Path(model), options)
     if isinstance(model, onnx.ModelProto):
@@ -58,6 +65,19 @@ def import_model(model: ModelSource, options: ImportOptions | None = None) -> Im
         f"cannot export a {type(model).__module__}.{type(model).__qualname__}: "
         "give a Keras model, a torch module, an onnx.ModelProto, or a path that ends in .keras, .h5 or .onnx"
     )
+
+
+def _refuse_nan(graph: Graph) -> None:
+    """Infinity may be meant, in the mask of an attention; what is no number spoils every score."""
+    for name, array in graph.constants.items():
+        # The sum is NaN where a number is, and takes no memory; it may also be where infinities meet.
+        with np.errstate(all="ignore"):
+            suspect = array.dtype.kind == "f" and bool(np.isnan(array.sum()))
+        count = int(np.isnan(array).sum()) if suspect else 0
+        if count:
+            raise ModelError(
+                f"{count} of {array.size} numbers in {name!r} are NaN: training has diverged, or the file is damaged"
+            )
 
 
 def _import_path(path: Path, options: ImportOptions) -> ImportedModel:

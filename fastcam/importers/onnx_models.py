@@ -12,6 +12,10 @@ from .imported import ImportedModel, ImportOptions, settle_signature
 from .opsets import at_supported_opset, expand_group_normalization
 from .precision import widen_to_float32
 
+_LARGEST_SIZE = 2**31
+# The end of a Slice may be any number that is large enough.
+_OPEN_ENDED = ("starts", "ends")
+
 
 def read_onnx(path: Path, options: ImportOptions) -> ImportedModel:
     """Import an .onnx file; raises ModelError."""
@@ -24,6 +28,7 @@ def read_onnx(path: Path, options: ImportOptions) -> ImportedModel:
 
 def import_onnx(model: onnx.ModelProto, options: ImportOptions, base_dir: str = "") -> ImportedModel:
     """Import a message whose external data lies in ``base_dir``; raises ModelError."""
+    _refuse_impossible_sizes(model)
     source_opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
     graph = from_model(at_supported_opset(model, base_dir), base_dir, model.graph.initializer)
     expand_group_normalization(graph, source_opset)
@@ -31,6 +36,19 @@ def import_onnx(model: onnx.ModelProto, options: ImportOptions, base_dir: str = 
     notes = ["The model computes in 16 bits: it is exported in float32."] if widen_to_float32(graph) else []
     settle_signature(graph, options)
     return ImportedModel(graph, framework="onnx", notes=notes)
+
+
+def _refuse_impossible_sizes(model: onnx.ModelProto) -> None:
+    """Keep ONNX's C++ from computing with sizes beyond 2**31: it overflows, and then aborts the process."""
+    graph = model.graph
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        if any(dim.dim_value > _LARGEST_SIZE for dim in info.type.tensor_type.shape.dim):
+            raise ModelError(f"value {info.name!r} claims an axis of more than {_LARGEST_SIZE} elements")
+    for node in (*graph.node, *(node for function in model.functions for node in function.node)):
+        for item in node.attribute:
+            numbers = [item.i, *item.ints]
+            if item.name not in _OPEN_ENDED and any(abs(number) > _LARGEST_SIZE for number in numbers):
+                raise ModelError(f"node {node.name!r} ({node.op_type}) has the impossible {item.name} {numbers[-1]}")
 
 
 def _refuse_integer_arithmetic(graph: Graph) -> None:
