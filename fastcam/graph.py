@@ -256,7 +256,7 @@ class Graph:
 
 
 def from_model(
-    model: onnx.ModelProto, base_dir: str = "", initializers: Iterable[onnx.TensorProto] | None = None
+    model: onnx.ModelProto, base_dir: str = "", weights: Iterable[tuple[str, onnx.TensorProto]] = ()
 ) -> Graph:
     """Read a model message into a `Graph`: weights as arrays, constant nodes as constants.
 
@@ -266,8 +266,8 @@ def from_model(
         Not modified.
     base_dir : str
         Folder of the model's external data.
-    initializers : iterable of onnx.TensorProto, optional
-        Weights, where the message itself lacks them.
+    weights : iterable of (str, onnx.TensorProto), optional
+        Further constants by name, which the message has among its inputs.
 
     Raises
     ------
@@ -278,8 +278,8 @@ def from_model(
         raise ModelError("the model has no nodes: is it an ONNX model?")
     _refuse_unsupported(model.graph)
     try:
-        tensors = [*model.graph.initializer, *(initializers or ())]
-        constants = {tensor.name: numpy_helper.to_array(tensor, base_dir) for tensor in tensors}
+        own = ((tensor.name, tensor) for tensor in model.graph.initializer)
+        constants = {name: numpy_helper.to_array(tensor, base_dir) for name, tensor in (*own, *weights)}
     except Exception as error:  # protobuf, NumPy and the file system each raise their own
         raise ModelError(f"the model's weights cannot be read: {error}") from error
     graph = Graph(

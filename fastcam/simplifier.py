@@ -525,6 +525,8 @@ def _batch_normalization(graph: Graph, node: onnx.NodeProto) -> tuple[str, _Affi
     if attribute(node, "training_mode", 0) or any(item is None for item in parameters):
         return None
     gamma, beta, mean, variance = (np.asarray(item, np.float64) for item in parameters)
+    if np.any(variance + attribute(node, "epsilon", 1e-5) <= 0):
+        return None
     scale = gamma / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
     return node.input[0], _Affine(scale, beta - mean * scale)
 

@@ -22,7 +22,7 @@ from small_networks import SOUND_NETWORKS
 
 import fastcam
 
-SECONDS_EACH = 20
+SECONDS_EACH = 60
 _MEMORY = 12 * 2**30
 
 

@@ -9,7 +9,7 @@ import onnx
 from ..errors import ModelError
 from ..graph import Graph, from_model
 from .imported import ImportedModel, ImportOptions, settle_signature
-from .opsets import at_supported_opset, expand_group_normalization
+from .opsets import at_supported_opset, expand_group_normalization, weights_of
 from .precision import widen_to_float32
 
 _LARGEST_SIZE = 2**31
@@ -30,7 +30,7 @@ def import_onnx(model: onnx.ModelProto, options: ImportOptions, base_dir: str = 
     """Import a message whose external data lies in ``base_dir``; raises ModelError."""
     _refuse_impossible_sizes(model)
     source_opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
-    graph = from_model(at_supported_opset(model, base_dir), base_dir, model.graph.initializer)
+    graph = from_model(at_supported_opset(model, base_dir), base_dir, weights_of(model))
     expand_group_normalization(graph, source_opset)
     _refuse_integer_arithmetic(graph)
     notes = ["The model computes in 16 bits: it is exported in float32."] if widen_to_float32(graph) else []

@@ -6,7 +6,8 @@ their memory, and Protocol Buffers ends at 2 GB.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from onnx import defs, external_data_helper, helper, inliner, shape_inference, v
 from ..errors import ModelError
 from ..graph import Graph, attribute, operator
 from .imported import MAXIMUM_OPSET, MINIMUM_OPSET, TARGET_OPSET
+from .quarantine import Quarantine
 
 # Between opset 20 and this one, the ops that have not changed but for wider types are known (see `_lowered`).
 _NEWEST_OPSET = 25
@@ -29,31 +31,35 @@ def at_supported_opset(model: onnx.ModelProto, base_dir: str) -> onnx.ModelProto
     Parameters
     ----------
     model : onnx.ModelProto
-        Not modified.
+        Not modified. It may come from anywhere: ONNX's C++ sees it in a process of its own.
     base_dir : str
         Folder of the model's external data.
 
     Returns
     -------
     onnx.ModelProto
-        The model itself, or one that lacks the large initializers: they are among its inputs.
+        One that lacks the weights, which `weights_of` gives: they are among its inputs.
 
     Raises
     ------
     ModelError
         When the opset is unknown, or a node cannot be brought over.
     """
+    return _QUARANTINE(_without_weights(model, base_dir))
+
+
+_QUARANTINE = Quarantine("fastcam.importers.opsets:converted")
+
+
+def converted(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model with its functions inlined and its nodes at a supported opset; raises ModelError."""
     opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
-    if MINIMUM_OPSET <= opset <= MAXIMUM_OPSET and not model.functions:
-        return model
     try:
-        skeleton = _without_weights(model, base_dir)
-        if skeleton.functions:
-            skeleton = shape_inference.infer_shapes(skeleton)
-            skeleton = inliner.inline_local_functions(skeleton, convert_version=True)
+        if model.functions:
+            model = inliner.inline_local_functions(shape_inference.infer_shapes(model), convert_version=True)
         if opset < MINIMUM_OPSET:
-            return version_converter.convert_version(skeleton, TARGET_OPSET)
-        return _lowered(skeleton, opset) if opset > MAXIMUM_OPSET else skeleton
+            return version_converter.convert_version(model, TARGET_OPSET)
+        return _lowered(model, opset) if opset > MAXIMUM_OPSET else model
     except Exception as error:  # the C++ converter throws RuntimeError subclasses of its own
         raise ModelError(
             f"the model uses ONNX opset {opset} and cannot be brought to opset {TARGET_OPSET}: {error}. "
@@ -61,18 +67,41 @@ def at_supported_opset(model: onnx.ModelProto, base_dir: str) -> onnx.ModelProto
         ) from error
 
 
+def weights_of(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """Yield the name and the data of every initializer, and of every Constant node that is as large as one."""
+    yield from ((tensor.name, tensor) for tensor in model.graph.initializer)
+    yield from ((node.output[0], _constant(node)) for node in model.graph.node if _is_weight(node))
+
+
+def _is_weight(node: onnx.NodeProto) -> bool:
+    return (
+        node.op_type == "Constant"
+        and [item.name for item in node.attribute] == ["value"]
+        and len(node.output) == 1
+        and not _is_argument(_constant(node))
+    )
+
+
+def _constant(node: onnx.NodeProto) -> onnx.TensorProto:
+    tensor: onnx.TensorProto = node.attribute[0].t
+    return tensor
+
+
+def _is_argument(tensor: onnx.TensorProto) -> bool:
+    return bool(math.prod(tensor.dims) <= _ARGUMENT_SIZE)
+
+
 def _without_weights(model: onnx.ModelProto, base_dir: str) -> onnx.ModelProto:
-    """Return a copy in which the large initializers are inputs."""
+    """Return a copy in which the weights are inputs."""
     copy = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     source, graph = model.graph, copy.graph
     graph.name = source.name or "model"
-    graph.node.extend(source.node)
+    graph.node.extend(node for node in source.node if not _is_weight(node))
     graph.output.extend(source.output)
     graph.value_info.extend(source.value_info)
     graph.sparse_initializer.extend(source.sparse_initializer)
-    weights = {tensor.name: tensor for tensor in source.initializer}
-    small = [tensor for tensor in source.initializer if np.prod(tensor.dims) <= _ARGUMENT_SIZE]
-    graph.initializer.extend(_with_data(small, base_dir))
+    weights = dict(weights_of(model))
+    graph.initializer.extend(_with_data(filter(_is_argument, source.initializer), base_dir))
     graph.input.extend(info for info in source.input if info.name not in weights)
     # The small ones too: the inliner takes types from there, and the converter asks for it in old files.
     graph.input.extend(
@@ -87,7 +116,10 @@ def _with_data(tensors: Iterable[onnx.TensorProto], base_dir: str) -> list[onnx.
         copy = onnx.TensorProto()
         copy.CopyFrom(tensor)
         if external_data_helper.uses_external_data(copy):
-            external_data_helper.load_external_data_for_tensor(copy, base_dir)
+            try:
+                external_data_helper.load_external_data_for_tensor(copy, base_dir)
+            except Exception as error:  # the file system, and onnx's checks of paths and sizes
+                raise ModelError(f"the model's weights cannot be read: {error}") from error
         copies.append(copy)
     return copies
 

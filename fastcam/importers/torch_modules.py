@@ -21,7 +21,7 @@ import onnx
 from ..errors import ArgumentError, MissingExtraError, ModelError
 from ..graph import Graph, from_model
 from .imported import TARGET_OPSET, ImportedModel, ImportOptions, settle_signature
-from .opsets import at_supported_opset
+from .opsets import converted
 from .precision import widen_to_float32
 
 # Where torch's exporter notes the modules around a node: the model itself, its children ..., the call.
@@ -140,7 +140,7 @@ def _read(model: Any) -> Graph:
             weights[name] = array
             del model.graph.initializers[name]
             model.graph.inputs.append(value)
-    graph = from_model(at_supported_opset(serde.serialize_model(model), ""))
+    graph = from_model(converted(serde.serialize_model(model)))
     for name in weights:
         del graph.inputs[name]
     graph.constants |= weights
