@@ -29,7 +29,7 @@ def test_the_readmes_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for name in ("dog.jpg", "two_dogs.jpg"):
         Image.fromarray(generator.integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(name)
 
-    assert len(_BLOCKS) == 4
+    assert len(_BLOCKS) == 5
     names: dict[str, object] = {}
     for block in _BLOCKS:
         exec(block, names)
