@@ -136,6 +136,34 @@ def test_every_rule_has_a_case() -> None:
     assert not missing
 
 
+# What classifiers are made of: each has to have a rule that is tested, with an open batch.
+_EXPECTED = """
+    Abs Add AveragePool BatchNormalization Cast Celu Clip Concat Conv ConvTranspose DepthToSpace Div Dropout Einsum Elu
+    Erf Exp Expand Flatten Gather Gelu Gemm GlobalAveragePool GlobalMaxPool GroupNormalization HardSigmoid HardSwish
+    Identity InstanceNormalization LRN LayerNormalization LeakyRelu Log LogSoftmax LpPool MatMul Max MaxPool Mean Min
+    Mish Mul Neg PRelu Pad Pow Reciprocal ReduceL2 ReduceMax ReduceMean ReduceSum Relu Reshape Resize Selu Sigmoid Slice
+    Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Unsqueeze Where
+""".split()
+
+
+@pytest.mark.parametrize("op", _EXPECTED)
+def test_every_op_of_classifiers_is_tested_with_an_open_batch(op: str) -> None:
+    assert any(case.batched for case in CASES if case.op == op)
+
+
+@pytest.mark.parametrize("op", "Add Sub Mul Div Pow Min Max Sum Mean Where MatMul".split())
+def test_broadcasting_is_tested_in_both_operands(op: str) -> None:
+    stretched = set()
+    for case in CASES:
+        if case.op == op:
+            shapes = [item if isinstance(item, tuple) else np.asarray(item).shape for item in case.inputs]
+            outer = [shape[: len(shape) - (2 if op == "MatMul" else 0)] for shape in shapes]
+            whole = np.broadcast_shapes(*outer)
+            stretched |= {index for index in case.variables if outer[index] != whole}
+    # Where's first input is no number; onnx.reference adds Mean up in the shape of its first input.
+    assert stretched >= ({1, 2} if op in ("Where", "Mean") else {0, 1})
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_rule_emits_only_ops_that_run_on_the_gpu(case: OpCase) -> None:
     graph = gradient_graph(case, np.float32)
