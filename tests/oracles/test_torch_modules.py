@@ -201,6 +201,22 @@ def test_maps_are_those_of_autograd(name: str, tmp_path: Path) -> None:
     assert not any(node.metadata_props or node.doc_string for node in exported.graph.node)
 
 
+@pytest.mark.parametrize("opset", [11, 17])
+@pytest.mark.parametrize("name", _NETWORKS)
+@pytest.mark.filterwarnings("ignore")
+def test_files_of_the_older_exporter_explain_the_same(name: str, opset: int, tmp_path: Path) -> None:
+    """As most users have them: traced with one image, which fixes the batch in every shape."""
+    model, images = _module(name), _images()
+    example = (torch.zeros(1, 3, _SIDE, _SIDE),)
+    torch.onnx.export(model, example, tmp_path / "file.onnx", dynamo=False, opset_version=opset)
+    result = fastcam.export(tmp_path / "file.onnx", tmp_path / "explained.onnx")
+    assert result.input_shape == ("batch", 3, _SIDE, _SIDE)
+    found = fastcam.Explainer(tmp_path / "explained.onnx")(images, _TARGETS, size="layer", normalize=None)
+    expected, scores = _autograd(model, _NETWORKS[name][1], images)
+    assert relative_error(found.logits, scores) < _BOUND
+    assert relative_error(found.maps, expected) < _BOUND
+
+
 def test_maps_are_those_of_captum(tmp_path: Path) -> None:
     captum = pytest.importorskip("captum.attr", reason="needs captum: pip install captum")
     model, images = _module("ResNet"), _images()
