@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +64,20 @@ class ImportedModel:
     layers: dict[str, str] = field(default_factory=dict)
     preprocessing: str | None = None
     notes: list[str] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def logging_from(level: int, *names: str) -> Iterator[None]:
+    """Keep what these loggers say below ``level`` out of the user's log: a converter's remarks on itself."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, before in zip(loggers, levels, strict=True):
+            logger.setLevel(before)
 
 
 def settle_signature(graph: Graph, options: ImportOptions) -> None:

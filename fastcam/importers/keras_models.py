@@ -27,7 +27,7 @@ from onnx import helper
 
 from ..errors import MissingExtraError, ModelError
 from ..graph import Graph, from_model, static_dims
-from .imported import TARGET_OPSET, ImportedModel, ImportOptions, settle_signature
+from .imported import TARGET_OPSET, ImportedModel, ImportOptions, logging_from, settle_signature
 from .keras_calls import LayerCall, choose_output, name_tensors, recorded_calls
 from .precision import widen_to_float32
 
@@ -100,7 +100,7 @@ def import_keras(model: Any, options: ImportOptions) -> ImportedModel:
 
     signature = [image, *specs]
     function = tf.function(forward, input_signature=signature, autograph=False)
-    with _quiet(tf2onnx), _whole_einsums():
+    with logging_from(logging.WARNING, tf2onnx.__name__), _whole_einsums():
         proto, _ = tf2onnx.convert.from_function(
             function, input_signature=signature, opset=TARGET_OPSET, custom_op_handlers={"Erfc": (_convert_erfc, [])}
         )
@@ -252,18 +252,6 @@ def _whole_einsums() -> Iterator[None]:
     finally:
         optimizers.clear()
         optimizers.update(kept)
-
-
-@contextlib.contextmanager
-def _quiet(tf2onnx: Any) -> Iterator[None]:
-    """Keep the converter's progress report out of the user's log; its warnings stay."""
-    logger = logging.getLogger(tf2onnx.__name__)
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _source_tensor(tensor: Any) -> Any:

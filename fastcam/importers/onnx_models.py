@@ -10,7 +10,7 @@ from ..errors import ModelError
 from ..graph import Graph, from_model
 from .imported import ImportedModel, ImportOptions, settle_signature
 from .opsets import at_supported_opset, expand_group_normalization, weights_of
-from .precision import widen_to_float32
+from .precision import widened
 
 _LARGEST_SIZE = 2**31
 # The end of a Slice may be any number that is large enough.
@@ -33,7 +33,7 @@ def import_onnx(model: onnx.ModelProto, options: ImportOptions, base_dir: str = 
     graph = from_model(at_supported_opset(model, base_dir), base_dir, weights_of(model))
     expand_group_normalization(graph, source_opset)
     _refuse_integer_arithmetic(graph)
-    notes = ["The model computes in 16 bits: it is exported in float32."] if widen_to_float32(graph) else []
+    notes = widened(graph)
     settle_signature(graph, options)
     return ImportedModel(graph, framework="onnx", notes=notes)
 

@@ -14,6 +14,11 @@ _HALF_DTYPES = tuple(helper.tensor_dtype_to_np_dtype(type_) for type_ in _HALF_T
 _TYPE_ATTRIBUTES = ("to", "dtype", "stash_type", "softmax_precision")
 
 
+def widened(graph: Graph) -> list[str]:
+    """Widen a graph that computes in 16 bits, and return the note that says so."""
+    return ["The model computes in 16 bits: it is exported in float32."] if widen_to_float32(graph) else []
+
+
 def widen_to_float32(graph: Graph) -> bool:
     """Let a graph compute in float32 whatever it computes in float16 or bfloat16.
 

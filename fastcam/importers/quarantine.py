@@ -42,6 +42,7 @@ class Quarantine:
         self._work = work
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
+        self._owner = 0
 
     def __call__(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """Return what the work makes of a model.
@@ -73,7 +74,9 @@ class Quarantine:
         return result
 
     def _running(self) -> subprocess.Popen[bytes]:
-        if self._child is None or self._child.poll() is not None:
+        # A fork of this process must not share its child's pipes.
+        if self._child is None or self._owner != os.getpid() or self._child.poll() is not None:
+            self._owner = os.getpid()
             module, _, name = self._work.partition(":")
             code = f"from {module} import {name}; from {__name__} import serve; serve({name})"
             # The child finds modules where this process does, and keeps its own crash to itself.
@@ -90,7 +93,7 @@ class Quarantine:
     def close(self) -> None:
         """End the child."""
         child, self._child = self._child, None
-        if child is not None:
+        if child is not None and self._owner == os.getpid():
             child.kill()
             child.wait()
             for pipe in (child.stdin, child.stdout):

@@ -20,9 +20,9 @@ import onnx
 
 from ..errors import ArgumentError, MissingExtraError, ModelError
 from ..graph import Graph, from_model
-from .imported import TARGET_OPSET, ImportedModel, ImportOptions, settle_signature
+from .imported import TARGET_OPSET, ImportedModel, ImportOptions, logging_from, settle_signature
 from .opsets import converted
-from .precision import widen_to_float32
+from .precision import widened
 
 # Where torch's exporter notes the modules around a node: the model itself, its children ..., the call.
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -67,7 +67,7 @@ def import_torch(model: Any, options: ImportOptions) -> ImportedModel:
             ) from error
         scopes = {node.outputs[0].name: _modules_around(node) for node in program.model.graph}
         graph = _read(program.model)
-    notes = ["The module computes in 16 bits: it is exported in float32."] if widen_to_float32(graph) else []
+    notes = widened(graph)
     settle_signature(graph, ImportOptions(output=options.output))
     layers = _name_values(graph, _module_outputs(graph, [path for path, _ in module.named_modules()], scopes))
     return ImportedModel(graph, "torch", layers, notes=notes)
@@ -115,18 +115,11 @@ def _evaluating(module: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks on itself out of the user's log."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    """Keep the exporter's remarks out of the user's log and warnings."""
+    loggers = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+    with logging_from(logging.ERROR, *loggers), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _read(model: Any) -> Graph:
