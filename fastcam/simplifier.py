@@ -141,10 +141,12 @@ def settle_reshapes(graph: Graph) -> bool:
     Tells whether any got one that was computed before.
     """
     settled = False
+    producers = graph.producers()
     for node in graph.nodes:
         if operator(node) != "Reshape" or graph.rank(node.input[0]) is None or graph.rank(node.output[0]) is None:
             continue
         target = _reshape_target(graph.shape(node.input[0]), graph.shape(node.output[0]))
+        target = _target_behind_batch(graph, node, producers) if target is None else target
         if target is not None:
             settled |= node.input[1] not in graph.constants
             node.input[1] = graph.emit_constant(target, stem="shape")
@@ -181,6 +183,37 @@ def _reshape_target(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> Array | 
     if sum(not isinstance(size, int) for size in after) <= 1:
         return np.array([size if isinstance(size, int) else -1 for size in after], np.int64)
     return None
+
+
+def _target_behind_batch(graph: Graph, node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto]) -> Array | None:
+    """Return a constant target for Concat(batch, constants), one of which may be -1: as `x.view(len(x), 8, -1)` is."""
+    before = graph.shape(node.input[0])
+    row, joined = _row_size(before), producers.get(node.input[1])
+    if row is None or joined is None or operator(joined) != "Concat":
+        return None
+    constants = [graph.constants.get(name) for name in joined.input[1:]]
+    if any(array is None for array in constants) or not _is_length(graph, producers, joined.input[0], before[0]):
+        return None
+    sizes = [int(size) for array in constants for size in np.asarray(array).reshape(-1)]
+    known = math.prod(size for size in sizes if size > 0)
+    if known and sizes.count(-1) == 1:
+        sizes[sizes.index(-1)] = row // known
+    return np.array([0, *sizes], np.int64) if min(sizes, default=0) > 0 and math.prod(sizes) == row else None
+
+
+def _is_length(graph: Graph, producers: Mapping[str, onnx.NodeProto], value: str, size: Dim) -> bool:
+    """Tell whether a value is the first size of a shape, and that size the open one given."""
+    node = producers.get(value)
+    while node is not None and operator(node) in ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"):
+        node = producers.get(node.input[0])
+    is_first = node is not None and attribute(node, "end") == 1
+    if node is not None and operator(node) == "Gather":
+        index = graph.constants.get(node.input[1])
+        is_first = index is not None and index.size == 1 and index.item() == 0
+        node = producers.get(node.input[0])
+    if node is None or not is_first or operator(node) != "Shape" or attribute(node, "start", 0) != 0:
+        return False
+    return isinstance(size, str) and bool(graph.rank(node.input[0])) and graph.shape(node.input[0])[0] == size
 
 
 def _row_size(shape: tuple[Dim, ...]) -> int | None:
@@ -459,7 +492,11 @@ def _evaluate(node: onnx.NodeProto, graph: Graph) -> list[Array] | None:
     inputs = {name: graph.constants[name] for name in node.input if name}
     for name in node.output:
         sizes = [size for size in graph.shape(name) if isinstance(size, int)] if graph.rank(name) else []
-        count = _range_length(*inputs.values()) if operator(node) == "Range" else math.prod(sizes)
+        count = (
+            _range_length(*(graph.constants[name] for name in node.input))
+            if operator(node) == "Range"
+            else math.prod(sizes)
+        )
         if count > _LARGEST_CONSTANT:
             raise ModelError(f"node {node.name!r} ({node.op_type}) makes a constant of {count} elements")
     try:

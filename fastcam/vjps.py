@@ -205,6 +205,9 @@ defvjp("Tanh", lambda s: s.times(s.emit("Sub", s.constant(1), s.emit("Mul", s.y,
 defvjp("Neg", lambda s: s.emit("Neg", s.gradient))
 defvjp("Exp", lambda s: s.times(s.y))
 defvjp("Log", lambda s: s.emit("Div", s.gradient, s.x[0]))
+# Steps: flat wherever they have a slope.
+for _op in ("Ceil", "Floor", "Round", "Sign"):
+    defvjp(_op, lambda s: s.times(s.constant(0)))
 defvjp("Abs", lambda s: s.times(s.emit("Sign", s.x[0])))
 defvjp("Sqrt", lambda s: s.emit("Div", s.gradient, s.emit("Mul", s.constant(2), s.y)))
 defvjp("Reciprocal", lambda s: s.emit("Neg", s.times(s.emit("Mul", s.y, s.y))))

@@ -370,3 +370,35 @@ def test_a_folded_scalar_stays_a_scalar() -> None:
     simplify(graph)
     assert [node.op_type for node in graph.nodes] == ["Gather"]
     assert graph.shape("y") == ("batch",)
+
+
+def _viewed(front: str, tail: list[int], end: int = 1) -> Graph:
+    """x.view(..., tail): the first size as exporters compute it, or another one."""
+    net = NetworkBuilder(("batch", 6, 2, 4))
+    source = net.add("Relu", net.input)
+    if front == "slice":
+        first = net.add("Shape", source, start=0, end=end)
+    elif front == "gather":
+        whole = net.add("Shape", source)
+        first = net.add("Unsqueeze", net.add("Gather", whole, net.constant(np.array(0))), net.constant([0]))
+    else:
+        whole = net.add("Shape", source)
+        first = net.add("Reshape", net.add("Gather", whole, net.constant(np.array(1))), net.constant([-1]))
+    target = net.add("Concat", first, net.constant(tail[:1]), net.constant(tail[1:]), axis=0)
+    return net.build(net.add("Abs", net.add("Reshape", source, target, name="viewed")))
+
+
+@pytest.mark.parametrize("front", ["slice", "gather"])
+@pytest.mark.parametrize(("tail", "sizes"), [([3, -1], [0, 3, 16]), ([6, 8], [0, 6, 8]), ([-1, 2, 2], [0, 12, 2, 2])])
+def test_a_view_behind_the_batch_needs_no_arithmetic(front: str, tail: list[int], sizes: list[int]) -> None:
+    graph = _viewed(front, tail)
+    simplify(graph)
+    assert [node.op_type for node in graph.nodes] == ["Relu", "Reshape", "Abs"]
+    assert graph.constants[graph.nodes[1].input[1]].tolist() == sizes
+    assert graph.shape("viewed") == ("batch", *sizes[1:])
+
+
+def test_a_view_behind_another_size_is_left() -> None:
+    graph = _viewed("channels", [2, -1])
+    simplify(graph)
+    assert graph.shape("viewed")[0] != "batch"
