@@ -74,7 +74,7 @@ class WriteError(FastcamError, OSError):
 
 def suggest(wanted: str, known: Iterable[str]) -> str:
     """Return "did you mean 'a' or 'b'? " for the known names nearest to ``wanted``, or nothing."""
-    return offer(difflib.get_close_matches(wanted, list(known), n=3))
+    return offer(difflib.get_close_matches(wanted, list(dict.fromkeys(known)), n=3))
 
 
 def offer(names: Iterable[str]) -> str:

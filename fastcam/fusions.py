@@ -121,3 +121,39 @@ def _are_rows_of_tokens(graph: Graph, tokens: str, product: onnx.NodeProto, resu
     (_, *before, channels), (_, *after, units) = graph.shape(tokens), graph.shape(result)
     known = all(isinstance(size, int) for size in before)
     return known and before == after and (channels, units) == matrix.shape
+
+
+def join_sequences(graph: Graph) -> bool:
+    """Turn SplitToSequence, read by SequenceAt at constant places, into Split; every part keeps its name.
+
+    Tells whether any was turned.
+    """
+    consumers, joined = graph.consumers(), False
+    for node in [node for node in graph.nodes if operator(node) == "SplitToSequence"]:
+        readers = consumers.get(node.output[0], [])
+        sizes = _part_sizes(graph, node)
+        places = [graph.constants.get(reader.input[1]) for reader in readers if operator(reader) == "SequenceAt"]
+        if sizes is None or len(places) != len(readers) or any(place is None for place in places):
+            continue
+        parts = [graph.unused_name(f"{node.output[0]}/{index}") for index in range(len(sizes))]
+        for reader, place in zip(readers, places, strict=True):
+            index = int(np.asarray(place).item())
+            reader.CopyFrom(helper.make_node("Identity", [parts[index]], reader.output, name=reader.name))
+        split = graph.emit_constant(np.array(sizes, np.int64), stem="sizes")
+        axis = attribute(node, "axis", 0)
+        node.CopyFrom(helper.make_node("Split", [node.input[0], split], parts, name=node.name, axis=axis))
+        joined = True
+    return joined
+
+
+def _part_sizes(graph: Graph, node: onnx.NodeProto) -> list[int] | None:
+    """Return the sizes of the parts; None where they are computed, or the parts lose their axis."""
+    given = graph.constants.get(node.input[1]) if len(node.input) > 1 else None
+    if given is None or not attribute(node, "keepdims", 1) or graph.rank(node.input[0]) is None:
+        return None
+    if given.ndim:
+        return [int(size) for size in given]
+    whole, step = graph.shape(node.input[0])[attribute(node, "axis", 0)], int(given.item())
+    if not isinstance(whole, int) or step < 1:
+        return None
+    return [min(step, whole - start) for start in range(0, whole, step)]

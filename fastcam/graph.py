@@ -233,7 +233,11 @@ class Graph:
 
     def _output_info(self, name: str) -> onnx.ValueInfoProto:
         known = self.types.get(name) or self.inputs.get(name)
-        return _value_info(name, known) if known else onnx.ValueInfoProto(name=name)
+        if known is None:
+            return onnx.ValueInfoProto(name=name)
+        # Names that inference gave are no declaration: the next one may know more.
+        shape = tuple(None if str(size).startswith("unk__") else size for size in known.shape)
+        return _value_info(name, TensorType(known.dtype, shape))
 
     def emit(self, op: str, *inputs: str, stem: str = "", **attributes: Any) -> str:
         """Append a node of one output and return the name of the value it makes."""

@@ -28,7 +28,7 @@ import onnx
 from onnx import helper
 
 from .errors import ModelError
-from .fusions import join_layer_normalizations, join_rows_of_tokens
+from .fusions import join_layer_normalizations, join_rows_of_tokens, join_sequences
 from .graph import Array, Dim, Graph, attribute, operator
 
 # For the output of every Transpose, what it reads and its permutation.
@@ -52,7 +52,7 @@ def simplify(graph: Graph, keep: Collection[str] = ()) -> None:
     fold_constants(graph)
     graph.infer_types()
     # What one round settles tells the next one further shapes.
-    while settle_reshapes(graph) | settle_resizes(graph) | answer_shape_questions(graph):
+    while settle_reshapes(graph) | settle_resizes(graph) | answer_shape_questions(graph) | join_sequences(graph):
         fold_constants(graph)
         graph.infer_types()
     drop_no_ops(graph)

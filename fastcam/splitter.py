@@ -40,6 +40,7 @@ _SPATIAL_FIRST_OPS = frozenset(
     InstanceNormalization GroupNormalization LRN DepthToSpace SpaceToDepth
     """.split()
 )
+_ORDER_KEEPING_OPS = _ACTIVATION_OPS | frozenset("Add Concat Div Identity Mul Pad Split Sub".split())
 _CHANNELS_LAST = [0, 2, 3, 1]
 _CHANNELS_FIRST = [0, 3, 1, 2]
 
@@ -234,9 +235,10 @@ def _axis_orders(graph: Graph) -> Orders:
     """Tell for every value of rank 4 whether its channels come first or last, as far as the ops show it.
 
     Convolution and pooling have them first. A Transpose moves them, a Reshape leaves nothing to go by, and any other op
-    has them where its inputs have them. Sizes of framework layers settle what is left.
+    has them where its inputs have them. Sizes of framework layers, and what reads a value, settle what is left.
     """
     orders = {name: order for name in graph.inputs if (order := _image_order(graph, name)) is not None}
+    asked = _asked_orders(graph)
     for node in graph.nodes:
         known = {orders[name] for name in node.input if name in orders}
         order = known.pop() if len(known) == 1 else None
@@ -246,10 +248,23 @@ def _axis_orders(graph: Graph) -> Orders:
             order = _MOVED.get((order, tuple(attribute(node, "perm", ()))))
         elif operator(node) == "Reshape":
             order = None
-        order = order or _named_order(graph, node.output[0])
-        if order is not None and graph.rank(node.output[0]) == 4:
-            orders[node.output[0]] = order
+        for output in node.output:
+            known_order = order or _named_order(graph, output) or asked.get(output)
+            if known_order is not None and graph.rank(output) == 4:
+                orders[output] = known_order
     return orders
+
+
+def _asked_orders(graph: Graph) -> Orders:
+    """Tell the order of values by what reads them: a convolution takes the channels first."""
+    asked: Orders = {}
+    for node in reversed(graph.nodes):
+        if operator(node) in _SPATIAL_FIRST_OPS:
+            asked[node.input[0]] = "NCHW"
+        elif operator(node) in _ORDER_KEEPING_OPS:
+            order = next((asked[output] for output in node.output if output in asked), None)
+            asked.update({name: order for name in node.input if order and graph.rank(name) == 4})
+    return asked
 
 
 def _named_order(graph: Graph, name: str) -> str | None:

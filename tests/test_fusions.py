@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from networks import Array, NetworkBuilder, relative_error
 
-from fastcam.fusions import join_layer_normalizations, join_rows_of_tokens
+from fastcam.fusions import join_layer_normalizations, join_rows_of_tokens, join_sequences
 from fastcam.graph import Graph
 from fastcam.simplifier import simplify
 
@@ -107,3 +107,27 @@ def test_a_product_over_other_rows_is_left(rows: list[int], back: list[int]) -> 
     graph = _product(NetworkBuilder(("batch", 5, 4)), rows, back)
     join_rows_of_tokens(graph)
     assert [node.op_type for node in graph.nodes] == ["Reshape", "MatMul", "Reshape"]
+
+
+def _chunked(sizes: Array, places: list[int]) -> Graph:
+    """Parts of six channels, the last ones first."""
+    net = NetworkBuilder(("batch", _CHANNELS, 2))
+    parts = net.add("SplitToSequence", net.input, net.constant(sizes), axis=1)
+    taken = [net.add("SequenceAt", parts, net.constant(np.array(place)), name=f"part{place}") for place in places]
+    return net.build(net.add("Concat", *taken, axis=1, name="y"))
+
+
+@pytest.mark.parametrize("sizes", [np.array(4), np.array([4, 2])], ids=["steps", "sizes"])
+def test_parts_of_a_sequence_become_a_split(sizes: Array, rng: np.random.Generator) -> None:
+    graph = _chunked(sizes, [1, 0])
+    x = rng.normal(size=(2, _CHANNELS, 2)).astype(np.float32)
+    simplify(graph)
+    assert [node.op_type for node in graph.nodes] == ["Split", "Concat"]
+    np.testing.assert_array_equal(_run(graph, x), np.concatenate([x[:, 4:], x[:, :4]], axis=1))
+
+
+def test_a_sequence_that_drops_its_axis_is_left() -> None:
+    net = NetworkBuilder(("batch", 2, 3))
+    parts = net.add("SplitToSequence", net.input, axis=1, keepdims=0)
+    graph = net.build(net.add("SequenceAt", parts, net.constant(np.array(1))))
+    assert not join_sequences(graph)

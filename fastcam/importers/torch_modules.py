@@ -65,7 +65,7 @@ def import_torch(model: Any, options: ImportOptions) -> ImportedModel:
                 f"torch.onnx.export cannot trace {type(module).__qualname__} ({type(error).__name__}: {reason}): "
                 "take out what depends on the values of the image, or give an .onnx file"
             ) from error
-        scopes = {node.outputs[0].name: _modules_around(node) for node in program.model.graph}
+        scopes = _scopes(program.model.graph)
         graph = _read(program.model)
     notes = widened(graph)
     settle_signature(graph, ImportOptions(output=options.output))
@@ -93,7 +93,7 @@ def _example_batch(torch: Any, module: Any, options: ImportOptions) -> Any:
             f"input_size={options.input_size} is not the size of example_input, {tuple(example.shape[2:])}: give one"
         )
     weight = next(iter(module.parameters()), example)
-    return example[:1].expand(2, -1, -1, -1).to(device=weight.device, dtype=weight.dtype)
+    return example[:1].repeat(2, 1, 1, 1).to(device=weight.device, dtype=weight.dtype)
 
 
 def _output_names(outputs: Any) -> list[str] | None:
@@ -140,9 +140,13 @@ def _read(model: Any) -> Graph:
     return graph
 
 
-def _modules_around(node: Any) -> list[str]:
-    """Return the paths of the modules around a node."""
-    return [str(scope) for scope in ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))[:-1]]
+def _scopes(nodes: Iterable[Any]) -> dict[str, list[str]]:
+    """Return the paths of the modules around each node, by the node's outputs."""
+    return {
+        output.name: [str(scope) for scope in ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))[:-1]]
+        for node in nodes
+        for output in node.outputs
+    }
 
 
 def _module_outputs(graph: Graph, paths: Iterable[str], scopes: dict[str, list[str]]) -> dict[str, str]:
@@ -151,8 +155,11 @@ def _module_outputs(graph: Graph, paths: Iterable[str], scopes: dict[str, list[s
     A call is a run of nodes within the module; what it gives is the one value that is read outside.
     """
     calls: list[tuple[str, str]] = []
-    for path in filter(None, paths):
-        places = [(path in scopes.get(node.output[0], ()), node) for node in graph.nodes]
+    known = {"", *paths}
+    # The size of the batch is asked for anywhere, by no module.
+    noted = [node for node in graph.nodes if known.intersection(scopes.get(node.output[0], ()))]
+    for path in sorted(known - {""}):
+        places = [(path in scopes[node.output[0]], node) for node in noted]
         for inside, run in groupby(places, key=lambda place: place[0]):
             given = _read_outside(graph, [node for _, node in run]) if inside else []
             if len(given) == 1:
@@ -167,10 +174,11 @@ def _module_outputs(graph: Graph, paths: Iterable[str], scopes: dict[str, list[s
 
 
 def _read_outside(graph: Graph, nodes: Sequence[onnx.NodeProto]) -> list[str]:
-    made = {output for node in nodes for output in node.output}
+    """Return the numbers that these nodes make for others; sizes are none."""
     within = {id(node) for node in nodes}
     read = {name for node in graph.nodes if id(node) not in within for name in node.input} | set(graph.outputs)
-    return [output for node in nodes for output in node.output if output in made & read]
+    made = [output for node in nodes for output in node.output if output in read]
+    return [name for name in made if graph.rank(name) is None or graph.type(name).dtype.kind == "f"]
 
 
 def _name_values(graph: Graph, layers: dict[str, str]) -> dict[str, str]:

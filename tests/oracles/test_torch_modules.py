@@ -91,6 +91,19 @@ class _Branches(nn.Module):  # type: ignore[misc,name-defined]
         return torch.cat([self.one(x), self.three(x), self.pool(x)], 1)
 
 
+class _Shuffled(nn.Module):  # type: ignore[misc,name-defined]
+    """ShuffleNet's unit: half of the channels goes through, then both are interleaved."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.branch = _conv(channels // 2, channels // 2)
+
+    def forward(self, x: Any) -> Any:
+        left, right = x.chunk(2, dim=1)
+        joined = torch.stack([left, self.branch(right)], dim=2)
+        return joined.view(x.size(0), -1, *x.shape[2:])
+
+
 class _Classifier(nn.Module):  # type: ignore[misc,name-defined]
     def __init__(self, features: Any, channels: int) -> None:
         super().__init__()
@@ -140,6 +153,7 @@ _NETWORKS: dict[str, tuple[Callable[[], Any], str, str]] = {
         "features.2.2",
         "features.1.2",
     ),
+    "ShuffleNet": (lambda: _stacked(_Shuffled(8), _Shuffled(8)), "features.2.branch.2", "features.1"),
     "VGG": (_Vgg, "features.4", "features.1"),
 }
 
