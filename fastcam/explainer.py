@@ -30,6 +30,7 @@ from .errors import (
 from .imaging import Layout, Preprocessing, palette, prepare, read_image, write_image
 from .kernels.reference import normalized
 from .metadata import LARGEST_BATCH, MAXIMUM_RANK, Metadata, layer_outputs
+from .methods import METHODS, find_method
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -46,6 +47,7 @@ _PROVIDERS = {"auto": ("CPUExecutionProvider",), "cpu": ("CPUExecutionProvider",
 # Element type and rank of what the file gives: once, and of every layer.
 _OUTPUTS = {"logits": ("float", 2), "targets": ("int64", 2)}
 _LAYER_OUTPUTS = {"activations": ("float", 4), "weights": ("float", 3)}
+_DEFAULT_METHOD = "gradcam"
 # Pixels of one heatmap: a gigabyte of float32.
 _LARGEST_HEATMAP = 2**28
 
@@ -283,7 +285,8 @@ class Explainer:
         inputs = {item.name: item for item in self._session.get_inputs()}
         outputs = {item.name: item for item in self._session.get_outputs()}
         self._layer_outputs = [layer_outputs(position) for position in range(len(self.layers))]
-        self._first_layer = self._fetched([0])
+        self._first_layer = self._fetched([0], "weights")
+        self._has_gradients = all(layer.gradients in outputs for layer in self._layer_outputs)
         self._check_outputs(outputs)
         if len(inputs) != 1:
             raise FileFormatError(
@@ -308,6 +311,8 @@ class Explainer:
         expected = dict(_OUTPUTS)
         for layer in self._layer_outputs:
             expected |= {getattr(layer, name): type_ for name, type_ in _LAYER_OUTPUTS.items()}
+            if self._has_gradients:
+                expected[layer.gradients] = ("float", 5)
         for name, (kind, rank) in expected.items():
             found = outputs.get(name)
             if found is None or found.type != f"tensor({kind})" or len(found.shape) != rank:
@@ -334,6 +339,11 @@ class Explainer:
     def layers(self) -> tuple[str, ...]:
         """Names of all explained layers."""
         return self._metadata.layers
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Methods that this file can be explained by: all of them where it gives full gradients."""
+        return tuple(METHODS) if self._has_gradients else (_DEFAULT_METHOD,)
 
     @property
     def candidates(self) -> tuple[str, ...]:
@@ -402,6 +412,7 @@ class Explainer:
         images: ImageSource | npt.NDArray[np.floating[Any]] | Sequence[ImageSource],
         target: Target = None,
         *,
+        method: str = _DEFAULT_METHOD,
         layer: str | Sequence[str] | None = None,
         size: str | tuple[int, int] = "input",
         normalize: str | None = "max",
@@ -410,7 +421,7 @@ class Explainer:
         """Score images and explain the scores.
 
         Grad-CAM (Selvaraju et al. 2017, eq. 1 and 2): ReLU(sum over channels of alpha times activations), alpha being
-        the mean over the map of the gradient of the target's logit.
+        the mean over the map of the gradient of the target's logit. The other methods weigh differently.
 
         Parameters
         ----------
@@ -419,6 +430,10 @@ class Explainer:
         target
             What to explain: None, the top class; "top3" (any number), the best three; a class index or name; a list of
             those, for every image; one list an image; or an array (N,K) of indices.
+        method
+            "gradcam"; or, with a file exported with ``gradients="full"``, "gradcam++" (Chattopadhay et al. 2018, eq. 5
+            and 19), "xgradcam" (Fu et al. 2020), "hirescam" (Draelos and Carin 2020) or "layercam" (Jiang et al. 2021,
+            eq. 5 and 6).
         layer
             Which of the file's layers, `layers`; None, the first. For a list of them the heatmap is the mean of theirs,
             normalised again, and ``maps`` have the size of the largest.
@@ -449,7 +464,9 @@ class Explainer:
         chosen_size = self._checked_size(size)
         _check_normalize(normalize)
         _check_count("batch", batch)
-        fetched = self._first_layer if layer is None else self._fetched(self._positions(layer))
+        fetched = self._first_layer
+        if layer is not None or method != _DEFAULT_METHOD:
+            fetched = self._fetched([0] if layer is None else self._positions(layer), self._gives(method))
         pictures, tensor_of = self._read(images)
         count = len(pictures)
         if not count:
@@ -460,7 +477,7 @@ class Explainer:
         for start in range(0, count, step):
             chunk = slice(start, start + step)
             targets = wanted if len(wanted) == 1 else wanted[chunk]
-            parts.append(self._explain(tensor_of(chunk), targets, fetched, chosen_size, normalize, start))
+            parts.append(self._explain(tensor_of(chunk), targets, fetched, method, chosen_size, normalize, start))
         heatmaps, maps, targets, logits = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
         return Explanation(
             heatmaps=heatmaps,
@@ -493,16 +510,27 @@ class Explainer:
             raise LayerError(f"layer={layer!r}: give a name, or a list of different ones")
         return [self.layers.index(name) for name in names]
 
-    def _fetched(self, positions: Sequence[int]) -> tuple[str, ...]:
-        """Return the outputs that explain these layers: logits and targets, then two for each."""
+    def _fetched(self, positions: Sequence[int], second: str) -> tuple[str, ...]:
+        """Return the outputs that explain these layers: logits and targets, then activations and ``second`` of each."""
         layers = [self._layer_outputs[position] for position in positions]
-        return (*_OUTPUTS, *(name for layer in layers for name in (layer.activations, layer.weights)))
+        return (*_OUTPUTS, *(name for layer in layers for name in (layer.activations, getattr(layer, second))))
+
+    def _gives(self, method: str) -> str:
+        """Return which of a layer's outputs the method starts from."""
+        find_method(method)
+        if method not in self.methods:
+            raise ArgumentError(
+                f"method={method!r} needs the full gradients, and {self._path} holds pooled ones: "
+                'export the model again with gradients="full"'
+            )
+        return "weights" if method == _DEFAULT_METHOD else "gradients"
 
     def _explain(
         self,
         tensor: Floats,
         targets: Indices,
         fetched: tuple[str, ...],
+        method: str,
         size: tuple[int, int] | None,
         normalize: Any,
         start: int,
@@ -514,10 +542,10 @@ class Explainer:
             raise NonFiniteError(f"the scores of image {start + bad} are not finite: check the model", start + bad)
         try:
             if len(layers) == 2:
-                rendered = kernels.render_outputs(layers[0], layers[1], normalize, size, self._threads)
+                rendered = self._render(method, layers[0], layers[1], normalize, size)
                 return rendered.heatmaps, rendered.maps, explained, logits
             pairs = zip(layers[::2], layers[1::2], strict=True)
-            maps = [kernels.render_outputs(*pair, normalize, None, self._threads).maps for pair in pairs]
+            maps = [self._render(method, *pair, normalize, None).maps for pair in pairs]
         except NonFiniteError as error:
             image = start + error.image
             raise NonFiniteError(
@@ -526,6 +554,19 @@ class Explainer:
         largest = max((single.shape[2:] for single in maps), key=math.prod)
         heatmaps, fused = (_fused(maps, chosen, normalize) for chosen in (size or largest, largest))
         return heatmaps, fused, explained, logits
+
+    def _render(
+        self, method: str, activations: Floats, second: Floats, normalize: Any, size: tuple[int, int] | None
+    ) -> kernels.Rendered:
+        if method == _DEFAULT_METHOD:
+            return kernels.render_outputs(activations, second, normalize, size, self._threads)
+        row = find_method(method)
+        # What overflows here is found and named by the kernel.
+        with np.errstate(over="ignore", invalid="ignore"):
+            weights = row.weights(activations, second)
+        return kernels.render(
+            activations, weights, weighting=row.weighting, normalize=normalize, size=size, threads=self._threads
+        )
 
     def _run(self, tensor: Floats, targets: Indices, fetched: tuple[str, ...]) -> list[npt.NDArray[Any]]:
         """Run the model; return the outputs ``fetched`` for every row of ``tensor``."""

@@ -88,6 +88,7 @@ def test_modules_import_one_way() -> None:
         "kernels",
         "imaging",
         "metadata",
+        "methods",
         "graph",
         "importers",
         "fusions",
