@@ -16,6 +16,9 @@ from .errors import (
 from .explainer import Explainer, Explanation, ImageExplanation
 from .exporter import ExportResult, export
 from .imaging import Preprocessing
+from .inspection import ModelInfo, inspect
+from .jobs import JobProgress, JobResult, explain_files
+from .report import write_report
 from .splitter import split
 from .vjps import Step, defvjp
 
@@ -29,10 +32,13 @@ __all__ = [
     "FileFormatError",
     "ImageError",
     "ImageExplanation",
+    "JobProgress",
+    "JobResult",
     "KernelError",
     "LayerError",
     "MissingExtraError",
     "ModelError",
+    "ModelInfo",
     "NonFiniteError",
     "Preprocessing",
     "Step",
@@ -40,8 +46,11 @@ __all__ = [
     "UnsupportedOpError",
     "WriteError",
     "defvjp",
+    "explain_files",
     "export",
+    "inspect",
     "split",
+    "write_report",
 ]
 
 __version__: str

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -282,8 +282,8 @@ class Explainer:
         self._threads = _checked_threads(threads)
         self._session = _open_session(self._path, _checked_providers(device, providers), self._threads)
         self._metadata = Metadata.from_properties(_properties(self._path, self._session), str(self._path))
-        inputs = {item.name: item for item in self._session.get_inputs()}
-        outputs = {item.name: item for item in self._session.get_outputs()}
+        inputs, outputs = _signature(self._path, self._session)
+        self._signature = tuple({name: value.shape for name, value in part.items()} for part in (inputs, outputs))
         self._layer_outputs = [layer_outputs(position) for position in range(len(self.layers))]
         self._first_layer = self._fetched([0], "weights")
         self._has_gradients = all(layer.gradients in outputs for layer in self._layer_outputs)
@@ -293,10 +293,11 @@ class Explainer:
                 f"{self._path}: it has {len(inputs)} inputs beside the target: export the model again"
             )
         self._input_name, image = next(iter(inputs.items()))
-        self._input_shape = list(image.shape)
+        self._input_shape = image.shape
+        self._check_input(image)
         self._image_shape = tuple(self._input_shape[1:])
         self._fixed_batch = self._input_shape[0] if isinstance(self._input_shape[0], int) else None
-        if self._fixed_batch is not None and self._fixed_batch > LARGEST_BATCH:
+        if self._fixed_batch is not None and not 0 < self._fixed_batch <= LARGEST_BATCH:
             raise FileFormatError(
                 f"{self._path}: it takes batches of {self._fixed_batch} images: export the model again"
             )
@@ -307,7 +308,16 @@ class Explainer:
                 f"{self._class_count} classes: export the model again"
             )
 
-    def _check_outputs(self, outputs: Mapping[str, Any]) -> None:
+    def _check_input(self, image: _Value) -> None:
+        sides = self._input_shape[1:]
+        whole = len(sides) == 3 and all(isinstance(side, int) and side > 0 for side in sides)
+        if image.type != "tensor(float)" or not whole or math.prod(sides) > _LARGEST_HEATMAP:
+            raise FileFormatError(
+                f"{self._path}: its input {image.name!r} is {image.type} {list(self._input_shape)}, "
+                "not a batch of pictures: export the model again"
+            )
+
+    def _check_outputs(self, outputs: Mapping[str, _Value]) -> None:
         expected = dict(_OUTPUTS)
         for layer in self._layer_outputs:
             expected |= {getattr(layer, name): type_ for name, type_ in _LAYER_OUTPUTS.items()}
@@ -315,7 +325,8 @@ class Explainer:
                 expected[layer.gradients] = ("float", 5)
         for name, (kind, rank) in expected.items():
             found = outputs.get(name)
-            if found is None or found.type != f"tensor({kind})" or len(found.shape) != rank:
+            known = found is not None and found.type == f"tensor({kind})" and len(found.shape) == rank
+            if not known or (name == "logits" and not isinstance(outputs[name].shape[1], int)):
                 raise FileFormatError(
                     f"{self._path}: its output {name!r} is missing or changed: export the model again"
                 )
@@ -329,6 +340,17 @@ class Explainer:
     def providers(self) -> list[str]:
         """Execution providers in use, the first one first."""
         return list(self._session.get_providers())
+
+    @property
+    def signature(self) -> tuple[dict[str, tuple[Any, ...]], dict[str, tuple[Any, ...]]]:
+        """Shapes of inputs (but the target) and outputs by name; a text or None is an open dimension."""
+        inputs, outputs = self._signature
+        return dict(inputs), dict(outputs)
+
+    @property
+    def framework(self) -> str:
+        """Where the model came from: "keras", "torch" or "onnx"."""
+        return self._metadata.framework
 
     @property
     def layer(self) -> str:
@@ -463,7 +485,7 @@ class Explainer:
         """
         chosen_size = self._checked_size(size)
         _check_normalize(normalize)
-        _check_count("batch", batch)
+        check_count("batch", batch)
         fetched = self._first_layer
         if layer is not None or method != _DEFAULT_METHOD:
             fetched = self._fetched([0] if layer is None else self._positions(layer), self._gives(method))
@@ -537,6 +559,7 @@ class Explainer:
     ) -> tuple[Floats, Floats, Indices, Floats]:
         """Return heatmaps, maps, targets and logits of one chunk, whose first image is number ``start``."""
         logits, explained, *layers = self._run(tensor, targets, fetched)
+        self._check_shapes(len(tensor), targets.shape[1], logits, explained, layers)
         bad = kernels.first_not_finite(logits)
         if bad is not None:
             raise NonFiniteError(f"the scores of image {start + bad} are not finite: check the model", start + bad)
@@ -554,6 +577,16 @@ class Explainer:
         largest = max((single.shape[2:] for single in maps), key=math.prod)
         heatmaps, fused = (_fused(maps, chosen, normalize) for chosen in (size or largest, largest))
         return heatmaps, fused, explained, logits
+
+    def _check_shapes(self, n: int, k: int, logits: Floats, explained: Indices, layers: Sequence[Floats]) -> None:
+        """Refuse outputs of a changed file that do not fit each other, which the kernels take for granted."""
+        fits = logits.shape == (n, self._class_count) and explained.shape == (n, k)
+        for activations, second in zip(layers[::2], layers[1::2], strict=True):
+            c = activations.shape[1]
+            whole = (n, k, c) if second.ndim == 3 else (n, k, c, *activations.shape[2:])
+            fits = fits and activations.shape[0] == n and second.shape == whole and activations.size > 0
+        if not fits:
+            raise FileFormatError(f"{self._path}: its outputs do not fit each other: export the model again")
 
     def _render(
         self, method: str, activations: Floats, second: Floats, normalize: Any, size: tuple[int, int] | None
@@ -675,6 +708,25 @@ def _open_session(path: Path, providers: list[Any], threads: int | None) -> onnx
     return session
 
 
+class _Value(NamedTuple):
+    """An input or output of the file; ``shape`` holds a number, or a name or None where a dimension is open."""
+
+    name: str
+    type: str
+    shape: tuple[Any, ...]
+
+
+def _signature(path: Path, session: onnxruntime.InferenceSession) -> tuple[dict[str, _Value], dict[str, _Value]]:
+    try:
+        inputs, outputs = (
+            {item.name: _Value(item.name, item.type, tuple(item.shape)) for item in items}
+            for items in (session.get_inputs(), session.get_outputs())
+        )
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{path}: a name in it is damaged ({error}): export the model again") from error
+    return inputs, outputs
+
+
 def _properties(path: Path, session: onnxruntime.InferenceSession) -> Mapping[str, str]:
     try:
         properties: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
@@ -711,11 +763,12 @@ def _is_whole(number: Any) -> bool:
 
 def _checked_threads(threads: int | None) -> int | None:
     if threads is not None:
-        _check_count("threads", threads)
+        check_count("threads", threads)
     return threads
 
 
-def _check_count(name: str, number: int) -> None:
+def check_count(name: str, number: int) -> None:
+    """Raise ArgumentError where the argument ``name`` is no whole number, at least 1."""
     if not _is_whole(number) or number < 1:
         raise ArgumentError(f"{name}={number!r}: give a whole number, at least 1")
 

@@ -13,8 +13,28 @@ from .errors import WriteError
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's errors while ``path`` is written into WriteError."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, WriteError):
+            raise
+        raise WriteError(
+            f"{path}: cannot be written: {error.strerror or error}. "
+            "Choose a folder that exists, may be written and has space"
+        ) from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path`` that takes its name at the end, or disappears.
+
+    Parameters
+    ----------
+    path : Path
+    durable : bool
+        Whether the file survives a power failure, too; that waits for the disk.
 
     Raises
     ------
@@ -23,15 +43,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise WriteError(
-            f"{path}: cannot be written: {error.strerror or error}. Choose a folder that exists and may be written"
-        ) from error
+        with writing(path):
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -132,6 +132,22 @@ def sources() -> list[onnx.ModelProto]:
     return [small_classifier().to_model(), residual(), *opsets, *sound]
 
 
+def mutated(data: bytes, pick: random.Random) -> bytes | None:
+    """Return a model with one to three mutations; None where one took away what the next one changes."""
+    model = onnx.load_from_string(data)
+    try:
+        for _ in range(pick.choice([1, 1, 1, 2, 3])):
+            pick.choice(_MUTATIONS)(model, pick)
+        return bytes(model.SerializeToString())
+    except (IndexError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def limit_memory() -> None:
+    """Bound this process, so that a model that asks for everything meets a refusal and not the machine's end."""
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+
+
 def run(folder: Path, first: int, count: int) -> tuple[int, int]:
     """Export mutations number ``first`` and following; return how many were exported and refused."""
     models = [model.SerializeToString() for model in sources()]
@@ -140,13 +156,8 @@ def run(folder: Path, first: int, count: int) -> tuple[int, int]:
         (folder / "seed").write_text(str(seed), encoding="utf-8")
         signal.alarm(SECONDS_EACH)
         pick = random.Random(seed)
-        model = onnx.load_from_string(pick.choice(models))
-        try:
-            for _ in range(pick.choice([1, 1, 1, 2, 3])):
-                pick.choice(_MUTATIONS)(model, pick)
-            data = model.SerializeToString()
-        except (IndexError, ValueError, TypeError, AttributeError):
-            # An earlier mutation took away what this one changes.
+        data = mutated(pick.choice(models), pick)
+        if data is None:
             continue
         (folder / "in.onnx").write_bytes(flip_bytes(data, pick) if seed % 4 == 0 else data)
         destination = folder / "out" / "out.onnx"
@@ -165,5 +176,5 @@ def run(folder: Path, first: int, count: int) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    limit_memory()
     print(*run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))

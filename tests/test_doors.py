@@ -79,14 +79,14 @@ def test_explainer_takes_anything(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the bounds on memory and time are POSIX's")
+@pytest.mark.parametrize("script", ["fuzz_export.py", "fuzz_explainer.py"])
 @pytest.mark.parametrize("part", range(4))
-def test_thousands_of_mutations_neither_crash_nor_hang(part: int, tmp_path: Path) -> None:
+def test_thousands_of_mutations_neither_crash_nor_hang(script: str, part: int, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    script = Path(__file__).with_name("fuzz_export.py")
-    command = [sys.executable, str(script), str(tmp_path), str(part * _MUTATIONS), str(_MUTATIONS)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=550)
+    command = [sys.executable, str(Path(__file__).with_name(script)), str(tmp_path), str(part * _MUTATIONS)]
+    done = subprocess.run([*command, str(_MUTATIONS)], check=False, capture_output=True, text=True, timeout=550)
     seed = (tmp_path / "seed").read_text(encoding="utf-8")
     assert done.returncode == 0, f"seed {seed}: {done.stderr[-2000:]}"
-    exported, refused = map(int, done.stdout.split())
-    assert exported + refused > 0.9 * _MUTATIONS
-    assert min(exported, refused) > _MUTATIONS / 20
+    used, refused = map(int, done.stdout.splitlines()[-1].split())
+    assert used + refused > 0.8 * _MUTATIONS
+    assert min(used, refused) > _MUTATIONS / 20

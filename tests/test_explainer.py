@@ -510,16 +510,31 @@ def test_metadata_that_are_no_text_are_refused(tmp_path: Path) -> None:
         fastcam.Explainer(path)
 
 
-def test_a_model_that_fails_while_it_runs_is_named(tmp_path: Path, batch: Array) -> None:
-    def break_reshape(model: onnx.ModelProto) -> None:
-        weights = next(item for item in model.graph.initializer if item.name == model.graph.node[0].input[1])
-        assert weights.dims[1] == 3
-        model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "channels"
-
-    explainer = fastcam.Explainer(_edited(tmp_path, break_reshape))
+def test_a_model_that_fails_while_it_runs_is_named(path: Path, batch: Array) -> None:
+    explainer = fastcam.Explainer(path)
     explainer._image_shape = (2, 12, 12)
     with pytest.raises(ModelError, match="ONNX Runtime cannot run this model"):
         explainer(batch[:, :2])
+
+
+@pytest.mark.parametrize("side", ["open", 0, 2**40])
+def test_an_input_that_holds_no_picture_is_refused(tmp_path: Path, side: str | int) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        dim = model.graph.input[0].type.tensor_type.shape.dim[2]
+        if isinstance(side, str):
+            dim.dim_param = side
+        else:
+            dim.dim_value = side
+
+    with pytest.raises(ModelError, match=r"changed\.onnx"):
+        fastcam.Explainer(_edited(tmp_path, change))
+
+
+def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    data = _explained(tmp_path).read_bytes().replace(b"batch", b"\xf4\xf4\xf4\xf4\xf4")
+    (tmp_path / "bytes.onnx").write_bytes(data)
+    with pytest.raises(FileFormatError, match="a name in it is damaged"):
+        fastcam.Explainer(tmp_path / "bytes.onnx")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no model", "truncated"])
