@@ -2,34 +2,328 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
+import pty
+import signal
+import struct
 import subprocess
 import sys
+import termios
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
+from networks import small_classifier
+from PIL import Image
 
+import fastcam
 from fastcam import cli
 from fastcam.errors import WriteError
+from fastcam.jobs import FORMATS
+from fastcam.methods import METHODS
+
+_COMMAND = [sys.executable, "-c", "from fastcam.cli import main; main()"]
+_CLASSES = ["beagle", "pug", "boxer", "collie", "husky"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cli") / "dogs.onnx"
+    fastcam.export(small_classifier().to_model(), path, classes=_CLASSES, preprocess="symmetric")
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (20, 30), (80 * number, 50, 99)).save(folder / f"dog{number}.png")
+    return folder
+
+
+def _run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, as a shell would."""
+    command = [*_COMMAND, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def _invoke(*arguments: str | Path, **options: Any) -> Result:
+    return CliRunner().invoke(cli.commands, list(map(str, arguments)), **options)
+
+
+# Help
 
 
 def test_version() -> None:
-    result = CliRunner().invoke(cli.commands, ["--version"])
-    assert result.output == f"fastcam {version('fastcam')}\n"
+    assert _invoke("--version").output == f"fastcam {version('fastcam')}\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
 def test_help_lists_the_subcommands(arguments: list[str]) -> None:
-    output = CliRunner().invoke(cli.commands, arguments).output
-    assert "demo  " in output
+    output = _invoke(*arguments).output
+    for name in ("completion", "demo", "explain", "export", "info"):
+        assert f"\n  {name}  " in output
 
 
-def test_demo_help_has_an_example() -> None:
-    output = CliRunner().invoke(cli.commands, ["demo", "--help"], terminal_width=100).output
-    assert "Example: fastcam demo --out pictures" in output
-    assert "[default: fastcam-demo]" in output
+@pytest.mark.parametrize(
+    ("command", "example"),
+    [
+        ("export", "fastcam export dogs.keras dogs.onnx --classes breeds.txt"),
+        ("explain", "fastcam explain dogs.onnx photos/ -o why --top 3"),
+        ("info", "fastcam info dogs.onnx"),
+        ("demo", "fastcam demo --out pictures"),
+        ("completion", "fastcam completion bash >> ~/.bashrc"),
+    ],
+)
+def test_each_help_has_an_example_that_parses(command: str, example: str) -> None:
+    result = _invoke(command, "--help", terminal_width=110)
+    assert f"Example: {example}" in result.output
+    name, *arguments = example.partition(" >> ")[0].removeprefix("fastcam ").split()
+    cli.commands.commands[name].make_context(name, arguments)
+
+
+def test_explains_help_names_what_may_be_chosen() -> None:
+    output = " ".join(_invoke("explain", "--help", terminal_width=110).output.split())
+    for name in (*METHODS, *FORMATS, "image|input|HxW", "exit status", "--resume"):
+        assert name in output
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_complete(shell: str) -> None:
+    assert "_FASTCAM_COMPLETE" in _invoke("completion", shell).output
+    environment = {**os.environ, "_FASTCAM_COMPLETE": "bash_complete", "COMP_WORDS": "fastcam ex", "COMP_CWORD": "1"}
+    assert _run(env=environment).stdout.split() == ["plain,explain", "plain,export"]
+
+
+# export
+
+
+def test_export_writes_what_the_function_writes(tmp_path: Path) -> None:
+    onnx.save(small_classifier().to_model(), tmp_path / "in.onnx")
+    (tmp_path / "breeds.txt").write_text("\n".join(_CLASSES), encoding="utf-8")
+    spec = '{"order": "BGR", "mean": [1, 2, 3], "scale": [1, 1, 0.5]}'
+    result = _invoke(
+        *("export", tmp_path / "in.onnx", tmp_path / "out.onnx", "--classes", tmp_path / "breeds.txt"),
+        *("--preprocess", spec, "--gradients", "full"),
+    )
+    assert result.exit_code == 0, result.output
+    explainer = fastcam.Explainer(tmp_path / "out.onnx")
+    assert f"layers: {explainer.layer}\n" in result.output
+    assert "classes: 5: beagle, pug, boxer, collie, husky\n" in result.output
+    assert explainer.preprocessing == fastcam.Preprocessing("BGR", (1, 2, 3), (1, 1, 0.5))
+    assert explainer.methods == tuple(METHODS)
+    fastcam.export(
+        small_classifier().to_model(),
+        tmp_path / "same.onnx",
+        classes=_CLASSES,
+        preprocess=explainer.preprocessing,
+        gradients="full",
+    )
+    assert (tmp_path / "out.onnx").read_bytes() == (tmp_path / "same.onnx").read_bytes()
+
+
+def test_export_takes_several_layers_and_says_what_is_missing(tmp_path: Path) -> None:
+    onnx.save(small_classifier().to_model(), tmp_path / "in.onnx")
+    fastcam.export(tmp_path / "in.onnx", tmp_path / "one.onnx")
+    layers = fastcam.Explainer(tmp_path / "one.onnx").candidates[:2]
+    result = _invoke("export", tmp_path / "in.onnx", tmp_path / "out.onnx", "--layer", layers[1], "--layer", layers[0])
+    assert fastcam.Explainer(tmp_path / "out.onnx").layers == (layers[1], layers[0])
+    assert "preprocessing: unknown: photos cannot be explained; export again with --preprocess\n" in result.output
+    assert "classes: 5, without names\n" in result.output
+
+
+# explain
+
+
+def test_explain_writes_and_says_what_it_found(model: Path, photos: Path, tmp_path: Path) -> None:
+    done = _run(
+        "explain", model, photos, "-o", tmp_path / "out", "--top", "2", "--format", "png", "--colormap", "turbo"
+    )
+    assert done.returncode == 0, done.stderr
+    explained = fastcam.Explainer(model)([*sorted(photos.iterdir())], "top2")
+    lines = done.stdout.splitlines()
+    for number, image in enumerate(explained):
+        first, second = (
+            f"{label} {image.probabilities[t]:.1%}" for label, t in zip(image.labels, image.targets, strict=True)
+        )
+        assert lines[number] == f"{photos / f'dog{number}.png'}: {first}, {second}"
+    assert lines[3].startswith("explained 3 of 3 images, in ")
+    assert lines[4] == f"report: {tmp_path / 'out' / 'report.html'}"
+    overlay = np.asarray(Image.open(next((tmp_path / "out" / "overlays").glob("dog0-*.1.*.png"))))
+    assert np.abs(overlay.astype(int) - explained[0].overlay(0, colormap="turbo")).max() <= 2
+
+
+def test_options_reach_the_job(model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: dict[str, Any] = {}
+
+    def explain_files(model: Path, inputs: Any, out: Path, **options: Any) -> fastcam.JobResult:
+        called.update(options, inputs=inputs, out=out)
+        return fastcam.JobResult(out / "results.jsonl", None, 0, 0, (), 0, 1.0)
+
+    monkeypatch.setattr(fastcam, "explain_files", explain_files)
+    arguments = """--target pug --target 3 --method layercam --layer a --layer b --format npy --size 50x60 --alpha 0.25
+        --colormap magma --batch 4 --threads 2 --device cpu --no-report --resume --top 4""".split()
+    result = _invoke("explain", model, photos, "list.txt", "-o", tmp_path / "out", *arguments)
+    assert result.exit_code == 0, result.output
+    del called["progress"]
+    assert called == {
+        "inputs": (str(photos), "list.txt"),
+        "out": tmp_path / "out",
+        "target": ["pug", 3],
+        "top": 4,
+        "method": "layercam",
+        "layer": ["a", "b"],
+        "format": "npy",
+        "size": (50, 60),
+        "alpha": 0.25,
+        "colormap": "magma",
+        "batch": 4,
+        "threads": 2,
+        "device": "cpu",
+        "report": False,
+        "resume": True,
+    }
+    assert result.output.endswith(f"results: {tmp_path / 'out' / 'results.jsonl'}\n")
+
+
+def test_json_is_what_lands_in_the_results(model: Path, photos: Path, tmp_path: Path) -> None:
+    (photos / "broken.png").write_bytes(b"")
+    done = _run("explain", model, photos, "-o", tmp_path / "out", "--json")
+    assert done.returncode == 1
+    lines = (tmp_path / "out" / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [json.loads(line) for line in lines]
+    assert "explained 3 of 4 images" in done.stderr
+
+
+def test_failures_are_named_and_the_status_says_so(model: Path, photos: Path, tmp_path: Path) -> None:
+    for number in range(12):
+        (photos / f"broken{number:02}.png").write_bytes(b"")
+    done = _run("explain", model, photos, "-o", tmp_path / "out")
+    assert done.returncode == 1
+    assert f"failed: '{photos / 'broken00.png'}' is empty or no picture" in done.stderr
+    assert done.stderr.count("failed: '") == 10
+    assert f"failed: 2 more, listed in {tmp_path / 'out' / 'results.jsonl'}" in done.stderr
+    assert "explained 3 of 15 images" in done.stdout
+
+
+def test_lists_come_through_standard_input(model: Path, photos: Path, tmp_path: Path) -> None:
+    names = f"{photos / 'dog1.png'}\n{photos / 'dog0.png'}\n"
+    done = _run("explain", model, "-", "-o", tmp_path / "out", "--json", input=names)
+    assert [json.loads(line)["path"] for line in done.stdout.splitlines()] == names.split()
+
+
+def test_resuming_says_what_was_there(model: Path, photos: Path, tmp_path: Path) -> None:
+    assert _run("explain", model, photos / "dog1.png", "-o", tmp_path / "out").returncode == 0
+    refused = _run("explain", model, photos, "-o", tmp_path / "out")
+    assert refused.returncode == 1
+    assert "holds an earlier run" in refused.stderr
+    done = _run("explain", model, photos, "-o", tmp_path / "out", "--resume")
+    assert "explained 3 of 3 images, 1 of them earlier, in" in done.stdout
+
+
+def test_animations_are_counted(model: Path, tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
+    done = _run("explain", model, tmp_path / "two.gif", "-o", tmp_path / "out")
+    assert "1 files hold several frames or pages: the first ones were explained\n" in done.stdout
+
+
+def test_a_log_gets_plain_lines_from_time_to_time(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    seconds = iter([0.0, 1.0, 2.0, 11.0, 12.0, 25.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
+    log = cli._Log()
+    for done in (101, 110, 301, 320, 500):
+        log(fastcam.JobProgress(done, 2, 10_000, {}))
+    # 100 images were there before; 200 in the 10 s since the first call, 399 in 24 s.
+    assert capsys.readouterr().err.splitlines() == [
+        "301 of 10000 images, 20.0/s, 08:04 left, 2 failed",
+        "500 of 10000 images, 16.6/s, 09:31 left, 2 failed",
+    ]
+
+
+def test_a_terminal_gets_a_bar_with_rate_and_time_left(model: Path, photos: Path, tmp_path: Path) -> None:
+    for number in range(40):
+        Image.new("RGB", (20, 30), (6 * number, 50, 99)).save(photos / f"more{number}.png")
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
+    command = [*_COMMAND, "explain", str(model), str(photos), "-o", str(tmp_path / "out"), "--batch", "2"]
+    with subprocess.Popen(command, stderr=theirs, stdout=subprocess.DEVNULL) as child:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                part = os.read(ours, 4096)
+            except OSError:
+                break
+            if not part:
+                break
+            shown += part
+    os.close(ours)
+    assert child.returncode == 0
+    text = shown.decode()
+    assert "100%" in text
+    assert "43/43 [00:0" in text
+    assert "img/s]" in text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT as POSIX knows it")
+def test_an_interruption_is_said_and_can_be_resumed(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(300):
+        Image.effect_noise((600, 500), 30 + number / 10).convert("RGB").save(folder / f"{number:03}.jpg")
+    command = [*_COMMAND, "explain", str(model), str(folder), "-o", str(tmp_path / "out")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+        partial = tmp_path / "out" / "results.partial.jsonl"
+        while child.poll() is None and not (partial.exists() and partial.stat().st_size):
+            time.sleep(0.005)
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert said.strip() == "fastcam: interrupted; `fastcam explain` goes on with --resume"
+    assert not list((tmp_path / "out").rglob("*.part"))
+    done = _run("explain", model, folder, "-o", tmp_path / "out", "--resume")
+    assert done.returncode == 0
+    assert "explained 300 of 300 images" in done.stdout
+    assert " of them earlier" in done.stdout
+
+
+# info
+
+
+def test_info_says_what_inspect_found(model: Path) -> None:
+    found = fastcam.inspect(model)
+    lines = dict(line.split(maxsplit=1) for line in _invoke("info", model).output.splitlines()[::-1])
+    assert lines["file"] == f"{model}, {found.bytes / 1e6:.1f} MB, opset {found.opset}, from onnx"
+    assert lines["input"] == "image (batch, 3, 12, 12), NCHW"
+    assert lines["preprocessing"] == "symmetric"
+    assert lines["classes"] == "5: beagle, pug, boxer, collie, husky"
+    assert lines["parameters"] == f"{found.parameters:,}, and {found.gradient_parameters:,} more for the gradients"
+    assert lines["multiply-adds"].startswith(f"{found.macs / 1e6:,.1f} million an image")
+    assert lines["methods"] == "gradcam (others need export --gradients full)"
+    output = _invoke("info", model).output
+    (name, (channels, height, width)) = next(iter(found.layers.items()))
+    assert f"explained layer {name}: {channels} channels of {height} x {width}\n" in output
+    assert found.candidates[1] in output
+    assert "CPUExecutionProvider: runs it here" in output
+
+
+def test_info_as_json(model: Path) -> None:
+    told = json.loads(_invoke("info", model, "--json").output)
+    assert told == json.loads(json.dumps(fastcam.inspect(model).to_json()))
+
+
+# demo
 
 
 @pytest.mark.parametrize(("arguments", "folder"), [([], "fastcam-demo"), (["--out", "a/b"], "a/b")])
@@ -41,10 +335,13 @@ def test_demo_runs_in_the_folder(monkeypatch: pytest.MonkeyPatch, arguments: lis
         say("a line")
 
     monkeypatch.setattr("fastcam.demo.run", run)
-    result = CliRunner().invoke(cli.commands, ["demo", *arguments])
+    result = _invoke("demo", *arguments)
     assert called == [Path(folder)]
     assert result.output == "a line\n"
     assert result.exit_code == 0
+
+
+# Refusals
 
 
 def test_a_refusal_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,9 +358,62 @@ def test_a_refusal_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert captured.out == ""
 
 
-def test_unknown_subcommand_and_real_process() -> None:
-    command = [sys.executable, "-c", "from fastcam.cli import main; main()", "explode"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "No such command 'explode'" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        ("explode", 2, "No such command 'explode'"),
+        ("explain m.onnx", 2, "Missing argument 'INPUT...'"),
+        ("explain m.onnx x.jpg", 2, "Missing option '-o'"),
+        ("explain m.onnx x.jpg -o out --size 3", 2, "'3' is no size: give 'image' or 'input' or height x width"),
+        ("explain m.onnx x.jpg -o out --top 0", 2, "not in the range"),
+        ("explain m.onnx x.jpg -o out --format bmp", 2, "not one of"),
+        ("explain gone.onnx x.jpg -o out", 1, "fastcam: gone.onnx: no such file"),
+        ("explain m.onnx nothing/*.jpg -o out", 1, "the pattern 'nothing/*.jpg' holds no pictures"),
+        ("explain m.onnx x.jpg -o out --target pugg", 1, "did you mean 'pug'"),
+        ("explain m.onnx x.jpg -o out --target 5", 1, "target 5 is out of range"),
+        ("explain m.onnx x.jpg -o out --device cuda", 1, "device='cuda' is not known"),
+        ("explain m.onnx x.jpg -o out --method layercam", 1, 'export the model again with gradients="full"'),
+        ("explain m.onnx x.jpg -o m.onnx", 1, "m.onnx: cannot be written: File exists"),
+        ("explain plain.onnx x.jpg -o out", 1, "this ONNX file does not explain itself: run fastcam.export"),
+        ("export gone.keras out.onnx", 1, "gone.keras"),
+        ("export plain.onnx out.onnx --preprocess caffe", 1, "unknown preprocessing 'caffe'"),
+        ("export plain.onnx out.onnx --preprocess {", 1, "no preprocessing in '{'"),
+        ("export plain.onnx out.onnx --classes gone.txt", 1, "gone.txt"),
+        ("export plain.onnx nowhere/out.onnx", 1, "the folder 'nowhere' does not exist"),
+        ("info plain.onnx", 1, "run fastcam.export on it first"),
+        ("info m.txt", 1, "m.txt"),
+    ],
+)
+def test_refusals_end_in_one_line_and_a_status(
+    model: Path, tmp_path: Path, arguments: str, status: int, said: str
+) -> None:
+    (tmp_path / "m.onnx").write_bytes(model.read_bytes())
+    (tmp_path / "m.txt").write_text("no model", encoding="utf-8")
+    onnx.save(small_classifier().to_model(), tmp_path / "plain.onnx")
+    Image.new("RGB", (20, 20)).save(tmp_path / "x.jpg")
+    done = _run(*arguments.split(), cwd=tmp_path)
+    assert done.returncode == status, done.stderr
+    assert said in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_cannot_command_the_terminal(model: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"\x1b[31mred\xff.jpg")
+    (tmp_path / name).write_bytes(b"")
+    done = subprocess.run(
+        [*_COMMAND, "explain", model, tmp_path, "-o", tmp_path / "out"], capture_output=True, check=False
+    )
+    assert done.returncode == 1
+    assert b"\x1b" not in done.stderr
+    assert rb"\x1b[31mred\udcff.jpg' is empty or no picture" in done.stderr
+
+
+def test_a_reader_that_leaves_is_no_traceback(model: Path, photos: Path, tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [*_COMMAND, "explain", str(model), str(photos), "-o", str(tmp_path / "out"), "--json"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert done.returncode == 1
     assert "Traceback" not in done.stderr
