@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -376,6 +377,8 @@ def _printable(text: str) -> str:
 
 def main() -> None:
     """Run the command line; a refusal is one line on standard error and exit status 1."""
+    # What Pillow thinks of damaged pictures is no news to their owner: they are explained, or listed as failed.
+    warnings.filterwarnings("ignore", module=r"PIL\b")
     sys.exit(_status())
 
 

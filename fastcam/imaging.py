@@ -354,19 +354,23 @@ def prepare(
         raise ArgumentError(f"pictures fit models of 1 or 3 input channels, not {channels}. Pass a float batch instead")
     if channels == 1 and (len(set(preprocessing.mean)) > 1 or len(set(preprocessing.scale)) > 1):
         raise ArgumentError(f"a greyscale model needs three equal means and three equal scales, not {preprocessing}")
-    means, scales = (np.array(values, np.float32) for values in (preprocessing.mean, preprocessing.scale))
-    step = -1 if preprocessing.order == "BGR" else 1
     height, width = size
-    shape = (height, width, channels) if layout == "NHWC" else (channels, height, width)
+    step = -1 if preprocessing.order == "BGR" else 1
+    mean, scale = (np.array(values[:channels], np.float32) for values in (preprocessing.mean, preprocessing.scale))
+    if layout == "NHWC":
+        # Those of a whole row: NumPy is several times as fast along rows as along triples.
+        shape: tuple[int, ...] = (height, width * channels)
+        mean, scale = (np.tile(values, width) for values in (mean, scale))
+    else:
+        shape = (channels, height, width)
+        mean, scale = (values.reshape(channels, 1, 1) for values in (mean, scale))
     batch = np.empty((len(images), *shape), np.float32)
-    planes = batch.transpose(0, 3, 1, 2) if layout == "NHWC" else batch
-    for image, place in zip(images, planes, strict=True):
-        # Channel by channel: a pass over triples is six times slower.
-        channels_first = resize_image(image, size, channels)[..., ::step].transpose(2, 0, 1)
-        for plane, values, mean, scale in zip(place, channels_first, means, scales, strict=False):
-            np.subtract(values, mean, out=plane)
-            np.multiply(plane, scale, out=plane)
-    return batch
+    for image, place in zip(images, batch, strict=True):
+        pixels = resize_image(image, size, channels)[..., ::step]
+        pixels = np.ascontiguousarray(pixels if layout == "NHWC" else pixels.transpose(2, 0, 1))
+        np.subtract(pixels.reshape(shape), mean, out=place)
+        np.multiply(place, scale, out=place)
+    return batch if layout == "NCHW" else batch.reshape(len(images), height, width, channels)
 
 
 def resize_image(image: Pixels, size: tuple[int, int], channels: int = 3) -> Pixels:

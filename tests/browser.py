@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,9 @@ def open_browser(folder: Path) -> Iterator[Any]:
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     driver = shutil.which("chromedriver")
     if chromium is None or driver is None:
-        pytest.skip("needs a browser: apt-get install chromium chromium-driver")
+        # Where everything has to be tested, a missing browser is a failure.
+        give_up = pytest.fail if os.environ.get("FASTCAM_TEST_BROWSER") == "required" else pytest.skip
+        give_up("needs a browser: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})

@@ -1,4 +1,4 @@
-"""Mutated models at the two doors, export and Explainer: whatever comes, only FastcamError, and no file left behind."""
+"""Mutated models and pictures at the doors: whatever comes, only FastcamError, and no file left behind."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_explainer_takes_anything(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the bounds on memory and time are POSIX's")
-@pytest.mark.parametrize("script", ["fuzz_export.py", "fuzz_explainer.py"])
+@pytest.mark.parametrize("script", ["fuzz_export.py", "fuzz_explainer.py", "fuzz_images.py"])
 @pytest.mark.parametrize("part", range(4))
 def test_thousands_of_mutations_neither_crash_nor_hang(script: str, part: int, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()

@@ -1,0 +1,107 @@
+"""Mutated pictures through the door of Explainer, in a process of its own, as `fuzz_export`.
+
+``python tests/fuzz_images.py FOLDER FIRST COUNT`` prints how many were explained and how many refused.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fuzz_export import SECONDS_EACH, limit_memory
+from mutations import flip_bytes
+from networks import small_classifier
+from PIL import Image, features
+
+import fastcam
+
+_HEAD = 64
+
+
+def pictures() -> list[bytes]:
+    """Return small pictures in every format and mode that people send, animations and pages among them."""
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    photo = Image.fromarray(coarse).resize((40, 30), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    frames: dict[str, Any] = {"save_all": True}
+    made: list[tuple[str, str, dict[str, Any]]] = [
+        *(("PNG", mode, {}) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")),
+        ("PNG", "RGB", {"exif": exif, **frames}),
+        *(("JPEG", mode, {"exif": exif}) for mode in ("L", "RGB", "CMYK")),
+        ("JPEG", "RGB", {"progressive": True, "optimize": True}),
+        ("MPO", "RGB", frames),
+        ("GIF", "P", {}),
+        ("GIF", "RGB", frames),
+        ("WEBP", "RGBA", {"lossless": True}),
+        ("WEBP", "RGB", {"exif": exif, **frames}),
+        *(("TIFF", mode, {}) for mode in ("1", "L", "RGB", "RGBA", "F", "I;16")),
+        *(("TIFF", "RGB", {"compression": name}) for name in ("tiff_lzw", "tiff_deflate", "jpeg", "packbits")),
+        ("TIFF", "RGB", frames),
+        *(("BMP", mode, {}) for mode in ("1", "L", "P", "RGB")),
+        *(("TGA", mode, {"compression": "tga_rle"}) for mode in ("L", "RGBA")),
+        *(("PPM", mode, {}) for mode in ("1", "L", "RGB")),
+        ("ICO", "RGBA", {}),
+        *((kind, "RGB", {}) for kind, name in (("JPEG2000", "jpg_2000"), ("AVIF", "avif")) if features.check(name)),
+    ]
+    return [_encoded(photo, *spec) for spec in made]
+
+
+def _encoded(photo: Image.Image, kind: str, mode: str, options: dict[str, Any]) -> bytes:
+    data = io.BytesIO()
+    converted = photo.convert("I").convert("I;16") if mode == "I;16" else photo.convert(mode)
+    if "save_all" in options:
+        # Of its own for each file: saving leaves its settings on an image.
+        options = {**options, "append_images": [photo.rotate(90), photo.rotate(180)]}
+    converted.save(data, kind, **options)
+    return data.getvalue()
+
+
+def mutated(data: bytes, pick: random.Random) -> bytes:
+    """Return a picture with changed bytes, or with a part left out, doubled, or replaced by extreme numbers."""
+    changed = bytearray(data)
+    place = pick.randrange(min(len(changed), _HEAD) if pick.random() < 0.5 else len(changed))
+    length = pick.randrange(1, 40)
+    ways = [
+        lambda: changed.__delitem__(slice(place, place + length)),
+        lambda: changed.__setitem__(slice(place, place), changed[place : place + length]),
+        lambda: changed.__setitem__(
+            slice(place, place + 4), pick.choice([b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff"])
+        ),
+        lambda: changed.__setitem__(slice(place, place + 2), pick.choice([b"\xff\xff", b"\0\0", b"\x80\0"])),
+    ]
+    if pick.random() < 0.5:
+        return flip_bytes(data, pick)
+    pick.choice(ways)()
+    return bytes(changed)
+
+
+def run(folder: Path, first: int, count: int) -> tuple[int, int]:
+    """Explain mutations number ``first`` and following; return how many were explained and refused."""
+    fastcam.export(small_classifier().to_model(), folder / "m.onnx", preprocess="scale")
+    explainer = fastcam.Explainer(folder / "m.onnx", threads=1)
+    sound = pictures()
+    explained = refused = 0
+    for seed in range(first, first + count):
+        (folder / "seed").write_text(str(seed), encoding="utf-8")
+        signal.alarm(SECONDS_EACH)
+        pick = random.Random(seed)
+        (folder / "in.jpg").write_bytes(mutated(sound[seed % len(sound)], pick))
+        try:
+            image = explainer(folder / "in.jpg")[0]
+            if image.image is None or image.image.ndim != 3 or not np.isfinite(image.heatmaps).all():
+                raise AssertionError(f"seed {seed}: no picture came of it")
+            explained += 1
+        except fastcam.FastcamError:
+            refused += 1
+    return explained, refused
+
+
+if __name__ == "__main__":
+    limit_memory()
+    print(*run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
