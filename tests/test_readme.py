@@ -1,8 +1,12 @@
-"""The README's Python runs as printed, one block after the other, in a folder with the files that it names."""
+"""The README's code and commands run as printed, in a folder with the files that they name."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +17,32 @@ from textbook import make_layers_he
 from fastcam.vjps import VJPS
 
 _README = Path(__file__).parents[1] / "README.md"
-_BLOCKS = re.findall(r"<!-- runs -->\n```python\n(.*?)```", _README.read_text(encoding="utf-8"), re.DOTALL)
+_TEXT = _README.read_text(encoding="utf-8")
+_BLOCKS = re.findall(r"<!-- runs -->\n```python\n(.*?)```", _TEXT, re.DOTALL)
+_COMMANDS = re.findall(r"<!-- runs sh -->\n```sh\n(.*?)```", _TEXT, re.DOTALL)
+
+
+def _save_network(tmp_path: Path) -> None:
+    keras = pytest.importorskip("keras", reason="needs tensorflow: pip install fastcam[keras]")
+    model = keras.applications.VGG16(weights=None, input_shape=(224, 224, 3), classes=15)
+    make_layers_he(model, seed=0)
+    model.save(tmp_path / "dogs.keras")
+
+
+def _save_photos(folder: Path, names: Sequence[str]) -> None:
+    generator = np.random.default_rng(0)
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        Image.fromarray(generator.integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(folder / name)
 
 
 @pytest.mark.slow
 def test_the_readmes_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keras = pytest.importorskip("keras", reason="needs tensorflow: pip install fastcam[keras]")
     monkeypatch.chdir(tmp_path)
     # A block teaches a rule: this takes it back afterwards.
     monkeypatch.setitem(VJPS, "Sin", VJPS["Relu"])
-    model = keras.applications.VGG16(weights=None, input_shape=(224, 224, 3), classes=15)
-    make_layers_he(model, seed=0)
-    model.save("dogs.keras")
-    generator = np.random.default_rng(0)
-    for name in ("dog.jpg", "two_dogs.jpg"):
-        Image.fromarray(generator.integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(name)
+    _save_network(tmp_path)
+    _save_photos(tmp_path, ["dog.jpg", "two_dogs.jpg"])
 
     assert len(_BLOCKS) == 5
     names: dict[str, object] = {}
@@ -40,8 +55,23 @@ def test_the_readmes_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert heatmap.shape == (1, 1, 14, 14)
 
 
+@pytest.mark.slow
+def test_the_readmes_commands_run(tmp_path: Path) -> None:
+    _save_network(tmp_path)
+    _save_photos(tmp_path / "photos", ["dog.jpg", "two_dogs.jpg"])
+    (tmp_path / "breeds.txt").write_text("\n".join(f"breed {number}" for number in range(15)), encoding="utf-8")
+    assert len(_COMMANDS) == 1
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", "-euc", _COMMANDS[0]]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "explained 2 of 2 images" in done.stdout
+    assert "parameters      134,321,999," in done.stdout
+    assert (tmp_path / "why" / "report.html").is_file()
+    assert len(list((tmp_path / "why" / "overlays").iterdir())) == 6
+
+
 def test_the_readme_names_its_two_commands() -> None:
     """`.ci/run` takes them from here."""
-    text = _README.read_text(encoding="utf-8")
     for marker in ("demo", "test"):
-        assert re.search(rf"^<!-- {marker} command -->\n```sh\n\S.*\n```$", text, re.MULTILINE), marker
+        assert re.search(rf"^<!-- {marker} command -->\n```sh\n\S.*\n```$", _TEXT, re.MULTILINE), marker
