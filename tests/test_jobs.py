@@ -387,7 +387,7 @@ def test_a_full_disk_ends_the_run_and_it_can_be_resumed(
 
     monkeypatch.setattr(jobs, "_write_file", full)
     with pytest.raises(WriteError, match="No space left on device"):
-        fastcam.explain_files(model, photos, tmp_path / "out", batch=2)
+        fastcam.explain_files(model, photos, tmp_path / "out", batch=2, threads=1)
     monkeypatch.undo()
     assert json.loads((tmp_path / "out" / "run.json").read_bytes())["state"] == "running"
     assert fastcam.explain_files(model, photos, tmp_path / "out", batch=2, resume=True).resumed > 0
