@@ -20,6 +20,7 @@ from .inspection import ModelInfo, inspect
 from .jobs import JobProgress, JobResult, explain_files
 from .report import write_report
 from .splitter import split
+from .training import TrainingProgress, TrainingResult, finetune
 from .vjps import Step, defvjp
 
 __all__ = [
@@ -43,11 +44,14 @@ __all__ = [
     "Preprocessing",
     "Step",
     "TargetError",
+    "TrainingProgress",
+    "TrainingResult",
     "UnsupportedOpError",
     "WriteError",
     "defvjp",
     "explain_files",
     "export",
+    "finetune",
     "inspect",
     "split",
     "write_report",

@@ -8,7 +8,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,102 @@ class _Size(click.ParamType[Any]):
 @click.version_option(package_name="fastcam", message="fastcam %(version)s")
 def commands() -> None:
     """Scores and Grad-CAM heatmaps from one forward pass of an exported image classifier."""
+
+
+@commands.command(epilog="Example: fastcam train photos/ -o dogs.keras --unfreeze 1")
+@click.argument("data_dir", type=_FILE)
+@click.option("-o", "--out", type=_FILE, required=True, metavar="FILE", help="The .keras file to write.")
+@click.option(
+    "--backbone",
+    default="vgg16",
+    show_default=True,
+    metavar="NAME",
+    help="Any classifier of keras.applications: vgg16, resnet50, mobilenetv2, efficientnetb0 ...",
+)
+@click.option(
+    "--weights",
+    default="imagenet",
+    show_default=True,
+    metavar="imagenet|none|FILE",
+    help="What the backbone knows: Keras' download, a file of it, or nothing.",
+)
+@click.option("--size", type=click.IntRange(min=1), help="Side of the photos in pixels. [default: the backbone's]")
+@click.option(
+    "--hidden",
+    type=click.IntRange(min=1),
+    multiple=True,
+    metavar="UNITS",
+    help="A fully connected layer before the last one; repeatable.",
+)
+@click.option(
+    "--dropout",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.2,
+    show_default=True,
+    help="Before the last layer.",
+)
+@click.option("--epochs", type=click.IntRange(min=1), default=30, show_default=True, help="Of the head, at most.")
+@click.option("--learning-rate", type=float, default=1e-3, show_default=True, help="Of the head.")
+@click.option(
+    "--unfreeze",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Train so many of the backbone's last blocks afterwards.",
+)
+@click.option(
+    "--fine-epochs", type=click.IntRange(min=1), default=10, show_default=True, help="Of the blocks, at most."
+)
+@click.option("--fine-learning-rate", type=float, default=1e-5, show_default=True, help="Of the blocks.")
+@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Photos a step.")
+@click.option(
+    "--patience",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="End after so many epochs of no gain.",
+)
+@click.option(
+    "--augmentations",
+    type=click.IntRange(min=0),
+    default=4,
+    show_default=True,
+    help="Altered copies of each photo to learn from; 0 alters nothing.",
+)
+@click.option(
+    "--class-weights/--no-class-weights", default=True, show_default=True, help="Let small classes count as much."
+)
+@click.option(
+    "--validation",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.2,
+    show_default=True,
+    help="Share of each class to test on, where DATA_DIR has no val folder.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same one, the same weights."
+)
+@click.option("--resume", is_flag=True, help="Go on with a training that was interrupted.")
+def train(data_dir: Path, weights: str, **options: Any) -> None:
+    """Fine-tune a pretrained network on DATA_DIR, which holds a folder of photos for each class.
+
+    The folders may also stand in DATA_DIR/train and DATA_DIR/val. FILE is a Keras model for `fastcam export`, which
+    finds the classes' names in it. Beside it, in FILE without its suffix + .training, are learning curves, a confusion
+    matrix, training.json with every setting, and what makes the next training with these photos faster.
+    """
+    show_progress = _TrainingBar() if sys.stderr.isatty() else _TrainingLog()
+    weights_or_none = None if weights == "none" else weights
+    result = fastcam.finetune(data_dir, weights=weights_or_none, progress=show_progress, **options)
+    for reason in result.skipped[:_LISTED]:
+        _say(f"skipped: {reason}", err=True)
+    if len(result.skipped) > _LISTED:
+        _say(f"skipped: {len(result.skipped) - _LISTED} more, listed in {result.folder / 'training.json'}", err=True)
+    _say(f"classes: {_class_summary(result.classes, len(result.classes))}")
+    _say(f"photos: {result.photos} to learn from, {result.held_out} held out")
+    _say(f"accuracy on the photos held out: {result.accuracy:.1%}")
+    _say(f"time: {', '.join(f'{step} {seconds:.1f} s' for step, seconds in result.seconds.items())}")
+    _say(f"curves, confusion matrix, settings: {result.folder}")
+    _say(f"wrote {result.path}: fastcam export {result.path} {result.path.with_suffix('.onnx')}")
 
 
 @commands.command(epilog="Example: fastcam export dogs.keras dogs.onnx --classes breeds.txt")
@@ -292,6 +388,47 @@ class _Log:
         )
 
 
+class _TrainingBar:
+    """A progress bar on the terminal for each step of a training."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._step = ""
+
+    def __call__(self, progress: fastcam.TrainingProgress) -> None:
+        from tqdm import tqdm
+
+        if progress.step != self._step:
+            if self._bar is not None:
+                self._bar.close()
+            unit = "epoch" if progress.logs else "photo"
+            self._bar = tqdm(total=progress.total, desc=progress.step, unit=unit, dynamic_ncols=True)
+            self._step = progress.step
+        if progress.logs:
+            self._bar.set_postfix_str(_training_figures(progress.logs), refresh=False)
+        self._bar.update(progress.done - self._bar.n)
+        if progress.done == progress.total:
+            self._bar.close()
+
+
+class _TrainingLog:
+    """A line an epoch, and one at the end of every other step."""
+
+    def __call__(self, progress: fastcam.TrainingProgress) -> None:
+        if progress.logs:
+            figures = _training_figures(progress.logs)
+            _say(f"{progress.step}: epoch {progress.done} of {progress.total}, {figures}", err=True)
+        elif progress.done == progress.total:
+            _say(f"{progress.step}: {progress.done} photos done", err=True)
+
+
+def _training_figures(logs: Mapping[str, float]) -> str:
+    return (
+        f"loss {logs['loss']:.3f}, accuracy {logs['accuracy']:.1%}, held out: loss {logs['val_loss']:.3f}, "
+        f"accuracy {logs['val_accuracy']:.1%}"
+    )
+
+
 def _print_entry(progress: fastcam.JobProgress) -> None:
     if progress.entry:
         click.echo(json.dumps(progress.entry))
@@ -392,7 +529,7 @@ def _status() -> int:
         _say(f"fastcam: {error}", err=True)
         return _REFUSED
     except (click.Abort, KeyboardInterrupt):
-        _say("fastcam: interrupted; `fastcam explain` goes on with --resume", err=True)
+        _say("fastcam: interrupted; `fastcam explain` and `fastcam train` go on with --resume", err=True)
         return _INTERRUPTED
     except BrokenPipeError:
         # Who reads standard output has gone, `head` for example: nobody is left to be told, at exit neither.

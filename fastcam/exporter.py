@@ -110,11 +110,13 @@ def export(
         Patches along height and width, for a layer of a transformer, (N,tokens,C), where the model does not tell: the
         patches come last, row by row, after class and register tokens.
     classes : sequence of str, or path, optional
-        Names by class index; a path names a UTF-8 text file of one name a line.
+        Names by class index; a path names a UTF-8 text file of one name a line. By default those that `finetune`
+        stored in its file.
     preprocess : str, Preprocessing, or mapping, optional
         How a picture becomes the model's input: "vgg16", "imagenet", "scale", "symmetric", "none", or a mapping of
-        order, mean and scale. By default it is taken from architectures that fastcam knows (keras.applications VGG16
-        and VGG19), and is "none" where the model itself starts with the arithmetic.
+        order, mean and scale. By default it is what `finetune` stored in its file, or taken from architectures that
+        fastcam knows (keras.applications VGG16 and VGG19), and is "none" where the model itself starts with the
+        arithmetic.
     gradients : {"pooled", "full"}
         "full" adds the output ``gradients`` (N,K,C,h,w), d logits[n,target] / d activations, for every layer.
 
@@ -154,6 +156,7 @@ def export(
     with _understood():
         classifier = open_classifier(model, layers, ImportOptions(output, input_size, example_input), token_grid)
         graph, imported = classifier.graph, classifier.imported
+        names = list(imported.classes) if names is None and imported.classes is not None else names
         class_count = _class_count(graph, names)
         layout = _input_layout(graph, imported)
         if chosen_preprocessing is None and imported.preprocessing is not None:

@@ -55,6 +55,30 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only one who writes in ``folder``, until the end of the block; a process that is killed lets go.
+
+    Raises
+    ------
+    WriteError
+        Somebody else is writing there.
+    """
+    import filelock
+
+    lock = filelock.FileLock(folder / ".fastcam.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise WriteError(
+            f"{folder}: another run is writing there: wait for its end, or choose another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def check_writable(path: Path) -> None:
     """Raise WriteError now when ``path`` could not be written later."""
     try:

@@ -13,15 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import filelock
-
 from .errors import ArgumentError, WriteError
-from .files import replacing, writing
+from .files import locked, replacing, writing
 
 RESULTS = "results.jsonl"
 RUN = "run.json"
 _PARTIAL = "results.partial.jsonl"
-_LOCK = ".fastcam.lock"
 
 Entry = dict[str, Any]
 
@@ -112,28 +109,13 @@ def open_journal(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> 
     with contextlib.ExitStack() as stack:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_locked(folder))
+            stack.enter_context(locked(folder))
             run = _earlier_run(folder, settings, resume)
             names = (RESULTS, _PARTIAL) if run else ()
             lines = {id_: line for name in names for id_, line in _read_lines(folder, name)}
             _remove_leftovers(folder)
             file = stack.enter_context((folder / _PARTIAL).open("ab" if run else "wb"))
         yield Journal(folder, settings, run, lines, file)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    lock = filelock.FileLock(folder / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise WriteError(
-            f"{folder}: another run is writing there: wait for its end, or choose another folder"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _earlier_run(folder: Path, settings: Mapping[str, Any], resume: bool) -> dict[str, Any]:

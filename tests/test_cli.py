@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import inspect
 import json
 import os
 import pty
@@ -21,6 +22,7 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 from networks import small_classifier
+from photo_folders import make_class_folders
 from PIL import Image
 
 import fastcam
@@ -71,13 +73,14 @@ def test_version() -> None:
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
 def test_help_lists_the_subcommands(arguments: list[str]) -> None:
     output = _invoke(*arguments).output
-    for name in ("completion", "demo", "explain", "export", "info"):
+    for name in ("completion", "demo", "explain", "export", "info", "train"):
         assert f"\n  {name}  " in output
 
 
 @pytest.mark.parametrize(
     ("command", "example"),
     [
+        ("train", "fastcam train photos/ -o dogs.keras --unfreeze 1"),
         ("export", "fastcam export dogs.keras dogs.onnx --classes breeds.txt"),
         ("explain", "fastcam explain dogs.onnx photos/ -o why --top 3"),
         ("info", "fastcam info dogs.onnx"),
@@ -103,6 +106,99 @@ def test_completion_scripts_complete(shell: str) -> None:
     assert "_FASTCAM_COMPLETE" in _invoke("completion", shell).output
     environment = {**os.environ, "_FASTCAM_COMPLETE": "bash_complete", "COMP_WORDS": "fastcam ex", "COMP_CWORD": "1"}
     assert _run(env=environment).stdout.split() == ["plain,explain", "plain,export"]
+
+
+# train
+
+
+def test_training_options_reach_the_function_with_its_own_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: dict[str, Any] = {}
+
+    def finetune(data_dir: Path, **options: Any) -> fastcam.TrainingResult:
+        called.update(options, data_dir=data_dir)
+        folder = tmp_path / "dogs.training"
+        history: dict[str, Any] = {}
+        return fastcam.TrainingResult(
+            tmp_path / "dogs.keras", folder, ("a", "b"), 0.75, ((2, 0), (1, 1)), history, 9, 4, ("bad",), {"head": 2.0}
+        )
+
+    signature = inspect.signature(fastcam.finetune)
+    monkeypatch.setattr(fastcam, "finetune", finetune)
+    assert _invoke("train", "photos", "-o", tmp_path / "dogs.keras").exit_code == 0
+    for name, parameter in signature.parameters.items():
+        if name not in ("progress", "data_dir", "out"):
+            assert called[name] == parameter.default, name
+    arguments = """--backbone mobilenetv2 --weights none --size 64 --hidden 32 --hidden 16 --dropout 0.5 --epochs 3
+        --learning-rate 0.1 --unfreeze 2 --fine-epochs 4 --fine-learning-rate 0.2 --batch 5 --patience 6
+        --augmentations 7 --no-class-weights --validation 0.3 --seed 8 --resume""".split()
+    result = _invoke("train", "photos", "-o", tmp_path / "dogs.keras", *arguments)
+    assert result.exit_code == 0, result.output
+    del called["progress"]
+    assert called == {
+        "data_dir": Path("photos"),
+        "out": tmp_path / "dogs.keras",
+        "backbone": "mobilenetv2",
+        "weights": None,
+        "size": 64,
+        "hidden": (32, 16),
+        "dropout": 0.5,
+        "epochs": 3,
+        "learning_rate": 0.1,
+        "unfreeze": 2,
+        "fine_epochs": 4,
+        "fine_learning_rate": 0.2,
+        "batch": 5,
+        "patience": 6,
+        "augmentations": 7,
+        "class_weights": False,
+        "validation": 0.3,
+        "seed": 8,
+        "resume": True,
+    }
+    assert "accuracy on the photos held out: 75.0%" in result.output
+    assert "skipped: bad" in result.output
+
+
+def test_photos_become_heatmaps_in_three_commands(tmp_path: Path) -> None:
+    """Train, export and explain, as a shell runs them."""
+    pytest.importorskip("keras", reason="needs tensorflow: pip install fastcam[train]")
+    make_class_folders(tmp_path / "photos", 4)
+    (tmp_path / "photos" / "grün" / "broken.jpg").write_bytes(b"")
+    options = "--backbone mobilenet --weights none --size 64 --epochs 2 --batch 64".split()
+    trained = _run("train", "photos", "-o", "dogs.keras", *options, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "network: epoch 2 of 2, loss " in trained.stderr
+    assert "photos: 13 photos done" in trained.stderr
+    assert "skipped: 'photos/grün/broken.jpg' is empty or no picture" in trained.stderr
+    assert "classes: 3: grün, red one, 蓝" in trained.stdout
+    assert "wrote dogs.keras: fastcam export dogs.keras dogs.onnx" in trained.stdout
+    exported = _run("export", "dogs.keras", "dogs.onnx", cwd=tmp_path)
+    assert "classes: 3: grün, red one, 蓝" in exported.stdout
+    assert "preprocessing: symmetric" in exported.stdout
+    explained = _run("explain", "dogs.onnx", "photos", "-o", "why", cwd=tmp_path)
+    assert "explained 12 of 13 images" in explained.stdout
+    assert len(list((tmp_path / "why" / "overlays").iterdir())) == 12
+
+
+def test_a_terminal_gets_a_bar_for_each_step_of_a_training(capsys: pytest.CaptureFixture[str]) -> None:
+    logs = {"loss": 0.5, "accuracy": 0.75, "val_loss": 0.25, "val_accuracy": 1.0, "seconds": 1.0}
+    show = cli._TrainingBar()
+    for step, done, total, figures in [
+        ("photos", 2, 4, {}),
+        ("photos", 4, 4, {}),
+        ("head", 1, 3, logs),
+        ("head", 2, 3, logs),
+        ("blocks", 1, 1, logs),
+    ]:
+        show(fastcam.TrainingProgress(step, done, total, figures))  # type: ignore[arg-type]
+    shown = capsys.readouterr().err
+    assert "photos: 100%" in shown
+    assert "4/4 [" in shown
+    assert "head:  67%" in shown
+    assert "blocks: 100%" in shown
+    assert "loss 0.500, accuracy 75.0%, held out: loss 0.250, accuracy 100.0%" in shown
 
 
 # export
@@ -290,7 +386,7 @@ def test_an_interruption_is_said_and_can_be_resumed(model: Path, tmp_path: Path)
         child.send_signal(signal.SIGINT)
         _, said = child.communicate(timeout=60)
     assert child.returncode == 130
-    assert said.strip() == "fastcam: interrupted; `fastcam explain` goes on with --resume"
+    assert said.strip() == "fastcam: interrupted; `fastcam explain` and `fastcam train` go on with --resume"
     assert not list((tmp_path / "out").rglob("*.part"))
     done = _run("explain", model, folder, "-o", tmp_path / "out", "--resume")
     assert done.returncode == 0
@@ -375,6 +471,9 @@ def test_a_refusal_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         ("explain m.onnx x.jpg -o out --method layercam", 1, 'export the model again with gradients="full"'),
         ("explain m.onnx x.jpg -o m.onnx", 1, "m.onnx: cannot be written: File exists"),
         ("explain plain.onnx x.jpg -o out", 1, "this ONNX file does not explain itself: run fastcam.export"),
+        ("train nowhere -o out.keras", 1, "fastcam: nowhere: is no folder"),
+        ("train . -o out.txt", 1, "must end in .keras"),
+        ("train empty -o out.keras --epochs 0", 2, "not in the range"),
         ("export gone.keras out.onnx", 1, "gone.keras"),
         ("export plain.onnx out.onnx --preprocess caffe", 1, "unknown preprocessing 'caffe'"),
         ("export plain.onnx out.onnx --preprocess {", 1, "no preprocessing in '{'"),

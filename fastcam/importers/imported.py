@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import ModelError, suggest
 from ..graph import Dim, Graph, TensorType
+from ..imaging import Preprocessing
 
 MINIMUM_OPSET = 18
 MAXIMUM_OPSET = 20
@@ -53,8 +54,10 @@ class ImportedModel:
         "keras", "onnx" or "torch".
     layers : dict of str to str
         Value name of every framework layer's output that the graph computes, in the order of the forward pass.
-    preprocessing : str or None
-        Name of the preprocessing that the architecture is known to be trained with; None where that is not known.
+    preprocessing : str, Preprocessing or None
+        What the architecture, or this very model, is known to be trained with; None where that is not known.
+    classes : tuple of str or None
+        Names by class index, where the model knows them.
     notes : list of str
         What was done to the model, or left as it was, that its owner may want to know; a sentence each.
     """
@@ -62,7 +65,8 @@ class ImportedModel:
     graph: Graph
     framework: str
     layers: dict[str, str] = field(default_factory=dict)
-    preprocessing: str | None = None
+    preprocessing: str | Preprocessing | None = None
+    classes: tuple[str, ...] | None = None
     notes: list[str] = field(default_factory=list)
 
 

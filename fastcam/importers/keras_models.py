@@ -27,6 +27,8 @@ from onnx import helper
 
 from ..errors import MissingExtraError, ModelError
 from ..graph import Graph, from_model, static_dims
+from ..labels import MEMBER as LABELS
+from ..labels import read_labels
 from .imported import TARGET_OPSET, ImportedModel, ImportOptions, logging_from, settle_signature
 from .keras_calls import LayerCall, choose_output, name_tensors, recorded_calls
 from .precision import widen_to_float32
@@ -45,7 +47,11 @@ def read_keras(path: Path, options: ImportOptions) -> ImportedModel:
         model = _load_keras(keras, path)
     except Exception as error:  # zipfile, h5py, json and Keras each raise their own
         raise ModelError(f"{path}: Keras cannot load this model: {error}") from error
-    return import_keras(model, options)
+    imported = import_keras(model, options)
+    labels = read_labels(path)
+    if labels is not None:
+        imported.classes, imported.preprocessing = labels.classes, labels.preprocessing
+    return imported
 
 
 def _load_keras(keras: Any, path: Path) -> Any:
@@ -55,7 +61,7 @@ def _load_keras(keras: Any, path: Path) -> Any:
     3.2 GB. Extracted to disk first, it peaks at 2.7 GB.
     """
     members = _archive_members(path)
-    if members != {"metadata.json", "config.json", "model.weights.h5"}:
+    if members - {LABELS} != {"metadata.json", "config.json", "model.weights.h5"}:
         return keras.models.load_model(path, compile=False)
     with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
         config = {**json.loads(archive.read("config.json")), "compile_config": None}
@@ -119,7 +125,7 @@ def import_keras(model: Any, options: ImportOptions) -> ImportedModel:
     tensors = name_tensors(calls)
     layers = _name_values(graph, {layer: _source_tensor(tensor).name for layer, tensor in tensors.items()})
     graph.maps = _map_sizes(keras, {layers[layer]: tensor for layer, tensor in tensors.items() if layer in layers})
-    return ImportedModel(graph, "keras", layers, _known_preprocessing(graph, layers), notes)
+    return ImportedModel(graph, "keras", layers, _known_preprocessing(graph, layers), notes=notes)
 
 
 def _widen(graph: Graph, calls: list[LayerCall]) -> list[str]:
