@@ -70,6 +70,8 @@ class Backbone:
         downloads = weights == "imagenet"
         try:
             network = self._downloaded(build, options) if downloads else build(weights=None, **options)
+        except ModelError:
+            raise
         except ValueError as error:
             raise ArgumentError(f"size={side}: {self.name} cannot be built for it: {error}") from None
         if weights is not None and not downloads:
