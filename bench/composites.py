@@ -18,7 +18,6 @@ CLASSES = {
     "fish": "animals/fish",
     "flowers": "plants/flowers",
     "fruit": "food/fruit",
-    "insects": "animals/insects",
     "instruments": "hobbies/music",
     "mammals": "animals/mammals",
     "road signs": "town/roadsigns",

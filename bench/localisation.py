@@ -107,16 +107,16 @@ def _single(explainer: fastcam.Explainer, photos: Sequence[Path], masks: Masks) 
     found = {}
     for method in _METHODS:
         best = explainer(photos, method=method, size="input")
-        found[f"{method}, best class"] = _quality(best.heatmaps[:, 0], masks)
+        found[f"{method}, best class"] = quality(best.heatmaps[:, 0], masks)
         named = explainer(photos, target=[[index] for index in right], method=method, size="input")
-        found[f"{method}, right class"] = _quality(named.heatmaps[:, 0], masks)
+        found[f"{method}, right class"] = quality(named.heatmaps[:, 0], masks)
         correct = best.targets[:, 0] == right
-        found[f"{method}, where it is right"] = _quality(best.heatmaps[correct, 0], masks[correct])
+        found[f"{method}, where it is right"] = quality(best.heatmaps[correct, 0], masks[correct])
     side = masks.shape[1]
     rows, columns = np.mgrid[:side, :side] - (side - 1) / 2
     gaussian = np.exp(-(rows**2 + columns**2) / (2 * (side / 4) ** 2)).astype(np.float32)
-    found["Gaussian in the middle"] = _quality(np.broadcast_to(gaussian, masks.shape), masks)
-    found["random 14 x 14"] = _quality(_random_maps(len(masks), side), masks)
+    found["Gaussian in the middle"] = quality(np.broadcast_to(gaussian, masks.shape), masks)
+    found["random 14 x 14"] = quality(_random_maps(len(masks), side), masks)
     return found
 
 
@@ -126,7 +126,7 @@ def _random_maps(count: int, side: int) -> Maps:
     return np.stack([np.asarray(each) for each in resized])
 
 
-def _quality(heatmaps: Maps, masks: Masks) -> dict[str, float]:
+def quality(heatmaps: Maps, masks: Masks) -> dict[str, float]:
     """Energy inside, pointing game, IoU at the best threshold for all; each a mean over the pictures, 0..1."""
     peaks = heatmaps.max(axis=(1, 2))
     scaled = heatmaps / np.where(peaks > 0, peaks, 1)[:, None, None]
