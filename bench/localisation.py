@@ -37,8 +37,8 @@ def main() -> None:
     parser.add_argument("--stamps", type=Path, default=Path("/usr/share/tuxpaint/stamps"), help="folder of cut-outs")
     parser.add_argument("--weights", default="imagenet", help="'imagenet', or a file of VGG16's without its head")
     parser.add_argument("--work", type=Path, default=RESULTS / "localisation", help="folder for pictures and model")
-    parser.add_argument("--train", type=int, default=50, help="pictures a class to learn from")
-    parser.add_argument("--val", type=int, default=20, help="pictures a class to test on")
+    parser.add_argument("--train", type=int, default=32, help="pictures a class to learn from")
+    parser.add_argument("--val", type=int, default=16, help="pictures a class to test on")
     parser.add_argument("--pairs", type=int, default=200, help="pictures of two objects")
     options = parser.parse_args()
 
@@ -64,7 +64,7 @@ def _model(options: argparse.Namespace, stamps: Mapping[str, tuple[list[Path], l
         weights=options.weights,
         augmentations=2,
         unfreeze=1,
-        fine_epochs=5,
+        fine_epochs=3,
         patience=3,
         resume=True,
         progress=_say,

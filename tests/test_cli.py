@@ -31,7 +31,9 @@ from fastcam.errors import WriteError
 from fastcam.jobs import FORMATS
 from fastcam.methods import METHODS
 
-_COMMAND = [sys.executable, "-c", "from fastcam.cli import main; main()"]
+# A test run in the background of a script ignores Ctrl-C, and so would its children.
+_HEARING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+_COMMAND = [sys.executable, "-c", f"{_HEARING}; from fastcam.cli import main; main()"]
 _CLASSES = ["beagle", "pug", "boxer", "collie", "husky"]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from photo_folders import make_class_folders
 from PIL import Image
 from textbook import make_layers_he
 
@@ -20,6 +21,7 @@ _README = Path(__file__).parents[1] / "README.md"
 _TEXT = _README.read_text(encoding="utf-8")
 _BLOCKS = re.findall(r"<!-- runs -->\n```python\n(.*?)```", _TEXT, re.DOTALL)
 _COMMANDS = re.findall(r"<!-- runs sh -->\n```sh\n(.*?)```", _TEXT, re.DOTALL)
+_TRAINING = re.findall(r"<!-- runs train -->\n```sh\n(.*?)```", _TEXT, re.DOTALL)
 
 
 def _save_network(tmp_path: Path) -> None:
@@ -61,14 +63,39 @@ def test_the_readmes_commands_run(tmp_path: Path) -> None:
     _save_photos(tmp_path / "photos", ["dog.jpg", "two_dogs.jpg"])
     (tmp_path / "breeds.txt").write_text("\n".join(f"breed {number}" for number in range(15)), encoding="utf-8")
     assert len(_COMMANDS) == 1
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    command = ["bash", "-euc", _COMMANDS[0]]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "explained 2 of 2 images" in done.stdout
-    assert "parameters      134,321,999," in done.stdout
+    said = _run(_COMMANDS[0], tmp_path)
+    assert "explained 2 of 2 images" in said
+    assert "parameters      134,321,999," in said
     assert (tmp_path / "why" / "report.html").is_file()
     assert len(list((tmp_path / "why" / "overlays").iterdir())) == 6
+
+
+@pytest.mark.slow
+def test_the_readmes_training_runs(tmp_path: Path) -> None:
+    """With one more option: a test downloads no weights."""
+    keras = pytest.importorskip("keras", reason="needs tensorflow: pip install fastcam[train]")
+    network = keras.applications.VGG16(weights=None, include_top=False, input_shape=(224, 224, 3))
+    make_layers_he(network, seed=0)
+    network.save_weights(tmp_path / "vgg16.weights.h5")
+    make_class_folders(tmp_path / "photos", 4)
+    assert len(_TRAINING) == 1
+    train = "fastcam train photos/ -o dogs.keras --unfreeze 1\n"
+    assert train in _TRAINING[0]
+    fewer = "--weights vgg16.weights.h5 --epochs 1 --fine-epochs 1 --augmentations 0"
+    said = _run(_TRAINING[0].replace(train, f"{train.rstrip()} {fewer}\n"), tmp_path)
+    assert "photos: 9 to learn from, 3 held out" in said
+    assert "classes: 3: grün, red one, 蓝" in said
+    assert "explained 12 of 12 images" in said
+    assert (tmp_path / "why" / "report.html").is_file()
+    assert {path.name for path in (tmp_path / "dogs.training").glob("*.png")} == {"curves.png", "confusion.png"}
+
+
+def _run(commands: str, folder: Path) -> str:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", "-euc", commands]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_the_readme_names_its_two_commands() -> None:
