@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=RESULTS / "localisation", help="folder for pictures and model")
     parser.add_argument("--train", type=int, default=32, help="pictures a class to learn from")
     parser.add_argument("--val", type=int, default=16, help="pictures a class to test on")
+    parser.add_argument("--unfreeze", type=int, default=0, help="blocks to train after the head")
     parser.add_argument("--pairs", type=int, default=200, help="pictures of two objects")
     options = parser.parse_args()
 
@@ -63,9 +64,8 @@ def _model(options: argparse.Namespace, stamps: Mapping[str, tuple[list[Path], l
         options.work / "stamps.keras",
         weights=options.weights,
         augmentations=2,
-        unfreeze=1,
+        unfreeze=options.unfreeze,
         fine_epochs=3,
-        patience=3,
         resume=True,
         progress=_say,
     )

@@ -11,6 +11,8 @@ from typing import BinaryIO
 
 from .errors import WriteError
 
+LOCK = ".fastcam.lock"
+
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
@@ -62,17 +64,18 @@ def locked(folder: Path) -> Iterator[None]:
     Raises
     ------
     WriteError
-        Somebody else is writing there.
+        Somebody else is writing there, or nobody can.
     """
     import filelock
 
-    lock = filelock.FileLock(folder / ".fastcam.lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise WriteError(
-            f"{folder}: another run is writing there: wait for its end, or choose another folder"
-        ) from None
+    lock = filelock.FileLock(folder / LOCK)
+    with writing(folder):
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise WriteError(
+                f"{folder}: another run is writing there: wait for its end, or choose another folder"
+            ) from None
     try:
         yield
     finally:

@@ -106,18 +106,17 @@ def fit(
         with writing(folder):
             model.save_weights(folder / _BEST)
     if not state.is_finished(phase.epochs):
-        with writing(folder):
-            model.fit(
-                batches.skip(len(state.rows) * phase.steps),
-                steps_per_epoch=phase.steps,
-                epochs=phase.epochs,
-                initial_epoch=len(state.rows),
-                validation_data=validation,
-                class_weight=dict(phase.class_weight) or None,
-                callbacks=_callbacks(keras, model, phase, state, lowest, progress),
-                shuffle=False,
-                verbose=0,
-            )
+        model.fit(
+            batches.skip(len(state.rows) * phase.steps),
+            steps_per_epoch=phase.steps,
+            epochs=phase.epochs,
+            initial_epoch=len(state.rows),
+            validation_data=validation,
+            class_weight=dict(phase.class_weight) or None,
+            callbacks=_callbacks(keras, model, phase, state, lowest, progress),
+            shuffle=False,
+            verbose=0,
+        )
     model.load_weights(folder / _BEST)
     return state.rows
 
@@ -152,19 +151,28 @@ def _callbacks(
                 f"than {phase.learning_rate:g}"
             )
         row["seconds"] = time.perf_counter() - begin
-        state.add(row, model)
+        with writing(state.folder):
+            state.add(row, model)
         progress(epoch + 1, row)
 
+    checkpoint = keras.callbacks.ModelCheckpoint(
+        state.folder / _BEST,
+        "val_loss",
+        save_best_only=True,
+        save_weights_only=True,
+        initial_value_threshold=lowest,
+    )
+    keep_best = checkpoint.on_epoch_end
+
+    def keep(epoch: int, logs: object) -> None:
+        with writing(state.folder):
+            keep_best(epoch, logs)
+
+    checkpoint.on_epoch_end = keep
     # Each needs what stands before it: the state says whether the training has been stopped, and that the best weights
     # are on disk.
     return [
-        keras.callbacks.ModelCheckpoint(
-            state.folder / _BEST,
-            "val_loss",
-            save_best_only=True,
-            save_weights_only=True,
-            initial_value_threshold=lowest,
-        ),
+        checkpoint,
         stopping,
         keras.callbacks.LambdaCallback(on_train_begin=replay, on_epoch_begin=seed, on_epoch_end=remember),
     ]

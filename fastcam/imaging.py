@@ -29,6 +29,10 @@ Pixels = NDArray[np.uint8]
 Layout = Literal["NHWC", "NCHW"]
 _Read = TypeVar("_Read")
 
+# What Pillow decodes by itself, the usual ones first. It goes by a file's content, whatever its name: a ".jpg" that
+# holds PostScript would otherwise run Ghostscript.
+_READ_FORMATS = "JPEG PNG BMP GIF PPM WEBP AVIF TIFF JPEG2000 TGA DIB ICO ICNS PCX PSD QOI SGI DDS XBM XPM".split()
+
 _ACCEPTED = "Accepted: a path, a PIL image, or a uint8 array (H,W), (H,W,1), (H,W,3) RGB or (H,W,4) RGBA"
 
 
@@ -108,9 +112,18 @@ def _from_file(path: str) -> Picture:
     from PIL import Image
 
     with _no_warnings():
-        opened = Image.open(path)
+        opened = Image.open(path, formats=_known_formats())
     with opened as image:
         return Picture(_from_pil(image), _has_more(image))
+
+
+@cache
+def _known_formats() -> list[str]:
+    """Return those of `_READ_FORMATS` that this version of Pillow has."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in _READ_FORMATS if name in Image.OPEN]
 
 
 def _has_more(image: Image.Image) -> bool:
@@ -194,7 +207,7 @@ def _guarded(name: str, read: Callable[[], _Read]) -> _Read:
         (FileNotFoundError, "does not exist. Check the path"),
         (IsADirectoryError, "is a directory. Pass the pictures in it"),
         (PermissionError, "may not be read. Check its permissions"),
-        (UnidentifiedImageError, "is empty or no picture that Pillow knows. Convert it to PNG or JPEG"),
+        (UnidentifiedImageError, "is empty or no picture of a known format. Convert it to PNG or JPEG"),
         ((Image.DecompressionBombError, Image.DecompressionBombWarning), too_large),
         (Exception, "is damaged, truncated or of an unknown kind ({error}). Save it again as PNG or JPEG"),
     ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,9 @@ from .sources import PICTURE_SUFFIXES
 
 TRAINING, VALIDATION = "train", "val"
 _VALIDATION_FOLDERS = (VALIDATION, "valid", "validation")
+# Folders of such names hold parts of the photos, and are no classes.
+_PART_NAMES = frozenset(("train", "training", "test", *_VALIDATION_FOLDERS))
+_STAGED_NAME = re.compile(r"[0-9a-f]{32}\.png")
 
 
 class Photo(NamedTuple):
@@ -109,7 +113,7 @@ def stage_photos(
     listing = _list_folder(folder)
     with writing(staging):
         staging.mkdir(parents=True, exist_ok=True)
-        earlier = {path.name: path for path in staging.rglob("*.png")}
+        earlier = {path.name: path for path in _staged(staging)}
     incoming = staging / "incoming"
     with writing(incoming):
         incoming.mkdir(exist_ok=True)
@@ -129,26 +133,43 @@ def stage_photos(
     )
     kept = {photo.staged for _, photo in photos}
     with writing(staging):
-        for path in staging.rglob("*.png"):
+        for path in _staged(staging):
             if path not in kept:
                 path.unlink()
     train, val = (tuple(photo for part, photo in photos if part == wanted) for wanted in (TRAINING, VALIDATION))
     return Photos(tuple(listing.classes), train, val, tuple(listing.skipped))
 
 
+def check_folders(folder: Path) -> None:
+    """Raise ArgumentError where `stage_photos` would do so for the folders alone, without a look at the photos."""
+    _parts_and_classes(folder)
+
+
+def _staged(staging: Path) -> list[Path]:
+    return [path for path in staging.rglob("*.png") if _STAGED_NAME.fullmatch(path.name)]
+
+
+def _parts_and_classes(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """Return the folders of each part, "" where they are not divided, and the classes' names."""
+    try:
+        if not folder.is_dir():
+            raise ArgumentError(f"{folder}: is no folder: give one that holds a folder of photos for each class")
+        held_out = next((folder / name for name in _VALIDATION_FOLDERS if (folder / name).is_dir()), None)
+        divided = held_out is not None and (folder / TRAINING).is_dir()
+        parts = {TRAINING: folder / TRAINING, VALIDATION: held_out} if held_out and divided else {"": folder}
+        names = {part: [path.name for path in _class_folders(path)] for part, path in parts.items()}
+    except OSError as error:
+        raise ArgumentError(f"{folder}: cannot be read: {error}") from error
+    return parts, _checked_classes(folder, names)
+
+
 def _list_folder(folder: Path) -> _Listing:
-    if not folder.is_dir():
-        raise ArgumentError(f"{folder}: is no folder: give one that holds a folder of photos for each class")
-    held_out = next((folder / name for name in _VALIDATION_FOLDERS if (folder / name).is_dir()), None)
-    divided = held_out is not None and (folder / TRAINING).is_dir()
-    parts = {TRAINING: folder / TRAINING, VALIDATION: held_out} if held_out and divided else {"": folder}
-    names = {part: [path.name for path in _class_folders(path)] for part, path in parts.items()}
-    classes = _checked_classes(folder, names)
+    parts, classes = _parts_and_classes(folder)
     skipped = [f"'{path}' is in no class's folder" for path in _files(folder.iterdir()) if _is_picture(path)]
     candidates = []
     for part, path in parts.items():
         for label, name in enumerate(classes):
-            for file in sorted(_files((path / name).rglob("*"))):
+            for file in sorted(_files(_below(path / name, skipped))):
                 if _is_picture(file):
                     candidates.append(_Candidate(file, file.relative_to(folder).as_posix(), label, part))
                 else:
@@ -160,7 +181,18 @@ def _class_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _files(paths: Iterator[Path]) -> Iterator[Path]:
+def _below(folder: Path, skipped: list[str]) -> Iterator[Path]:
+    """Yield what lies in a folder and those in it that are not hidden: tools keep copies of photos in such."""
+
+    def refuse(error: OSError) -> None:
+        skipped.append(f"'{error.filename}' may not be read ({error.strerror})")
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(parent, name) for name in names)
+
+
+def _files(paths: Iterable[Path]) -> Iterator[Path]:
     return (path for path in paths if path.is_file() and not path.name.startswith("."))
 
 
@@ -177,6 +209,12 @@ def _checked_classes(folder: Path, names: dict[str, list[str]]) -> list[str]:
         found = f"one class's folder, {classes[0]!r}" if classes else "no folders"
         raise ArgumentError(
             f"{folder}: holds {found}: put the photos of each class into a folder named after it, two or more"
+        )
+    parts = sorted(name for name in classes if name.lower() in _PART_NAMES)
+    if len(parts) == len(classes):
+        raise ArgumentError(
+            f"{folder}: {', '.join(map(repr, parts))} are no classes: name the folders 'train' and 'val', each with a "
+            "folder of photos for each class"
         )
     unprintable = [name for name in classes if not name.isprintable()]
     if unprintable:
@@ -219,7 +257,7 @@ def _placed(
         if "" in parts or not parts:
             parts = _divided(len(members), validation, f"{seed} {name}")
         if {TRAINING, VALIDATION} - set(parts):
-            reasons = [reason for reason in listing.skipped if f"{os.sep}{name}{os.sep}" in reason]
+            reasons = [reason for reason in listing.skipped if re.search(f"/{re.escape(name)}[/']", reason)]
             raise ArgumentError(
                 f"{folder}: class {name!r} has {len(members)} usable photos, {parts.count(TRAINING)} to learn from and "
                 f"{parts.count(VALIDATION)} to test on: each class needs one of both"

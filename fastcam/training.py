@@ -28,18 +28,18 @@ from numpy.typing import NDArray
 from .backbones import Backbone, find_backbone, find_blocks
 from .errors import ArgumentError, MissingExtraError, ModelError, WriteError
 from .figures import write_confusion_matrix, write_learning_curves
-from .files import check_writable, locked, replacing, writing
+from .files import LOCK, check_writable, locked, replacing, writing
 from .fitting import Phase, Row, fit, set_random_state
 from .imaging import Preprocessing
 from .labels import Labels, write_labels
-from .photos import TRAINING, VALIDATION, Photo, Photos, stage_photos
+from .photos import TRAINING, VALIDATION, Photo, Photos, check_folders, stage_photos
 
 Step = Literal["photos", "features", "head", "blocks", "network"]
 Features = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 RECORD = "training.json"
 CURVES, CONFUSION = "curves.png", "confusion.png"
-_RUNNING, _FAILED, _DONE = "running", "failed", "done"
+_NEW, _RUNNING, _FAILED, _DONE = "new", "running", "failed", "done"
 
 
 @dataclass(frozen=True)
@@ -281,12 +281,33 @@ def finetune(
     folder = destination.with_suffix(".training")
     if folder.resolve().is_relative_to(data.resolve()):
         raise ArgumentError(f"out={str(out)!r} lies in the folder of the photos: choose another place")
+    if data.resolve().is_relative_to(folder.resolve()):
+        raise ArgumentError(f"data_dir={str(data)!r} lies in {folder}, where the training keeps its own files: move it")
+    check_folders(data)
     keras = _import_keras()
     chosen = find_backbone(keras, settings.backbone)
-    with writing(folder):
-        folder.mkdir(exist_ok=True)
+    _claim(folder)
     with locked(folder):
         return _Training(keras, settings, chosen, folder, progress or _say_nothing).run(data, destination, resume)
+
+
+def _claim(folder: Path) -> None:
+    """Make the folder of a training, or find that it is one: what lies in a folder of somebody else's stays there.
+
+    Raises
+    ------
+    WriteError
+        It cannot be made, or holds files and is no training's.
+    """
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+        if not (folder / RECORD).exists():
+            foreign = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
+            if foreign:
+                raise WriteError(
+                    f"{folder}: was not made by a training, and holds {foreign[0]!r}: move it, or choose another out"
+                )
+            _write_json(folder / RECORD, {"state": _NEW})
 
 
 def _say_nothing(progress: TrainingProgress) -> None:
@@ -345,6 +366,7 @@ class _Training:
         self._make_deterministic()
         network = self.backbone.build(self.keras, self.settings.weights, self.side)
         self._check_unfreeze(network)
+        self._check_space(network)
         facts = self._facts(data, photos, network)
         self._open_record(facts, resume)
         try:
@@ -398,7 +420,7 @@ class _Training:
 
     def _open_record(self, facts: dict[str, Any], resume: bool) -> None:
         """Begin, or go on, and refuse to destroy or to mix."""
-        earlier = _read_json(self.folder / RECORD)
+        earlier = _read_record(self.folder / RECORD)
         if earlier.get("state") == _RUNNING:
             if not resume:
                 raise WriteError(
@@ -481,6 +503,17 @@ class _Training:
         if self.settings.unfreeze > count:
             raise ArgumentError(
                 f"unfreeze={self.settings.unfreeze}: {self.backbone.name} has {count} blocks, of maps of one size each"
+            )
+
+    def _check_space(self, network: Any) -> None:
+        """Refuse before a day of training what could not be kept: HDF5 does not survive a full disk."""
+        # The best weights, those of the last two epochs with Adam's two averages, and the model.
+        needed = 8 * sum(array.nbytes for array in network.get_weights())
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise WriteError(
+                f"{self.folder}: has {free / 1e6:.0f} MB of free space, and training {self.backbone.name} may take "
+                f"{needed / 1e6:.0f} MB there: make room, or choose another out"
             )
 
     def _unfreeze(self, network: Any) -> None:
@@ -647,17 +680,19 @@ def _read_array(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32] | Non
     return found if found.shape == shape else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_record(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    except (OSError, ValueError) as error:
+        raise WriteError(f"{path}: cannot be read ({error}): remove {path.parent} to begin anew") from error
+    if not isinstance(found, dict):
+        raise WriteError(f"{path}: is no record of a training: remove {path.parent} to begin anew")
+    return found
 
 
 def _write_json(path: Path, facts: Mapping[str, Any]) -> None:
     with replacing(path) as file:
-        file.write(json.dumps(facts, indent=1, ensure_ascii=False).encode("utf-8", "surrogateescape"))
+        file.write(json.dumps(facts, indent=1).encode())
 
 
 def _differences(earlier: Mapping[str, Any], facts: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from fastcam.errors import ArgumentError, FastcamError, ImageError, WriteError
 from fastcam.imaging import Preprocessing, palette, prepare, read_image, write_image
+from fastcam.sources import PICTURE_SUFFIXES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -253,7 +254,7 @@ def test_missing_file_directory_and_forbidden_file(tmp_path: Path, monkeypatch: 
     with pytest.raises(ImageError, match=r"is a directory\. Pass the pictures in it"):
         read_image(tmp_path)
 
-    def forbidden(_path: str) -> None:
+    def forbidden(_path: str, **_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Image, "open", forbidden)
@@ -514,3 +515,26 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
         write_image(UPRIGHT, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_file_runs_a_program_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostScript in a .jpg: Pillow would hand it to Ghostscript."""
+    ran = tmp_path / "ran"
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f'#!/bin/sh\ntouch "{ran}"\n', encoding="ascii")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(ImageError, match="no picture of a known format"):
+        read_image(path)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("suffix", sorted(PICTURE_SUFFIXES - {".avif", ".jp2"}))
+def test_every_suffix_that_folders_are_searched_for_can_be_read(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"photo{suffix}"
+    Image.new("1" if suffix == ".pbm" else "L" if suffix == ".pgm" else "RGB", (8, 6), "white").save(path)
+    assert read_image(path).shape == (6, 8, 3)
+    assert (read_image(path) == 255).all()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,6 +123,36 @@ def test_what_is_no_photo_is_listed_and_skipped(folder: Path, tmp_path: Path) ->
         assert sum(name in reason for reason in photos.skipped) == 1, name
 
 
+def test_copies_in_hidden_folders_are_no_photos(folder: Path, tmp_path: Path) -> None:
+    """An editor's copy of a photo to learn from would be one to test on."""
+    shutil.copytree(folder / "grün", folder / "grün" / ".ipynb_checkpoints" / "deep")
+    photos = _stage(folder, tmp_path / "staged")
+    assert len(photos.train) + len(photos.val) == 24
+    assert not any(".ipynb_checkpoints" in photo.source.parts for photo in (*photos.train, *photos.val))
+
+
+def test_a_folder_that_may_not_be_read_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "grün" / "secret").mkdir()
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if Path(path).name == "secret":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    photos = _stage(folder, tmp_path / "staged")
+    (reason,) = photos.skipped
+    assert reason.endswith("secret' may not be read (Permission denied)")
+
+
+def test_only_staged_photos_are_ever_removed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "staged" / "train" / "0000").mkdir(parents=True)
+    (tmp_path / "staged" / "train" / "0000" / "mine.png").touch()
+    _stage(folder, tmp_path / "staged")
+    assert (tmp_path / "staged" / "train" / "0000" / "mine.png").exists()
+
+
 def test_photos_of_every_format_and_folders_within_a_class_count(folder: Path, tmp_path: Path) -> None:
     (folder / "grün" / "more" / "deep").mkdir(parents=True)
     for name, mode in (("a.webp", "RGB"), ("b.gif", "P"), ("c.tif", "L"), ("d.JPG", "RGB"), ("e.png", "RGBA")):
@@ -137,6 +169,8 @@ def test_photos_of_every_format_and_folders_within_a_class_count(folder: Path, t
         (["a", "b"], "class 'a' has 0 usable photos, 0 to learn from and 0 to test on: each class needs one of both"),
         (["a", "b\nc"], "is no name for a class: rename its folder"),
         (["train/a", "train/b", "val/a", "val/c"], "only one of train and val has the classes 'b', 'c'"),
+        (["train/a", "train/b", "test/a"], "'test', 'train' are no classes: name the folders 'train' and 'val'"),
+        (["Train/a", "Val/a"], "'Train', 'Val' are no classes"),
     ],
 )
 def test_folders_that_hold_no_classes_are_refused(tmp_path: Path, names: list[str], message: str) -> None:
