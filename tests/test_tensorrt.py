@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from networks import small_classifier
+from networks import relative_error, small_classifier
 from onnx import helper
 
 import fastcam
@@ -480,3 +480,38 @@ def test_the_machine_is_asked_through_cupy(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "cupy.cuda", None)
     with pytest.raises(MissingExtraError, match="cupy"):
         tensorrt.this_machine(0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_on_a_gpu_the_results_are_those_of_the_cpu(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Targets that are not the best class would show a default taken for a constant.
+
+    Products of float32 are TF32: 11 bits, as float16; a few of them in a row.
+    """
+    monkeypatch.undo()
+    try:
+        tensorrt.this_machine(0)
+    except (DeviceError, MissingExtraError) as error:
+        pytest.skip(f"needs TensorRT and a GPU: {error}")
+    path = tmp_path / "small.onnx"
+    fastcam.export(small_classifier().to_model(), path, precision=precision)
+    images = np.random.default_rng(0).normal(size=(3, 3, 12, 12)).astype(np.float32)
+    inputs = {"image": images, "target": np.array([[0, 4], [1, 3], [2, 2]])}
+    names = ["logits", "targets", "activations", "weights"]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    expected = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(names, inputs)
+    context = tensorrt.write_context(path, tmp_path / "small_ctx.onnx", embed=precision == "fp32")
+    for file in (path, path, context):
+        plan = tensorrt.plan(file, cache=tmp_path / "cache")
+        with plan.building():
+            session = onnxruntime.InferenceSession(plan.model, options, providers=plan.providers)
+        plan.check(session)
+        found = session.run(names, inputs)
+        np.testing.assert_array_equal(found[1], expected[1])
+        for index in (0, 2, 3):
+            assert relative_error(found[index], expected[index]) < 2**-8
+    assert len(list((tmp_path / "cache").rglob("*.engine"))) == 1
