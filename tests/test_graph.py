@@ -186,7 +186,7 @@ def test_equal_small_constants_are_shared_and_different_ones_are_not() -> None:
 def test_a_constant_that_a_pass_replaced_is_not_shared() -> None:
     graph = small_classifier()
     third = graph.emit_constant(np.float32(1 / 3))
-    graph.constants[third] = np.float32(np.float16(1 / 3))
+    graph.constants[third] = np.asarray(np.float16(1 / 3), np.float32)
     again = graph.emit_constant(np.float32(1 / 3))
     assert graph.constants[again] == np.float32(1 / 3)
 
