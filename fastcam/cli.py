@@ -19,11 +19,15 @@ import fastcam
 from .errors import FastcamError
 from .imaging import Preprocessing
 from .jobs import FORMATS
+from .metadata import PRECISIONS
 from .methods import METHODS
 
 # Exit statuses beside 0: the work or a part of it was refused; the command line was wrong (click's own); Ctrl-C, as
 # shells count it.
 _REFUSED, _INTERRUPTED = 1, 130
+
+# What `info` says of a precision.
+_PRECISION_FACTS = {"fp32": "float32", "fp16": "float16, gradients float32"}
 
 # Seconds between two lines of progress where there is no terminal to draw a bar on.
 _LOG_SECONDS = 10.0
@@ -179,6 +183,13 @@ def train(data_dir: Path, weights: str, **options: Any) -> None:
     default="pooled",
     show_default=True,
     help="full: for every method, not Grad-CAM alone; a larger and slower file.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="fp32",
+    show_default=True,
+    help="fp16: a network in float16, for GPUs, in half the file; its gradients stay float32.",
 )
 @click.option("--output", metavar="NAME", help="The scores, where the model has several outputs.")
 @click.option("--input-size", type=_Size(), help="Size of the images, where the model leaves it open.")
@@ -466,6 +477,7 @@ def _facts(found: fastcam.ModelInfo) -> Iterator[tuple[str, str]]:
     yield "classes", _class_summary(found.classes, found.class_count)
     for name, (channels, height, width) in found.layers.items():
         yield "explained layer", f"{name}: {channels} channels of {height} x {width}"
+    yield "precision", _PRECISION_FACTS[found.precision]
     others = [name for name in found.candidates if name not in found.layers]
     yield (
         "candidates",

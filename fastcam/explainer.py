@@ -353,6 +353,11 @@ class Explainer:
         return self._metadata.framework
 
     @property
+    def precision(self) -> str:
+        """What the network computes in, "fp32" or "fp16"; its gradients are float32 always."""
+        return self._metadata.precision
+
+    @property
     def layer(self) -> str:
         """Name of the explained layer, the first of several."""
         return self._metadata.layers[0]
@@ -562,7 +567,9 @@ class Explainer:
         self._check_shapes(len(tensor), targets.shape[1], logits, explained, layers)
         bad = kernels.first_not_finite(logits)
         if bad is not None:
-            raise NonFiniteError(f"the scores of image {start + bad} are not finite: check the model", start + bad)
+            raise NonFiniteError(
+                f"the scores of image {start + bad} are not finite: {self._metadata.overflow_advice}", start + bad
+            )
         try:
             if len(layers) == 2:
                 rendered = self._render(method, layers[0], layers[1], normalize, size)
@@ -572,7 +579,8 @@ class Explainer:
         except NonFiniteError as error:
             image = start + error.image
             raise NonFiniteError(
-                f"the activations or gradients of image {image} are not finite: check the model", image
+                f"the activations or gradients of image {image} are not finite: {self._metadata.overflow_advice}",
+                image,
             ) from error
         largest = max((single.shape[2:] for single in maps), key=math.prod)
         heatmaps, fused = (_fused(maps, chosen, normalize) for chosen in (size or largest, largest))

@@ -249,8 +249,10 @@ class Graph:
     def emit_constant(self, array: npt.ArrayLike, *, stem: str = "constant") -> str:
         """Add a constant and return its name; an equal small constant is shared."""
         value = np.asarray(array)
-        key = (value.dtype.str, value.shape, value.tobytes() if value.size <= _INFERENCE_CONSTANT_SIZE else b"")
-        if key[2] and self._small.get(key) in self.constants:
+        key = _content(value)
+        known = self.constants.get(self._small.get(key, ""))
+        # A pass may have given the name another value since.
+        if key[2] and known is not None and _content(known) == key:
             return self._small[key]
         name = self.unused_name(stem)
         self.constants[name] = value
@@ -424,6 +426,11 @@ def _rename_key(mapping: dict[str, Any], old: str, new: str) -> None:
         items = [(new if key == old else key, value) for key, value in mapping.items()]
         mapping.clear()
         mapping.update(items)
+
+
+def _content(array: Array) -> tuple[str, tuple[int, ...], bytes]:
+    """Return what makes two small arrays equal; a large one has no bytes."""
+    return array.dtype.str, array.shape, array.tobytes() if array.size <= _INFERENCE_CONSTANT_SIZE else b""
 
 
 def _steers_shapes(array: Array) -> bool:

@@ -36,6 +36,8 @@ class ModelInfo:
     opset : int
     framework : str
         Where the model came from: "keras", "torch" or "onnx".
+    precision : {"fp32", "fp16"}
+        What the network computes in; its gradients are float32 always.
     inputs, outputs : dict
         Shape of each by name; a text is an open dimension.
     input_layout : "NHWC" or "NCHW"
@@ -63,6 +65,7 @@ class ModelInfo:
     bytes: int
     opset: int
     framework: str
+    precision: str
     inputs: dict[str, Shape]
     outputs: dict[str, Shape]
     input_layout: Layout
@@ -117,6 +120,7 @@ def inspect(path: str | os.PathLike[str]) -> ModelInfo:
         bytes=sum(file.stat().st_size for file in files),
         opset=graph.opset,
         framework=explainer.framework,
+        precision=explainer.precision,
         inputs=inputs,
         outputs=outputs,
         input_layout=explainer.input_layout,

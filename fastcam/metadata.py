@@ -21,6 +21,8 @@ MAXIMUM_RANK = 100
 # A fixed batch beyond this is a mistake, or an attack: `target` alone would fill the memory.
 LARGEST_BATCH = 2**16
 
+PRECISIONS = ("fp32", "fp16")
+
 SCORE_ACTIVATIONS = ("softmax", "sigmoid", "none")
 
 _PREFIX = "fastcam."
@@ -59,6 +61,8 @@ class Metadata:
         What the source model made of its logits.
     framework : str
         Where the model came from: "keras" or "onnx".
+    precision : {"fp32", "fp16"}
+        What the network computes in; its gradients are float32 always.
     """
 
     layers: tuple[str, ...]
@@ -68,6 +72,14 @@ class Metadata:
     preprocessing: Preprocessing | None
     score_activation: str
     framework: str
+    precision: str = "fp32"
+
+    @property
+    def overflow_advice(self) -> str:
+        """What to do where a value is not finite."""
+        if self.precision == "fp16":
+            return 'float16 ends at 65504; export the model with precision="fp32"'
+        return "check the model"
 
     def to_properties(self) -> dict[str, str]:
         """Return the entries of the file's ``metadata_props``, always in the same order."""
@@ -81,6 +93,7 @@ class Metadata:
             "input_layout": self.input_layout,
             "preprocessing": "null" if self.preprocessing is None else self.preprocessing.to_json(),
             "score_activation": self.score_activation,
+            "precision": self.precision,
         }
         return {_PREFIX + key: value for key, value in entries.items()}
 
@@ -101,7 +114,8 @@ class Metadata:
                 f"{name}: written in format {version}; this version of fastcam reads {', '.join(READABLE_VERSIONS)}. "
                 "Update fastcam, or export the model again"
             )
-        return cls(**{key: _entry(properties, key, read, name) for key, read in _READERS.items()})
+        known = _DEFAULTS | dict(properties)
+        return cls(**{key: _entry(known, key, read, name) for key, read in _READERS.items()})
 
 
 def _entry(properties: Mapping[str, str], key: str, read: Any, name: str) -> Any:
@@ -152,4 +166,7 @@ _READERS: dict[str, Any] = {
     "preprocessing": _preprocessing,
     "score_activation": _one_of(*SCORE_ACTIVATIONS),
     "framework": str,
+    "precision": _one_of(*PRECISIONS),
 }
+# Entries that older files of this format do not have.
+_DEFAULTS = {_PREFIX + "precision": "fp32"}

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
+from gpu_support import reasons_against_gpus
+
+import fastcam.exporter
+from fastcam.graph import Graph
+from fastcam.storage import write_model
 
 # TensorFlow's start-up report would drown the tests' output.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -14,3 +21,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(42)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def every_exported_graph_runs_on_gpus() -> Iterator[None]:
+    """Whatever a test exports, in this process, holds only what CUDA and TensorRT take."""
+
+    def write_checked(graph: Graph, path: Path, metadata: Mapping[str, str]) -> int:
+        reasons = reasons_against_gpus(graph)
+        assert not reasons, reasons
+        return write_model(graph, path, metadata)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fastcam.exporter, "write_model", write_checked)
+        yield

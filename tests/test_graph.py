@@ -183,6 +183,14 @@ def test_equal_small_constants_are_shared_and_different_ones_are_not() -> None:
     assert graph.emit_constant(np.array([1.0, 2.0])) != one
 
 
+def test_a_constant_that_a_pass_replaced_is_not_shared() -> None:
+    graph = small_classifier()
+    third = graph.emit_constant(np.float32(1 / 3))
+    graph.constants[third] = np.asarray(np.float16(1 / 3), np.float32)
+    again = graph.emit_constant(np.float32(1 / 3))
+    assert graph.constants[again] == np.float32(1 / 3)
+
+
 def test_names_do_not_collide() -> None:
     graph = small_classifier()
     assert graph.unused_name("block1") == "block1_1"

@@ -7,6 +7,8 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from ..graph import Array, Graph, TensorType
 
+WIDENED = "The model computes in 16 bits: it is exported in float32."
+
 _HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _HALF_DTYPES = tuple(helper.tensor_dtype_to_np_dtype(type_) for type_ in _HALF_TYPES)
 
@@ -16,7 +18,7 @@ _TYPE_ATTRIBUTES = ("to", "dtype", "stash_type", "softmax_precision")
 
 def widened(graph: Graph) -> list[str]:
     """Widen a graph that computes in 16 bits, and return the note that says so."""
-    return ["The model computes in 16 bits: it is exported in float32."] if widen_to_float32(graph) else []
+    return [WIDENED] if widen_to_float32(graph) else []
 
 
 def widen_to_float32(graph: Graph) -> bool:
