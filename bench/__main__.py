@@ -84,8 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = list(QUESTIONS) if names == ["all"] else names
     minutes = options.minutes or 20 * sum(QUESTIONS[name] for name in chosen)
     if len(chosen) == 1:
-        _answer(chosen[0], options, 60 * minutes)
-        return 0
+        return 0 if _answer(chosen[0], options, 60 * minutes) else 1
     return _answer_all(chosen, options, 60 * minutes)
 
 
@@ -110,18 +109,20 @@ def _answer_all(names: Sequence[str], options: argparse.Namespace, seconds: floa
     return 1 if failed else 0
 
 
-def _answer(name: str, options: argparse.Namespace, seconds: float) -> None:
+def _answer(name: str, options: argparse.Namespace, seconds: float) -> bool:
+    """Measure in this process, print and draw; return whether no case failed."""
     question = find_question(name)
     path = results_path(name, quick=options.quick)
     record = _begin(name, path, {**machine(question.PACKAGES), "threads": options.threads}, fresh=options.fresh)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         settings = Settings(options.threads, Path(folder), options.quick, options.weights)
-        measure(name, question.cases(settings), record, path, seconds)
+        whole = measure(name, question.cases(settings), record, path, seconds)
     if record.cases:
         print(f"\n{question.write(record)}\n")
         picture = path.with_suffix(".png")
         question.draw(record).savefig(picture, dpi=100)
         print(f"written: {path}, {picture}")
+    return whole
 
 
 def _begin(name: str, path: Path, found: dict[str, object], *, fresh: bool) -> Record:

@@ -14,6 +14,7 @@ import os
 import platform
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -265,14 +266,16 @@ def measure(
     seconds: float,
     *,
     say: Callable[[str], None] = print,
-) -> None:
+) -> bool:
     """Measure the cases that the record lacks, as many as fit into the seconds, and write it after each.
 
-    A case gets its part of what is left: in proportion to what the cases still to come need at least.
+    A case gets its part of what is left: in proportion to what the cases still to come need at least. One that raises
+    is named in the record, and the others go on. Return whether none did.
     """
     begin = time.perf_counter()
     waiting = [case for case in cases if case.key not in record.cases]
     record.skipped = {}
+    whole = True
     for number, case in enumerate(waiting):
         left = seconds - (time.perf_counter() - begin)
         if left < case.seconds:
@@ -283,7 +286,14 @@ def measure(
         fitting = _fitting(waiting[number:], left)
         allowance = left * case.seconds / sum(other.seconds for other in fitting)
         start = time.perf_counter()
-        found = case.measure(allowance)
+        try:
+            found = case.measure(allowance)
+        except Exception as error:  # noqa: BLE001  # whatever it is: the time of the other cases is not lost
+            traceback.print_exc()
+            record.skipped[case.key] = f"failed ({type(error).__name__}: {error})"
+            whole = False
+            write_record(path, record)
+            continue
         gc.collect()
         spent = time.perf_counter() - start
         record.cases[case.key] = {
@@ -296,6 +306,7 @@ def measure(
         }
         write_record(path, record)
         say(f"{question}: {case.key}: {spent:.0f} s of {allowance:.0f} s")
+    return whole
 
 
 def _fitting(cases: Sequence[Case], seconds: float) -> list[Case]:

@@ -133,6 +133,22 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found.skipped == {}
 
 
+def test_a_case_that_fails_is_named_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(allowance: float) -> Measurement:
+        raise RuntimeError("no disk")
+
+    cases = [Case("bad", 1, fail), Case("good", 1, lambda allowance: Measurement({"it": [1.0]}))]
+    record = Record("q", dict(_MACHINE), "python -m bench q")
+    assert not measure("q", cases, record, tmp_path / "q.json", 10)
+    assert list(record.cases) == ["good"]
+    assert record.skipped == {"bad": "failed (RuntimeError: no disk)"}
+    assert "Traceback" in capsys.readouterr().err
+    # The next run tries it again.
+    cases[0] = Case("bad", 1, lambda allowance: Measurement({"it": [2.0]}))
+    assert measure("q", cases, record, tmp_path / "q.json", 10)
+    assert set(record.cases) == {"good", "bad"}
+
+
 def test_results_are_whole_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "q.json"
     assert read_record(path) is None
@@ -327,8 +343,7 @@ def test_processes_are_watched() -> None:
     import sys
 
     hungry = "import time; kept = bytearray(300_000_000); time.sleep(0.3)"
-    seconds, peak = run_watched([sys.executable, "-c", hungry], 60, 1e9)
-    assert seconds > 0.3
+    _, peak = run_watched([sys.executable, "-c", hungry], 60, 1e9)
     assert 3e8 < peak < 4e8
     with pytest.raises(RuntimeError, match="stopped after"):
         run_watched([sys.executable, "-c", hungry], 60, 1e8)
