@@ -1,1 +1,1 @@
-"""Benchmarks: one file per question, one harness. Run as modules, e.g. ``python -m bench.kernel``."""
+"""Benchmarks: one file per question, one harness; `__main__` lists and runs them."""

@@ -1,19 +1,32 @@
-"""The harness of every benchmark: warm up, time in turns, keep every sample with the machine it came from."""
+"""The harness of every benchmark: time in turns within a budget, keep every sample with the machine it came from.
+
+A question is a module with cases. A case measures a few contestants against each other and returns a `Measurement`; it
+is written to results/<question>.json as soon as it is done, so that a run that was stopped goes on where it was. What
+is printed, drawn and written about a question comes from that file alone.
+"""
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import json
 import os
 import platform
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).parent / "results"
+
+Contestants = Mapping[str, Callable[[], object]]
 
 
 @dataclass(frozen=True)
@@ -29,52 +42,84 @@ class Timing:
 
     @property
     def spread(self) -> tuple[float, float]:
-        """First and third quartile."""
-        low, _, high = statistics.quantiles(self.samples, n=4)
+        """First and third quartile; of a single sample, that."""
+        if len(self.samples) == 1:
+            return self.samples[0], self.samples[0]
+        low, _, high = statistics.quantiles(self.samples, n=4, method="inclusive")
         return low, high
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How thoroughly a case is timed.
+
+    Parameters
+    ----------
+    seconds
+        What the timing may take.
+    least, most
+        Rounds, whatever the seconds.
+    turn
+        Seconds of samples that a contestant takes in a row; at least one sample.
+    settle
+        Seconds of runs at the start of a turn that do not count. Threads of ONNX Runtime and OpenMP go on spinning
+        after a run: what comes right after another's would be timed with a processor less. Nobody spins for seconds, so
+        that what takes longer than ten times this needs none.
+    slow
+        Who takes more seconds than this for a sample is in every third round only.
+    """
+
+    seconds: float
+    least: int = 3
+    most: int = 40
+    turn: float = 0.4
+    settle: float = 0.1
+    slow: float = 10
+
+
 def interleave(
-    contestants: Mapping[str, Callable[[], object]],
-    *,
-    rounds: int,
-    warmup: int = 2,
-    repeats: int = 1,
-    burst: int = 1,
-    settle: int = 0,
+    contestants: Contestants, pace: Pace, *, repeats: int = 1, known: Mapping[str, float] | None = None
 ) -> dict[str, Timing]:
     """Time the contestants in turns, so that a change of the machine's speed meets all of them.
 
     Parameters
     ----------
     contestants
-        Name and what to run. Check what they compute before: this only times.
-    rounds
-        Turns of each. Every round starts with another contestant.
-    warmup
-        Runs of each before the first sample.
+        Name and what to run. Check what they compute before, which warms them up as well: this only times.
+    pace
+        Rounds and turns. Every round starts with another contestant.
     repeats
         Runs per sample, for what is too short for the clock; the sample is the time of one.
-    burst
-        Samples in a row of a contestant in its turn.
-    settle
-        Runs at the start of a turn that do not count. Threads of ONNX Runtime go on spinning after a run: what comes
-        right after another session's would be timed with a processor less.
+    known
+        Seconds that a run took before, of those that need not be run once more to learn it.
     """
     names = list(contestants)
-    for name in names:
-        for _ in range(warmup * repeats):
-            contestants[name]()
     samples: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds):
-        first = turn % len(names)
+    before = known or {}
+    last = {name: before[name] if name in before else _time_of(contestants[name], repeats) for name in names}
+    begin = time.perf_counter()
+    for number in range(pace.most):
+        # Another round takes as long as those before.
+        if number >= pace.least and (time.perf_counter() - begin) * (number + 1) / number > pace.seconds:
+            break
+        first = number % len(names)
         for name in names[first:] + names[:first]:
-            run = contestants[name]
-            for _ in range(settle):
-                run()
-            for _ in range(burst):
-                samples[name].append(_time_of(run, repeats))
+            if number % 3 and last[name] > pace.slow:
+                continue
+            if last[name] <= 10 * pace.settle:
+                _keep_running(contestants[name], pace.settle, repeats)
+            samples[name] += _keep_running(contestants[name], pace.turn, repeats)
+            last[name] = samples[name][-1]
     return {name: Timing(tuple(values)) for name, values in samples.items()}
+
+
+def _keep_running(run: Callable[[], object], seconds: float, repeats: int) -> list[float]:
+    """Run at least once, and until the seconds are over; return the time of each."""
+    samples: list[float] = []
+    begin = time.perf_counter()
+    while not samples or time.perf_counter() - begin + samples[-1] * repeats <= seconds:
+        samples.append(_time_of(run, repeats))
+    return samples
 
 
 def _time_of(run: Callable[[], object], repeats: int) -> float:
@@ -84,12 +129,201 @@ def _time_of(run: Callable[[], object], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """What a case found.
+
+    Attributes
+    ----------
+    samples
+        By contestant: seconds, or what ``unit`` says.
+    facts
+        Whatever else the tables need: sizes, bytes, errors against another's result.
+    missing
+        Contestants that could not take part, and why.
+    unit
+        Of the samples.
+    """
+
+    samples: Mapping[str, Sequence[float]]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
+    unit: str = "s"
+
+    @classmethod
+    def of(cls, timings: Mapping[str, Timing], **others: Any) -> Measurement:
+        """Return the samples of `interleave`."""
+        return cls({name: timing.samples for name, timing in timings.items()}, **others)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison.
+
+    Parameters
+    ----------
+    key
+        Its name in the results.
+    seconds
+        About what the least takes on two processors, preparation included. Without so much time it is left out.
+    measure
+        From the seconds that it may take to what it found.
+    """
+
+    key: str
+    seconds: float
+    measure: Callable[[float], Measurement]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line says to every question.
+
+    Attributes
+    ----------
+    threads
+        Of every contestant.
+    folder
+        For files that nobody needs afterwards.
+    quick
+        Tiny networks and few rounds: to see that it works, never to report.
+    weights
+        Keras' file of VGG16's ImageNet weights without its head; None draws random ones.
+    """
+
+    threads: int
+    folder: Path
+    quick: bool = False
+    weights: Path | None = None
+
+
+class Question(Protocol):
+    """What a module of a question has."""
+
+    ASKS: str
+    PACKAGES: Sequence[str]
+
+    def cases(self, settings: Settings) -> list[Case]:
+        """Return the comparisons, the most telling first."""
+
+    def write(self, record: Record) -> str:
+        """Return the tables, as Markdown."""
+
+    def draw(self, record: Record) -> Figure:
+        """Return the picture."""
+
+
+@dataclass
+class Record:
+    """The results of a question, as they are in its file."""
+
+    question: str
+    machine: dict[str, Any]
+    command: str
+    cases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def medians(self, key: str) -> dict[str, float]:
+        """Return each contestant's median in a case."""
+        return {name: statistics.median(values) for name, values in self.cases[key]["samples"].items()}
+
+    def spread(self, key: str, name: str) -> tuple[float, float]:
+        """Return a contestant's quartiles in a case."""
+        return Timing(tuple(self.cases[key]["samples"][name])).spread
+
+    @property
+    def dates(self) -> tuple[str, str]:
+        """The first and the last day on which a case was measured."""
+        days = sorted(case["date"][:10] for case in self.cases.values())
+        return days[0], days[-1]
+
+
+def results_path(question: str, *, quick: bool = False) -> Path:
+    """Return where the results of a question lie; those of quick runs lie apart, out of the report's reach."""
+    return (RESULTS / "quick" if quick else RESULTS) / f"{question}.json"
+
+
+def read_record(path: Path) -> Record | None:
+    """Read results; None where there are none."""
+    if not path.is_file():
+        return None
+    return Record(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write results, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(record.__dict__, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def measure(
+    question: str,
+    cases: Sequence[Case],
+    record: Record,
+    path: Path,
+    seconds: float,
+    *,
+    say: Callable[[str], None] = print,
+) -> bool:
+    """Measure the cases that the record lacks, as many as fit into the seconds, and write it after each.
+
+    A case gets its part of what is left: in proportion to what the cases still to come need at least. One that raises
+    is named in the record, and the others go on. Return whether none did.
+    """
+    begin = time.perf_counter()
+    waiting = [case for case in cases if case.key not in record.cases]
+    record.skipped = {}
+    whole = True
+    for number, case in enumerate(waiting):
+        left = seconds - (time.perf_counter() - begin)
+        if left < case.seconds:
+            record.skipped[case.key] = f"needs about {case.seconds:.0f} s"
+            say(f"{question}: {case.key}: left out, {max(left, 0):.0f} s are left of {case.seconds:.0f} s at least")
+            write_record(path, record)
+            continue
+        fitting = _fitting(waiting[number:], left)
+        allowance = left * case.seconds / sum(other.seconds for other in fitting)
+        start = time.perf_counter()
+        try:
+            found = case.measure(allowance)
+        except Exception as error:  # noqa: BLE001  # whatever it is: the time of the other cases is not lost
+            traceback.print_exc()
+            record.skipped[case.key] = f"failed ({type(error).__name__}: {error})"
+            whole = False
+            write_record(path, record)
+            continue
+        gc.collect()
+        spent = time.perf_counter() - start
+        record.cases[case.key] = {
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "spent_seconds": round(spent, 1),
+            "unit": found.unit,
+            "samples": {name: list(values) for name, values in found.samples.items()},
+            "facts": dict(found.facts),
+            "missing": dict(found.missing),
+        }
+        write_record(path, record)
+        say(f"{question}: {case.key}: {spent:.0f} s of {allowance:.0f} s")
+    return whole
+
+
+def _fitting(cases: Sequence[Case], seconds: float) -> list[Case]:
+    """Return the cases that fit into the seconds at their least, in order."""
+    fitting: list[Case] = []
+    for case in cases:
+        if sum(other.seconds for other in fitting) + case.seconds <= seconds:
+            fitting.append(case)
+    return fitting or [cases[0]]
+
+
 def machine(packages: Sequence[str]) -> dict[str, Any]:
     """What the figures depend on: processor, system, Python, versions of the installed among `packages`."""
     return {
         "processor": _processor(),
         "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": {name: version for name in packages if (version := _version(name)) is not None},
     }
@@ -115,6 +349,20 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         for row in cells
     )
     return "\n".join(lines)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a Markdown table, the first column to the left and the others to the right."""
+    lines = [list(header), ["---", *["---:"] * (len(header) - 1)], *([str(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def figures(value: float) -> str:
+    """Return a number with three figures that count, as tables have it: 0.123, 12.3, 1230."""
+    if value == 0:
+        return "0"
+    digits = max(0, 2 - int(f"{value:.2e}".partition("e")[2]))
+    return f"{float(f'{value:.3g}'):.{digits}f}"
 
 
 def _processor() -> str:

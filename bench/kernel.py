@@ -1,6 +1,4 @@
-"""Whether the kernels reach the bandwidth of the memory, and how they compare with NumPy and cv2.
-
-``python -m bench.kernel`` prints two tables and writes results/kernel.json and results/kernel.png.
+"""Whether the kernels reach the bandwidth of the memory, and how they compare with NumPy, cv2 and torch.
 
 Bandwidth: bytes of activations and weights over the time of a whole `render` at layer size, for batches far larger than
 the last-level cache. The ceiling is `read_bandwidth.cpp`, compiled for this machine, on the same memory with as many
@@ -15,11 +13,13 @@ import ctypes
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +28,17 @@ from fastcam import kernels
 from fastcam.kernels import reference
 from fastcam.kernels.boundary import Weighting
 
-from .harness import RESULTS, Timing, interleave, save, table
+from . import plots
+from .harness import Case, Measurement, Pace, Record, Settings, Timing, figures, interleave, markdown
 
-PACKAGES = ("fastcam", "numpy", "opencv-python-headless")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ASKS = "GB/s against the memory's, and one heatmap beside NumPy, cv2 and torch"
+PACKAGES = ("fastcam", "numpy", "opencv-python-headless", "torch")
 PREFETCH_DISTANCES = (0, 512, 1024, 4096)
 SIZE = (224, 224)
+_RENDER = "render"
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class ReadBandwidth:
     def __init__(self, threads: int) -> None:
         compiler = os.environ.get("CXX") or shutil.which("c++")
         if compiler is None:
-            raise SystemExit("bench.kernel needs a C++ compiler: install one, or name it in CXX")
+            sys.exit("bench.kernel needs a C++ compiler: install one, or name it in CXX")
         self._threads = threads
         with tempfile.TemporaryDirectory() as folder:
             library = Path(folder) / "read_bandwidth.so"
@@ -100,7 +106,7 @@ class ReadBandwidth:
         expected = int(np.bitwise_xor.reduce(words))
         for prefetch_ahead in PREFETCH_DISTANCES:
             if self.read(array, prefetch_ahead) != expected:
-                raise SystemExit("read_bandwidth.cpp did not read every byte")
+                sys.exit("read_bandwidth.cpp did not read every byte")
 
 
 def make_inputs(workload: Workload) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -126,11 +132,13 @@ def check(activations: NDArray[Any], weights: NDArray[Any], weighting: Weighting
     expected = reference.KERNELS.render(activations[-1:], weights[-1:], weighting=weighting).maps[0]
     error = float(np.linalg.norm(maps[-1] - expected) / np.linalg.norm(expected))
     if not error <= 1e-5:
-        raise SystemExit(f"wrong maps: relative error {error}")
+        sys.exit(f"wrong maps: relative error {error}")
 
 
-def measure_bandwidth(workload: Workload, reader: ReadBandwidth, threads: int, rounds: int) -> dict[str, Any]:
+def measure_bandwidth(workload: Workload, threads: int, allowance: float) -> Measurement:
     """Time `render` and plain reading in turns."""
+    begin = time.perf_counter()
+    reader = ReadBandwidth(threads)
     activations, weights = make_inputs(workload)
     largest = max((activations, weights), key=lambda array: array.nbytes)
     memory = largest.transpose(0, 2, 3, 1) if workload.layout == "NHWC" and largest is activations else largest
@@ -152,21 +160,17 @@ def measure_bandwidth(workload: Workload, reader: ReadBandwidth, threads: int, r
         return lambda: reader.read(memory, prefetch_ahead)
 
     timings = interleave(
-        {"render": render, **{f"read, prefetch {ahead}": reading(ahead) for ahead in PREFETCH_DISTANCES}}, rounds=rounds
+        {_RENDER: render, **{f"read, prefetch {ahead}": reading(ahead) for ahead in PREFETCH_DISTANCES}},
+        # Nobody spins here.
+        Pace(allowance - (time.perf_counter() - begin), least=5, turn=0.1, settle=0),
     )
-    rendered = timings.pop("render")
-    fastest = min(timings.values(), key=lambda timing: timing.median)
-    achieved = (activations.nbytes + weights.nbytes) / rendered.median / 1e9
-    ceiling = reader.bytes_of(memory) / fastest.median / 1e9
-    return {
-        "workload": workload.label,
-        "threads": threads,
-        "GB/s": achieved,
-        "read GB/s": ceiling,
-        "share": achieved / ceiling,
-        "us per map": rendered.median / (workload.images * workload.maps) * 1e6,
-        "samples": {"render": rendered.samples, **{name: timing.samples for name, timing in timings.items()}},
+    facts = {
+        "rendered_bytes": activations.nbytes + weights.nbytes,
+        "read_bytes": reader.bytes_of(memory),
+        "maps": workload.images * workload.maps,
+        "kernels": kernels.describe(),
     }
+    return Measurement.of(timings, facts=facts)
 
 
 def numpy_heatmap(activations: NDArray[Any], weights: NDArray[Any]) -> NDArray[np.float32]:
@@ -212,7 +216,24 @@ def cv2_contestants(
     return {"cv2 heatmap": heatmap, "cv2 overlay": overlay}
 
 
-def measure_heatmaps(shape: tuple[int, int, int], rounds: int) -> dict[str, Any]:
+def torch_heatmap(activations: NDArray[Any], weights: NDArray[Any]) -> dict[str, Callable[[], Any]]:
+    """The same in torch, without gradients. Empty where torch is missing."""
+    try:
+        import torch
+    except ImportError:
+        return {}
+    maps, alphas = torch.from_numpy(activations), torch.from_numpy(weights)
+
+    def heatmap() -> Any:
+        with torch.inference_mode():
+            cam = torch.relu(torch.einsum("nkc,nchw->nkhw", alphas, maps))
+            cam /= cam.amax((2, 3), keepdim=True)
+            return torch.nn.functional.interpolate(cam, SIZE, mode="bilinear")[0, 0].numpy()
+
+    return {"torch heatmap": heatmap}
+
+
+def measure_heatmaps(shape: tuple[int, int, int], allowance: float) -> Measurement:
     """Time one heatmap and one overlay of 224 x 224 by each pipeline."""
     activations, weights = make_inputs(Workload(1, shape, 1))
     rng = np.random.default_rng(1)
@@ -223,6 +244,7 @@ def measure_heatmaps(shape: tuple[int, int, int], rounds: int) -> dict[str, Any]
     contestants: dict[str, Callable[[], Any]] = {
         "fastcam heatmap": lambda: kernels.render(activations, weights, size=SIZE, **buffers).heatmaps[0, 0],
         "numpy heatmap": lambda: numpy_heatmap(activations, weights),
+        **torch_heatmap(activations, weights),
         "fastcam overlay": lambda: (
             kernels.render(
                 activations,
@@ -240,70 +262,90 @@ def measure_heatmaps(shape: tuple[int, int, int], rounds: int) -> dict[str, Any]
     expected = reference.KERNELS.render(activations, weights, size=SIZE).heatmaps[0, 0]
     for name, run in contestants.items():
         if name.endswith("heatmap") and not np.abs(run() - expected).max() <= 1e-4:
-            raise SystemExit(f"{name}: wrong values")
-    timings = interleave(contestants, rounds=rounds, repeats=20)
-    return {
-        "activations": "x".join(map(str, (1, *shape))),
-        "medians": {name: timing.median for name, timing in timings.items()},
-        "samples": {name: timing.samples for name, timing in timings.items()},
-    }
+            sys.exit(f"{name}: wrong values")
+    return Measurement.of(interleave(contestants, Pace(allowance, least=5, turn=0.05, settle=0.02), repeats=20))
 
 
-def plot(bandwidth: list[dict[str, Any]], path: Path) -> None:
-    """Bars of achieved GB/s before the ceiling; nothing where matplotlib is missing."""
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        return
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(10, 0.45 * len(bandwidth) + 1.5), layout="constrained")
-    places = np.arange(len(bandwidth))[::-1]
-    axes.barh(places, [row["read GB/s"] for row in bandwidth], color="0.85", label="plain reading")
-    axes.barh(places, [row["GB/s"] for row in bandwidth], height=0.5, color="tab:blue", label="fastcam.kernels.render")
-    axes.set_yticks(places, [row["workload"] for row in bandwidth])
-    axes.set_xlabel("GB/s of activations and weights")
-    axes.legend(loc="lower right")
-    figure.savefig(path, dpi=120)
+def cases(settings: Settings) -> list[Case]:
+    shapes = ((1280, 7, 7), (512, 14, 14), (2048, 7, 7))
+    if settings.quick:
+        return [_bandwidth_case(Workload(16, (32, 7, 7), 2), settings.threads), _heatmap_case(shapes[0])]
+    heatmaps = [_heatmap_case(shape) for shape in shapes]
+    return [*heatmaps, *(_bandwidth_case(workload, settings.threads) for workload in WORKLOADS)]
 
 
-def quartiles(samples: tuple[float, ...]) -> str:
-    """In milliseconds."""
-    low, high = Timing(samples).spread
-    return f"{low * 1e3:.2f}-{high * 1e3:.2f}"
+def _bandwidth_case(workload: Workload, threads: int) -> Case:
+    return Case(workload.label, 5, lambda allowance: measure_bandwidth(workload, threads, allowance))
 
 
-def main(rounds: int = 15) -> None:
-    threads = int(kernels.describe()["threads"])
-    reader = ReadBandwidth(threads)
-    bandwidth = [measure_bandwidth(workload, reader, threads, rounds) for workload in WORKLOADS]
-    print(kernels.describe())
-    print(
-        table(
-            ["workload", "GB/s", "read GB/s", "share", "us per map", "ms, quartiles"],
+def _heatmap_case(shape: tuple[int, int, int]) -> Case:
+    key = f"one image, activations {'x'.join(map(str, shape))}"
+    return Case(key, 3, lambda allowance: measure_heatmaps(shape, allowance))
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """GB/s of a workload: the kernel's, and the fastest plain reading's."""
+
+    rendered: float
+    read: float
+
+    @classmethod
+    def of(cls, record: Record, key: str) -> Bandwidth:
+        """Compute it from medians."""
+        medians, facts = record.medians(key), record.cases[key]["facts"]
+        fastest = min(seconds for name, seconds in medians.items() if name != _RENDER)
+        return cls(facts["rendered_bytes"] / medians[_RENDER] / 1e9, facts["read_bytes"] / fastest / 1e9)
+
+
+def _kinds(record: Record) -> tuple[list[str], list[str]]:
+    """Return the cases of bandwidth, and those of single heatmaps."""
+    bandwidth = [key for key, case in record.cases.items() if _RENDER in case["samples"]]
+    return bandwidth, [key for key in record.cases if key not in bandwidth]
+
+
+def write(record: Record) -> str:
+    bandwidth, single = _kinds(record)
+    parts = []
+    if bandwidth:
+        rows = []
+        for key in bandwidth:
+            found = Bandwidth.of(record, key)
+            samples = record.cases[key]["samples"][_RENDER]
+            low, high = Timing(tuple(samples)).spread
+            each = record.medians(key)[_RENDER] / record.cases[key]["facts"]["maps"]
+            rows.append([
+                key, f"{found.rendered:.1f}", f"{found.read:.1f}", f"{found.rendered / found.read:.0%}",
+                figures(each * 1e6), f"{figures(low * 1e3)}..{figures(high * 1e3)}",
+            ])  # fmt: skip
+        header = ["images x activations", "GB/s", "plain reading, GB/s", "share", "us per map", "ms, quartiles"]
+        parts.append(markdown(header, rows))
+    if single:
+        names = list(dict.fromkeys(name for key in single for name in record.cases[key]["samples"]))
+        rows = [
             [
-                [
-                    row["workload"],
-                    f"{row['GB/s']:.1f}",
-                    f"{row['read GB/s']:.1f}",
-                    f"{row['share']:.0%}",
-                    f"{row['us per map']:.2f}",
-                    quartiles(row["samples"]["render"]),
-                ]
-                for row in bandwidth
-            ],
-        )
-    )
-    heatmaps = [measure_heatmaps(shape, rounds) for shape in ((1280, 7, 7), (512, 14, 14), (2048, 7, 7))]
-    names = list(heatmaps[0]["medians"])
-    print("\nmicroseconds for one 224 x 224")
-    rows = [[row["activations"], *(f"{row['medians'][name] * 1e6:.0f}" for name in names)] for row in heatmaps]
-    print(table(["activations", *names], rows))
-    results = {"kernels": kernels.describe(), "bandwidth": bandwidth, "heatmaps": heatmaps}
-    print(f"\n{save('kernel', PACKAGES, results)}")
-    plot(bandwidth, RESULTS / "kernel.png")
+                name,
+                *(figures(record.medians(key)[name] * 1e6) if name in record.medians(key) else "-" for key in single),
+            ]
+            for name in names
+        ]
+        parts.append(markdown(["us for one 224 x 224", *single], rows))
+    return "\n\n".join(parts)
+
+
+def draw(record: Record) -> Figure:
+    bandwidth, single = _kinds(record)
+    panels = []
+    if bandwidth:
+        shares = {key: 100 * found.rendered / found.read for key in bandwidth for found in [Bandwidth.of(record, key)]}
+        panels.append(plots.Panel("kernel's share of the measured read bandwidth, %", shares, unit="%"))
+    if single:
+        micros = {name: 1e6 * seconds for name, seconds in record.medians(single[0]).items()}
+        panels.append(plots.Panel(f"{single[0]}, us", micros, "fastcam", unit=""))
+    return plots.bars(panels, "", best="")
 
 
 if __name__ == "__main__":
-    main()
+    from .__main__ import main
+
+    sys.exit(main(["kernel", *sys.argv[1:]]))

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from networks import Array, relative_error
+from torch_families import CLASSES, FAMILIES, SIDE, Vgg, family, images_for, stacked
 
 import fastcam
 from fastcam.errors import ArgumentError, LayerError, MissingExtraError, ModelError
@@ -18,161 +19,8 @@ torch = pytest.importorskip("torch", reason="needs torch: pip install fastcam[to
 pytest.importorskip("onnxscript", reason="needs onnxscript: pip install fastcam[torch]")
 nn, functional = torch.nn, torch.nn.functional
 
-_SIDE, _CLASSES, _TARGETS = 32, 5, [0, 3]
+_TARGETS = [0, 3]
 _BOUND = 1e-4
-
-
-def _conv(inputs: int, outputs: int, size: int = 3, stride: int = 1, groups: int = 1, act: Any = nn.ReLU) -> Any:
-    conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), act())
-
-
-class _Residual(nn.Module):  # type: ignore[misc,name-defined]  # torch's classes are unknown here
-    """ResNet's basic block: one ReLU module, called twice, in place."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn1, self.relu = nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-
-    def forward(self, x: Any) -> Any:
-        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        return self.relu(y + x)
-
-
-class _Dense(nn.Module):  # type: ignore[misc,name-defined]
-    """DenseNet's layer: what it makes is joined to what it read."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm, self.conv = nn.BatchNorm2d(channels), nn.Conv2d(channels, 4, 3, padding=1, bias=False)
-
-    def forward(self, x: Any) -> Any:
-        return torch.cat([x, self.conv(functional.relu(self.norm(x)))], 1)
-
-
-class _Gate(nn.Module):  # type: ignore[misc,name-defined]
-    """Squeeze and excitation."""
-
-    def __init__(self, channels: int, act: Any) -> None:
-        super().__init__()
-        self.down, self.up, self.act = nn.Conv2d(channels, 4, 1), nn.Conv2d(4, channels, 1), act()
-
-    def forward(self, x: Any) -> Any:
-        gate = functional.adaptive_avg_pool2d(x, 1)
-        return x * self.act(self.up(functional.relu(self.down(gate))))
-
-
-class _ConvNext(nn.Module):  # type: ignore[misc,name-defined]
-    """Depthwise convolution, then a dense block with the channels last."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.dwconv, self.norm = nn.Conv2d(channels, channels, 7, padding=3, groups=channels), nn.LayerNorm(channels)
-        self.mlp = nn.Sequential(nn.Linear(channels, 16), nn.GELU(), nn.Linear(16, channels))
-        self.gamma = nn.Parameter(torch.full((channels,), 0.5))
-
-    def forward(self, x: Any) -> Any:
-        y = self.gamma * self.mlp(self.norm(self.dwconv(x).permute(0, 2, 3, 1)))
-        return x + y.permute(0, 3, 1, 2)
-
-
-class _Branches(nn.Module):  # type: ignore[misc,name-defined]
-    """Inception's module."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.one, self.three = _conv(channels, 4, 1), _conv(channels, 4, 3)
-        self.pool = nn.Sequential(nn.AvgPool2d(3, 1, 1), _conv(channels, 4, 1))
-
-    def forward(self, x: Any) -> Any:
-        return torch.cat([self.one(x), self.three(x), self.pool(x)], 1)
-
-
-class _Shuffled(nn.Module):  # type: ignore[misc,name-defined]
-    """ShuffleNet's unit: half of the channels goes through, then both are interleaved."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.branch = _conv(channels // 2, channels // 2)
-
-    def forward(self, x: Any) -> Any:
-        left, right = x.chunk(2, dim=1)
-        joined = torch.stack([left, self.branch(right)], dim=2)
-        return joined.view(x.size(0), -1, *x.shape[2:])
-
-
-class _Classifier(nn.Module):  # type: ignore[misc,name-defined]
-    def __init__(self, features: Any, channels: int) -> None:
-        super().__init__()
-        self.features = features
-        self.pool, self.drop, self.fc = nn.AdaptiveAvgPool2d(1), nn.Dropout(0.5), nn.Linear(channels, _CLASSES)
-
-    def forward(self, x: Any) -> Any:
-        return self.fc(self.drop(torch.flatten(self.pool(self.features(x)), 1)))
-
-
-class _Vgg(nn.Module):  # type: ignore[misc,name-defined]
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
-            nn.MaxPool2d(2),
-        )  # fmt: skip
-        self.avgpool = nn.AdaptiveAvgPool2d((4, 4))
-        self.classifier = nn.Sequential(nn.Linear(128, 16), nn.ReLU(), nn.Dropout(), nn.Linear(16, _CLASSES))
-
-    def forward(self, x: Any) -> Any:
-        return self.classifier(self.avgpool(self.features(x)).flatten(1))
-
-
-def _stacked(*blocks: Any, channels: int = 8) -> Any:
-    return _Classifier(nn.Sequential(_conv(3, 8, stride=2), *blocks), channels)
-
-
-# What makes the network, its last layer with a map, and one in the middle.
-_NETWORKS: dict[str, tuple[Callable[[], Any], str, str]] = {
-    "ResNet": (lambda: _stacked(_Residual(8), _Residual(8)), "features.2", "features.1.bn1"),
-    "DenseNet": (lambda: _stacked(_Dense(8), _Dense(12), channels=16), "features.2", "features.1"),
-    "MobileNetV3": (
-        lambda: _stacked(_conv(8, 8, groups=8, act=nn.Hardswish), _Gate(8, nn.Hardsigmoid), _conv(8, 8, 1)),
-        "features.3.2",
-        "features.2",
-    ),
-    "EfficientNet": (
-        lambda: _stacked(_conv(8, 8, groups=8, act=nn.SiLU), _Gate(8, nn.Sigmoid), _conv(8, 8, 1, act=nn.SiLU)),
-        "features.3.2",
-        "features.1.2",
-    ),
-    "ConvNeXt": (lambda: _stacked(_ConvNext(8), _ConvNext(8)), "features.2", "features.1"),
-    "Inception": (lambda: _stacked(_Branches(8), _Branches(12), channels=12), "features.2", "features.1.three.2"),
-    "RegNet": (
-        lambda: _stacked(_conv(8, 8, stride=2, groups=2), _conv(8, 8, groups=4)),
-        "features.2.2",
-        "features.1.2",
-    ),
-    "ShuffleNet": (lambda: _stacked(_Shuffled(8), _Shuffled(8)), "features.2.branch.2", "features.1"),
-    "VGG": (_Vgg, "features.4", "features.1"),
-}
-
-
-def _module(name: str) -> Any:
-    torch.manual_seed(3)
-    model = _NETWORKS[name][0]()
-    for part in model.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            # As after training.
-            part.running_mean.uniform_(-0.1, 0.1)
-            part.running_var.uniform_(0.5, 1.5)
-            nn.init.uniform_(part.weight, 0.8, 1.2)
-            nn.init.uniform_(part.bias, -0.1, 0.1)
-    return model.eval()
-
-
-def _images(count: int = 2) -> Array:
-    return np.random.default_rng(1).normal(size=(count, 3, _SIDE, _SIDE)).astype(np.float32)
 
 
 def _autograd(model: Any, layer: str, images: Array) -> tuple[Array, Array]:
@@ -194,11 +42,11 @@ def _autograd(model: Any, layer: str, images: Array) -> tuple[Array, Array]:
     return np.stack(maps, axis=1), scores.detach().numpy()
 
 
-@pytest.mark.parametrize("name", _NETWORKS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_maps_are_those_of_autograd(name: str, tmp_path: Path) -> None:
-    model, images = _module(name), _images()
-    _, last, middle = _NETWORKS[name]
-    example = torch.zeros(1, 3, _SIDE, _SIDE)
+    model, images = family(name), images_for()
+    _, last, middle = FAMILIES[name]
+    example = torch.zeros(1, 3, SIDE, SIDE)
     assert fastcam.export(model, tmp_path / "last.onnx", example_input=example).layer == last
     fastcam.export(model, tmp_path / "middle.onnx", layer=middle, example_input=example)
     for file, layer in (("last", last), ("middle", middle)):
@@ -216,25 +64,25 @@ def test_maps_are_those_of_autograd(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("opset", [11, 17])
-@pytest.mark.parametrize("name", _NETWORKS)
+@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.filterwarnings("ignore")
 def test_files_of_the_older_exporter_explain_the_same(name: str, opset: int, tmp_path: Path) -> None:
     """As most users have them: traced with one image, which fixes the batch in every shape."""
-    model, images = _module(name), _images()
-    example = (torch.zeros(1, 3, _SIDE, _SIDE),)
+    model, images = family(name), images_for()
+    example = (torch.zeros(1, 3, SIDE, SIDE),)
     torch.onnx.export(model, example, tmp_path / "file.onnx", dynamo=False, opset_version=opset)
     result = fastcam.export(tmp_path / "file.onnx", tmp_path / "explained.onnx")
-    assert result.input_shape == ("batch", 3, _SIDE, _SIDE)
+    assert result.input_shape == ("batch", 3, SIDE, SIDE)
     found = fastcam.Explainer(tmp_path / "explained.onnx")(images, _TARGETS, size="layer", normalize=None)
-    expected, scores = _autograd(model, _NETWORKS[name][1], images)
+    expected, scores = _autograd(model, FAMILIES[name][1], images)
     assert relative_error(found.logits, scores) < _BOUND
     assert relative_error(found.maps, expected) < _BOUND
 
 
 def test_maps_are_those_of_captum(tmp_path: Path) -> None:
     captum = pytest.importorskip("captum.attr", reason="needs captum: pip install captum")
-    model, images = _module("ResNet"), _images()
-    fastcam.export(model, tmp_path / "model.onnx", example_input=torch.zeros(2, 3, _SIDE, _SIDE))
+    model, images = family("ResNet"), images_for()
+    fastcam.export(model, tmp_path / "model.onnx", example_input=torch.zeros(2, 3, SIDE, SIDE))
     found = fastcam.Explainer(tmp_path / "model.onnx")(images, 3, size="layer", normalize=None)
     explained = captum.LayerGradCam(model, model.features[2])
     expected = explained.attribute(torch.tensor(images), target=3, relu_attributions=True)
@@ -242,12 +90,12 @@ def test_maps_are_those_of_captum(tmp_path: Path) -> None:
 
 
 def test_a_module_is_left_as_it_was(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    model = _module("ResNet").train()
+    model = family("ResNet").train()
     model.features[1].eval()
     model.fc.weight.requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     flags = [part.training for part in model.modules()]
-    fastcam.export(model, tmp_path / "model.onnx", example_input=torch.ones(1, 3, _SIDE, _SIDE))
+    fastcam.export(model, tmp_path / "model.onnx", example_input=torch.ones(1, 3, SIDE, SIDE))
     assert [part.training for part in model.modules()] == flags
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not model.fc.weight.requires_grad
@@ -255,27 +103,27 @@ def test_a_module_is_left_as_it_was(tmp_path: Path, capfd: pytest.CaptureFixture
     assert capfd.readouterr() == ("", "")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     # Exported as at inference, whatever the module was at.
-    found = fastcam.Explainer(tmp_path / "model.onnx")(_images())
-    assert relative_error(found.logits, _autograd(model.eval(), "features.1", _images())[1]) < _BOUND
+    found = fastcam.Explainer(tmp_path / "model.onnx")(images_for())
+    assert relative_error(found.logits, _autograd(model.eval(), "features.1", images_for())[1]) < _BOUND
 
 
 def test_calls_of_one_module_are_told_apart(tmp_path: Path) -> None:
-    model, example = _module("ResNet"), torch.zeros(1, 3, _SIDE, _SIDE)
+    model, example = family("ResNet"), torch.zeros(1, 3, SIDE, SIDE)
     with pytest.raises(LayerError, match=r"'features\.1\.relu@1'"):
         fastcam.export(model, tmp_path / "model.onnx", layer="features.1.relu", example_input=example)
     fastcam.export(model, tmp_path / "first.onnx", layer="features.2.relu@1", example_input=example)
-    (maps,) = (fastcam.Explainer(tmp_path / "first.onnx")(_images(), 0, size="layer", normalize=None).maps,)
+    (maps,) = (fastcam.Explainer(tmp_path / "first.onnx")(images_for(), 0, size="layer", normalize=None).maps,)
     assert np.abs(maps).max() > 0
     for layer in ("features.2.relu@2", "features.2", "features"):
         fastcam.export(model, tmp_path / "last.onnx", layer=layer, example_input=example)
-        found = fastcam.Explainer(tmp_path / "last.onnx")(_images(), _TARGETS, size="layer", normalize=None)
-        assert relative_error(found.maps, _autograd(model, "features.2", _images())[0]) < _BOUND
+        found = fastcam.Explainer(tmp_path / "last.onnx")(images_for(), _TARGETS, size="layer", normalize=None)
+        assert relative_error(found.maps, _autograd(model, "features.2", images_for())[0]) < _BOUND
 
 
 class _TwoHeads(nn.Module):  # type: ignore[misc,name-defined]
     def __init__(self) -> None:
         super().__init__()
-        self.base, self.breed, self.colour = _stacked(), nn.Linear(_CLASSES, 4), nn.Linear(_CLASSES, 3)
+        self.base, self.breed, self.colour = stacked(), nn.Linear(CLASSES, 4), nn.Linear(CLASSES, 3)
 
     def forward(self, x: Any) -> Any:
         y = functional.relu(self.base(x))
@@ -284,21 +132,21 @@ class _TwoHeads(nn.Module):  # type: ignore[misc,name-defined]
 
 def test_one_of_several_outputs_is_explained(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model, example = _TwoHeads().eval(), torch.zeros(1, 3, _SIDE, _SIDE)
+    model, example = _TwoHeads().eval(), torch.zeros(1, 3, SIDE, SIDE)
     with pytest.raises(ModelError, match="2 outputs, 'breed', 'colour'"):
         fastcam.export(model, tmp_path / "model.onnx", example_input=example)
     for output, classes in (("breed", 4), ("colour", 3)):
         assert fastcam.export(model, tmp_path / "m.onnx", output=output, example_input=example).class_count == classes
-        found = fastcam.Explainer(tmp_path / "m.onnx")(_images())
-        assert relative_error(found.logits, model(torch.tensor(_images()))[output].detach().numpy()) < _BOUND
+        found = fastcam.Explainer(tmp_path / "m.onnx")(images_for())
+        assert relative_error(found.logits, model(torch.tensor(images_for()))[output].detach().numpy()) < _BOUND
 
 
 def test_half_precision_is_exported_in_float32(tmp_path: Path) -> None:
-    model = _module("VGG").half()
-    result = fastcam.export(model, tmp_path / "half.onnx", example_input=torch.zeros(1, 3, _SIDE, _SIDE))
+    model = family("VGG").half()
+    result = fastcam.export(model, tmp_path / "half.onnx", example_input=torch.zeros(1, 3, SIDE, SIDE))
     assert any("float32" in note for note in result.notes)
-    found = fastcam.Explainer(tmp_path / "half.onnx")(_images())
-    assert relative_error(found.logits, model.float()(torch.tensor(_images())).detach().numpy()) < _BOUND
+    found = fastcam.Explainer(tmp_path / "half.onnx")(images_for())
+    assert relative_error(found.logits, model.float()(torch.tensor(images_for())).detach().numpy()) < _BOUND
 
 
 class _Undecided(nn.Module):  # type: ignore[misc,name-defined]
@@ -309,12 +157,12 @@ class _Undecided(nn.Module):  # type: ignore[misc,name-defined]
 @pytest.mark.parametrize(
     ("model", "example", "error", "message"),
     [
-        (_Vgg, None, ArgumentError, r"example_input=torch\.zeros"),
-        (_Vgg, "dog.jpg", ArgumentError, "example_input is a str"),
-        (_Vgg, torch.zeros(3, 32, 32), ArgumentError, r"of shape \(3, 32, 32\): give a batch"),
-        (_Vgg, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), ArgumentError, "uint8"),
-        (_Vgg, torch.zeros(0, 3, 32, 32), ArgumentError, "give a batch"),
-        (_Vgg, torch.zeros(1, 1, 32, 32), ModelError, "cannot trace _Vgg"),
+        (Vgg, None, ArgumentError, r"example_input=torch\.zeros"),
+        (Vgg, "dog.jpg", ArgumentError, "example_input is a str"),
+        (Vgg, torch.zeros(3, 32, 32), ArgumentError, r"of shape \(3, 32, 32\): give a batch"),
+        (Vgg, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), ArgumentError, "uint8"),
+        (Vgg, torch.zeros(0, 3, 32, 32), ArgumentError, "give a batch"),
+        (Vgg, torch.zeros(1, 1, 32, 32), ModelError, "cannot trace Vgg"),
         (_Undecided, torch.zeros(1, 3, 32, 32), ModelError, "cannot trace _Undecided.*depends on the values"),
     ],
 )
@@ -328,7 +176,7 @@ def test_what_cannot_be_traced_says_why(
 
 def test_two_sizes_that_differ_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"input_size=\(16, 16\) is not the size of example_input, \(32, 32\)"):
-        fastcam.export(_Vgg(), tmp_path / "m.onnx", input_size=(16, 16), example_input=torch.zeros(1, 3, 32, 32))
+        fastcam.export(Vgg(), tmp_path / "m.onnx", input_size=(16, 16), example_input=torch.zeros(1, 3, 32, 32))
 
 
 def test_a_missing_exporter_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -336,12 +184,12 @@ def test_a_missing_exporter_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MissingExtraError, match=r"fastcam\[torch\]"):
-        fastcam.export(_Vgg(), tmp_path / "model.onnx", example_input=torch.zeros(1, 3, 32, 32))
+        fastcam.export(Vgg(), tmp_path / "model.onnx", example_input=torch.zeros(1, 3, 32, 32))
 
 
 def test_a_module_splits_in_two() -> None:
-    model = _module("VGG")
-    example = np.zeros((1, 3, _SIDE, _SIDE), np.float32)
+    model = family("VGG")
+    example = np.zeros((1, 3, SIDE, SIDE), np.float32)
     features, head = fastcam.split(model, "features.4", example_input=example)
     sizes = [dim.dim_value for dim in features.graph.output[0].type.tensor_type.shape.dim[1:]]
     assert sizes == [8, 16, 16]

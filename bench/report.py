@@ -1,0 +1,137 @@
+"""Writes docs/benchmarks.md, its pictures, and the README's table and picture, from the results alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .__main__ import QUESTIONS, find_question
+from .contestants import FASTCAM
+from .harness import Question, Record, read_record, results_path
+from .peers import summary
+
+_BEGIN, _END = "<!-- benchmark -->\n", "<!-- end of benchmark -->"
+_PICTURES = Path("docs") / "benchmarks"
+_INTRODUCTION = """\
+# Benchmarks
+
+Written by `python -m bench report` from the samples of `python -m bench`, wins and losses alike. How it is measured:
+
+- Contestants run in turns within one process, in bursts; the first runs of a burst do not count, because the threads of
+  the one before go on spinning for a while. A change of the machine's speed meets all of them.
+- What a contestant computes is checked before it is timed. One that is missing, fails or disagrees is named.
+- Figures are medians, with the first and third quartile; ratios are ratios of medians. Of a contestant that takes more
+  than ten seconds there are few samples.
+- Every sample is kept in `bench/results/`, with the machine and the versions.
+
+`python -m bench all --minutes 20` measures all of it anew, as far as the time goes; called again it goes on.
+"""
+
+
+def write_report(root: Path, *, quick: bool = False) -> list[Path]:
+    """Write what there are results for, and return the files.
+
+    Parameters
+    ----------
+    root
+        The project's folder.
+    quick
+        From the results of quick runs, into the folder of results, to look at: never into the documents.
+    """
+    records = {
+        name: record
+        for name in QUESTIONS
+        if (record := read_record(results_path(name, quick=quick))) is not None and record.cases
+    }
+    if not records:
+        raise SystemExit("there are no results: run python -m bench all first")
+    target = results_path("", quick=True).parent / "report" if quick else root
+    pictures = target / _PICTURES
+    pictures.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, record in records.items():
+        path = pictures / f"{name}.png"
+        # No date and version inside: the same results are the same bytes.
+        find_question(name).draw(record).savefig(path, dpi=110, metadata={"Software": None})
+        written.append(path)
+    document = target / "docs" / "benchmarks.md"
+    document.write_text(compose(records), encoding="utf-8")
+    written.append(document)
+    if "peers" in records:
+        readme = target / "README.md"
+        text = (root / "README.md").read_text(encoding="utf-8")
+        readme.write_text(fill(text, readme_part(records["peers"])), encoding="utf-8")
+        written.append(readme)
+    return written
+
+
+def compose(records: dict[str, Record]) -> str:
+    """Return the text of docs/benchmarks.md."""
+    return "\n".join([_INTRODUCTION, *(_section(find_question(name), record) for name, record in records.items())])
+
+
+def _section(question: Question, record: Record) -> str:
+    about = (question.__doc__ or "").partition("\n")[0].rstrip(".")
+    explained = (question.__doc__ or "").partition("\n")[2].strip()
+    parts = [
+        f"## {record.question}: {about}",
+        explained,
+        f"`{record.command}`, {setting(record)}.",
+        f"![{about}](benchmarks/{record.question}.png)",
+        question.write(record),
+        _left_out(record),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def setting(record: Record) -> str:
+    """Say when and on what it was measured."""
+    machine = record.machine
+    first, last = record.dates
+    day = first if first == last else f"{first} to {last}"
+    versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    return (
+        f"{day}, {machine['processor']}, {machine['processors']} processors, {machine['threads']} threads each, "
+        f"{machine['system']}, Python {machine['python']}; {versions}"
+    )
+
+
+def _left_out(record: Record) -> str:
+    """Name who did not take part, and what was not measured."""
+    absent: dict[str, list[str]] = {}
+    for key, case in record.cases.items():
+        for name, reason in case["missing"].items():
+            absent.setdefault(f"{name}: {reason}", []).append(key)
+    lines = [f"- {who} ({'; '.join(keys)})" for who, keys in absent.items()]
+    lines += [f"- not measured: {key}, which {reason}" for key, reason in record.skipped.items()]
+    return "Left out:\n\n" + "\n".join(lines) if lines else ""
+
+
+def readme_part(record: Record) -> str:
+    """Return what the README shows: one table and one picture."""
+    days = record.dates[-1]
+    return (
+        f"Heatmaps by fastcam and by its peers, the same weights and images; medians of runs by turns, the peers as "
+        f"times {FASTCAM}'s:\n\n{summary(record)}\n\n"
+        f"![The same as bars](docs/benchmarks/peers.png)\n\n"
+        f"*`python -m bench peers`, {days}, {record.machine['processors']} processors of {_article(record)}"
+        f"{record.machine['processor']}. The other questions, their commands and machines, wins and losses: "
+        f"[docs/benchmarks.md](docs/benchmarks.md).*\n"
+    )
+
+
+def _article(record: Record) -> str:
+    return "an " if record.machine["processor"][:1] in "AEIOU" else "a "
+
+
+def fill(text: str, part: str) -> str:
+    """Put the part between the README's markers.
+
+    Raises
+    ------
+    ValueError
+        The markers are not there, or more than once.
+    """
+    if text.count(_BEGIN) != 1 or text.count(_END) != 1:
+        raise ValueError(f"README.md needs one {_BEGIN.strip()} and one {_END}")
+    head, _, rest = text.partition(_BEGIN)
+    return head + _BEGIN + part + rest[rest.index(_END) :]

@@ -1,0 +1,44 @@
+"""What the peers import and do not need for Grad-CAM, where it cannot be had.
+
+pytorch-grad-cam imports torchvision for the pictures of its tutorials, and torchvision has no wheel for every build of
+torch. xplique imports tensorflow-probability for another method, and pins a TensorFlow that is older than this one.
+tf-keras-vis imports a module of scipy by the name that it had before 2022. Empty modules take their places, and only
+where the real ones are missing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from types import ModuleType
+
+# Module, and the names that are imported from it.
+_STAND_INS = {
+    "torchvision": (),
+    "torchvision.transforms": ("Compose", "Normalize", "ToTensor"),
+    "torchvision.transforms.functional": ("resize",),
+    "torchvision.ops": (),
+    "tensorflow_probability": (),
+}
+
+
+def install() -> None:
+    """Put the stand-ins into place; what is installed stays."""
+    missing = {name for name in _STAND_INS if importlib.util.find_spec(name.partition(".")[0]) is None}
+    for name in [name for name in _STAND_INS if name in missing]:
+        parent, _, child = name.rpartition(".")
+        module = ModuleType(name)
+        # Something of the package may be asked for its specification later on.
+        module.__spec__ = importlib.util.spec_from_loader(name, loader=None)
+        for member in _STAND_INS[name]:
+            setattr(module, member, None)
+        sys.modules[name] = module
+        if parent:
+            setattr(sys.modules[parent], child, module)
+    if importlib.util.find_spec("scipy") is not None:
+        _alias("scipy.ndimage.interpolation", "scipy.ndimage")
+
+
+def _alias(old: str, new: str) -> None:
+    sys.modules.setdefault(old, importlib.import_module(new))
