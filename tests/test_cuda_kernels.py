@@ -503,7 +503,7 @@ FAULTS: dict[str, tuple[str, str, str]] = {
         "(groups - place.row) / call.rows",
     ),
     "a pack of two channels taken for one": ("ascending", "Split && e >= boundary", "Split && e > boundary"),
-    "channels of a group not folded": ("ascending", "fold < folds; ++fold", "fold < 1; ++fold"),
+    "channels of a group not folded": ("ascending", "fold < folds; ++fold", "fold < least(folds, 1); ++fold"),
     "half without subnormals": (
         "ascending",
         "static_cast<unsigned>(value.bits & 0x7fff) << 13) * 0x1p112f",
