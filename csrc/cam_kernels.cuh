@@ -1010,7 +1010,7 @@ CAM_INLINE void check_rows(const CheckCall& call) {
     X(cam_pooled_##name##_last_4, SumCall, 2, sum_last<true, T, Count, 4>)           \
     X(cam_element_##name##_first_1, SumCall, 3, element_first<T, Count, 1>)          \
     X(cam_element_##name##_first_4, SumCall, 2, element_first<T, Count, 4>)          \
-    X(cam_element_##name##_last_1, SumCall, 3, element_last<T, Count, 1>)            \
+    X(cam_element_##name##_last_1, SumCall, 2, element_last<T, Count, 1>)            \
     X(cam_element_##name##_last_4, SumCall, 2, element_last<T, Count, 4>)
 
 #define CAM_FOR_FLOAT32(X) CAM_FOR_TYPE(X, float32, float, 4)
