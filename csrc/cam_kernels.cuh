@@ -621,6 +621,7 @@ CAM_INLINE void element_last(const SumCall& call) {
     const int end = least(call.pixels, (share.tile + 1) * call.tile_size);
     for (int first = share.tile * call.tile_size + warp() * together; first < end; first += warps() * together) {
         float sums[together * Maps] = {};
+#pragma unroll 1
         for (int c = lane() * Count; c < share.channels; c += warp_threads * Count) {
 #pragma unroll
             for (int p = 0; p < together; ++p) {
@@ -991,12 +992,12 @@ CAM_INLINE void check_rows(const CheckCall& call) {
     X(cam_view, ViewCall, 4, view)                                            \
     X(cam_prepare, PrepareCall, 4, prepare)                                   \
     X(cam_check_rows, CheckCall, 4, check_rows)                               \
-    X(cam_channel_any_first_4, SumCall, 3, sum_first<false, Any, 1, 4>)       \
-    X(cam_channel_any_last_4, SumCall, 3, sum_last<false, Any, 1, 4>)         \
-    X(cam_pooled_any_first_4, SumCall, 3, sum_first<true, Any, 1, 4>)         \
-    X(cam_pooled_any_last_4, SumCall, 3, sum_last<true, Any, 1, 4>)           \
-    X(cam_element_any_first_4, SumCall, 3, element_first<Any, 1, 4>)          \
-    X(cam_element_any_last_4, SumCall, 3, element_last<Any, 1, 4>)
+    X(cam_channel_any_first_4, SumCall, 2, sum_first<false, Any, 1, 4>)       \
+    X(cam_channel_any_last_4, SumCall, 2, sum_last<false, Any, 1, 4>)         \
+    X(cam_pooled_any_first_4, SumCall, 2, sum_first<true, Any, 1, 4>)         \
+    X(cam_pooled_any_last_4, SumCall, 2, sum_last<true, Any, 1, 4>)           \
+    X(cam_element_any_first_4, SumCall, 2, element_first<Any, 1, 4>)          \
+    X(cam_element_any_last_4, SumCall, 2, element_last<Any, 1, 4>)
 
 #define CAM_FOR_TYPE(X, name, T, Count)                                              \
     X(cam_channel_##name##_first_1, SumCall, 4, sum_first<false, T, Count, 1>)       \
