@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shim_kernels
 from gpu_support import reasons_against_gpus
 
 import fastcam.exporter
@@ -35,3 +36,12 @@ def every_exported_graph_runs_on_gpus() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fastcam.exporter, "write_model", write_checked)
         yield
+
+
+@pytest.fixture(scope="session")
+def shim_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The CUDA kernels, compiled for the CPU."""
+    reason = shim_kernels.missing()
+    if reason is not None:
+        pytest.skip(f"the CUDA kernels cannot be emulated: {reason}")
+    return shim_kernels.build(tmp_path_factory.mktemp("shim") / "csrc")

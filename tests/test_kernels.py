@@ -7,10 +7,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import gpu_kernels
 import numpy as np
 import pytest
+import shim_kernels
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_support import EPS, Case, assert_same, channels_last, random_case, relative_error, weights_shape
@@ -26,16 +29,39 @@ NORMALIZATIONS: list[Normalize] = ["max", "minmax", None]
 FLOATS = [np.float32, np.float16]
 
 
-@pytest.fixture(params=["reference", *_cpu.instruction_sets()])
-def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
-    """The specification itself, and the native backend with each instruction set of this processor."""
-    if request.param == "reference":
+HOST_BACKENDS = ["reference", *_cpu.instruction_sets()]
+DEVICE_BACKENDS = ["shim", *(pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda", "nvrtc"))]
+
+
+@contextmanager
+def host_backend(name: str) -> Iterator[Kernels]:
+    if name == "reference":
         yield reference.KERNELS
         return
     chosen = _cpu.instruction_set()
-    _cpu.use_instruction_set(request.param)
+    _cpu.use_instruction_set(name)
     yield cpu.KERNELS
     _cpu.use_instruction_set(chosen)
+
+
+@pytest.fixture(params=[*HOST_BACKENDS, *DEVICE_BACKENDS])
+def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
+    """The specification itself, the native backend with each instruction set of this processor, and the CUDA kernels:
+    emulated, compiled by nvcc, and compiled by NVRTC."""
+    if request.param in HOST_BACKENDS:
+        with host_backend(request.param) as backend:
+            yield backend
+    elif request.param == "shim":
+        yield shim_kernels.ShimBackend(request.getfixturevalue("shim_library"))
+    else:
+        yield gpu_kernels.backend(request.param)
+
+
+@pytest.fixture(params=HOST_BACKENDS)
+def viewers(request: pytest.FixtureRequest) -> Iterator[Kernels]:
+    """The backends that draw maps which somebody else computed, and run on threads."""
+    with host_backend(request.param) as backend:
+        yield backend
 
 
 def same_bits(a: Rendered, b: Rendered) -> bool:
@@ -72,33 +98,33 @@ def test_element_weights_multiply_where_they_stand(kernels: Kernels) -> None:
     assert maps.tolist() == [[[[1, 4], [9, 0]]]]
 
 
-def test_resize_by_hand(kernels: Kernels) -> None:
+def test_resize_by_hand(viewers: Kernels) -> None:
     row = np.array([[[[0, 1]]]], np.float32)
-    assert kernels.resize(row, (1, 4)).tolist() == [[[[0, 0.25, 0.75, 1]]]]
+    assert viewers.resize(row, (1, 4)).tolist() == [[[[0, 0.25, 0.75, 1]]]]
     square = np.array([[[[0, 4], [8, 12]]]], np.float32)
     expected = [[0, 1, 3, 4], [2, 3, 5, 6], [6, 7, 9, 10], [8, 9, 11, 12]]
-    assert kernels.resize(square, (4, 4)).tolist() == [[expected]]
-    assert kernels.resize(square, (1, 1)).tolist() == [[[[6]]]]
-    assert kernels.resize(np.arange(6, dtype=np.float32).reshape(1, 1, 1, 6), (1, 2)).tolist() == [[[[1, 4]]]]
+    assert viewers.resize(square, (4, 4)).tolist() == [[expected]]
+    assert viewers.resize(square, (1, 1)).tolist() == [[[[6]]]]
+    assert viewers.resize(np.arange(6, dtype=np.float32).reshape(1, 1, 1, 6), (1, 2)).tolist() == [[[[1, 4]]]]
 
 
-def test_overlay_by_hand(kernels: Kernels) -> None:
+def test_overlay_by_hand(viewers: Kernels) -> None:
     palette = np.zeros((256, 3), np.uint8)
     palette[0], palette[128], palette[255] = (10, 20, 30), (101, 102, 103), (200, 100, 0)
     maps = np.array([[[[0, 0.5, 1]]]], np.float32)  # 255 * 0.5 = 127.5 rounds to the even 128
     images = np.array([[[[0, 1, 2], [100, 100, 101], [255, 255, 255]]]], np.uint8)
     # Halves go to the even neighbour: (1 + 20) / 2 -> 10, (100 + 101) / 2 -> 100, (255 + 100) / 2 -> 178.
-    assert kernels.colorize(maps, images, palette=palette).tolist() == [
+    assert viewers.colorize(maps, images, palette=palette).tolist() == [
         [[[[5, 10, 16], [100, 101, 102], [228, 178, 128]]]]
     ]
-    assert kernels.colorize(maps, images, palette=palette, alpha=0)[0, 0].tolist() == images[0].tolist()
-    assert kernels.colorize(maps, images, palette=palette, alpha=1)[0, 0, 0].tolist() == palette[[0, 128, 255]].tolist()
+    assert viewers.colorize(maps, images, palette=palette, alpha=0)[0, 0].tolist() == images[0].tolist()
+    assert viewers.colorize(maps, images, palette=palette, alpha=1)[0, 0, 0].tolist() == palette[[0, 128, 255]].tolist()
 
 
-def test_colorize_clips(kernels: Kernels) -> None:
+def test_colorize_clips(viewers: Kernels) -> None:
     palette = np.arange(768, dtype=np.uint16).astype(np.uint8).reshape(256, 3)
     maps = np.array([[[[-3, 7, -0.0]]]], np.float32)
-    overlay = kernels.colorize(maps, np.zeros((1, 1, 3, 3), np.uint8), palette=palette, alpha=1)
+    overlay = viewers.colorize(maps, np.zeros((1, 1, 3, 3), np.uint8), palette=palette, alpha=1)
     assert overlay[0, 0, 0].tolist() == palette[[0, 255, 0]].tolist()
 
 
@@ -181,11 +207,11 @@ def test_any_input(kernels: Kernels, case: Case, threads: int | None) -> None:
     seed=st.integers(0, 2**32),
 )
 def test_resize_any_input(
-    kernels: Kernels, shape: tuple[int, ...], size: tuple[int, int], scale: float, seed: int
+    viewers: Kernels, shape: tuple[int, ...], size: tuple[int, int], scale: float, seed: int
 ) -> None:
     maps = (np.random.default_rng(seed).uniform(-1, 1, shape) * scale).astype(np.float32)
     expected = reference.KERNELS.resize(maps, size)
-    actual = kernels.resize(maps, size)
+    actual = viewers.resize(maps, size)
     # Two interpolations of three roundings each, of differences up to twice the largest value.
     assert np.abs(actual.astype(np.float64) - expected).max(initial=0) <= 12 * EPS * scale + 1e-44
 
@@ -258,13 +284,13 @@ def test_overflowing_sum(kernels: Kernels) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 2 * VIEW_LIMIT])
-def test_views_refuse_non_finite_maps(kernels: Kernels, value: float) -> None:
+def test_views_refuse_non_finite_maps(viewers: Kernels, value: float) -> None:
     maps = np.zeros((2, 3, 4, 5), np.float32)
     maps[1, 1, 2, 2] = value
     with pytest.raises(NonFiniteError, match="map 1 of image 1"):
-        kernels.resize(maps, (8, 8))
+        viewers.resize(maps, (8, 8))
     with pytest.raises(NonFiniteError, match="map 1 of image 1"):
-        kernels.colorize(maps, np.zeros((2, 8, 8, 3), np.uint8), palette=np.zeros((256, 3), np.uint8))
+        viewers.colorize(maps, np.zeros((2, 8, 8, 3), np.uint8), palette=np.zeros((256, 3), np.uint8))
 
 
 @pytest.mark.parametrize(("n", "k"), [(0, 2), (2, 0), (0, 0)])
@@ -274,7 +300,10 @@ def test_nothing_to_do(kernels: Kernels, rng: np.random.Generator, n: int, k: in
     assert result.heatmaps.shape == (n, k, 6, 7)
     assert result.overlays is not None
     assert result.overlays.shape == (n, k, 6, 7, 3)
-    assert kernels.resize(result.maps, (2, 2)).shape == (n, k, 2, 2)
+
+
+def test_nothing_to_resize(viewers: Kernels) -> None:
+    assert viewers.resize(np.zeros((0, 2, 3, 3), np.float32), (2, 2)).shape == (0, 2, 2, 2)
 
 
 def test_size_none_is_the_layer_size(kernels: Kernels, rng: np.random.Generator) -> None:
@@ -300,15 +329,15 @@ def test_outputs_are_written_in_place(kernels: Kernels, rng: np.random.Generator
     assert same_bits(result, expected)
 
 
-def test_views_agree_with_render(kernels: Kernels, rng: np.random.Generator) -> None:
+def test_views_agree_with_render(viewers: Kernels, rng: np.random.Generator) -> None:
     case = random_case(rng, (2, 9, 5, 4), 3, size=(33, 70), overlay=True)
-    result = case.run(kernels)
+    result = case.run(viewers)
     heatmaps = np.empty_like(result.heatmaps)
-    assert kernels.resize(result.maps, (33, 70), heatmaps_out=heatmaps) is heatmaps
+    assert viewers.resize(result.maps, (33, 70), heatmaps_out=heatmaps) is heatmaps
     assert np.abs(heatmaps - result.heatmaps).max() <= 4 * EPS
     overlay = dict(case.overlay)
     overlays = np.empty_like(result.overlays)
-    assert kernels.colorize(result.maps, overlay.pop("images"), **overlay, overlays_out=overlays) is overlays
+    assert viewers.colorize(result.maps, overlay.pop("images"), **overlay, overlays_out=overlays) is overlays
     # The reference rounds its maps to float32 in between, which may move a value over the edge between two colours.
     assert np.count_nonzero((overlays != result.overlays).any(axis=-1)) <= 2
 
@@ -317,13 +346,13 @@ def test_views_agree_with_render(kernels: Kernels, rng: np.random.Generator) -> 
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("n", [1, 7])
 def test_threads_change_no_bit(
-    kernels: Kernels, rng: np.random.Generator, weighting: Weighting, last: bool, n: int
+    viewers: Kernels, rng: np.random.Generator, weighting: Weighting, last: bool, n: int
 ) -> None:
     # Several slices of channels or pixels, and several bands of rows.
     case = random_case(rng, (n, 300, 33, 31), 2, weighting=weighting, last=last, size=(400, 400), overlay=n == 1)
-    serial = case.run(kernels, threads=1)
+    serial = case.run(viewers, threads=1)
     for threads in (2, 5, None):
-        parallel = case.run(kernels, threads=threads)
+        parallel = case.run(viewers, threads=threads)
         assert same_bits(serial, parallel)
 
 
@@ -380,23 +409,23 @@ def _resize_pairs() -> list[tuple[tuple[int, int], tuple[int, int]]]:
 
 @pytest.mark.parametrize(("source", "target"), _resize_pairs())
 def test_resize_like_cv2(
-    kernels: Kernels, rng: np.random.Generator, source: tuple[int, int], target: tuple[int, int]
+    viewers: Kernels, rng: np.random.Generator, source: tuple[int, int], target: tuple[int, int]
 ) -> None:
     cv2 = pytest.importorskip("cv2")
     maps = rng.random((1, 1, *source), np.float32)
     expected = cv2.resize(maps[0, 0], (target[1], target[0]), interpolation=cv2.INTER_LINEAR)
     # cv2 keeps positions in float32: off by eps times the largest position, times a slope of at most 1.
-    assert np.abs(kernels.resize(maps, target)[0, 0] - expected).max() <= 4 * EPS * max(*source, *target)
+    assert np.abs(viewers.resize(maps, target)[0, 0] - expected).max() <= 4 * EPS * max(*source, *target)
 
 
 @pytest.mark.parametrize(("source", "target"), _resize_pairs())
 def test_resize_like_torch(
-    kernels: Kernels, rng: np.random.Generator, source: tuple[int, int], target: tuple[int, int]
+    viewers: Kernels, rng: np.random.Generator, source: tuple[int, int], target: tuple[int, int]
 ) -> None:
     torch = pytest.importorskip("torch")
     maps = rng.random((2, 3, *source), np.float32)
     expected = torch.nn.functional.interpolate(torch.from_numpy(maps), target, mode="bilinear", align_corners=False)
-    assert np.abs(kernels.resize(maps, target) - expected.numpy()).max() <= 4 * EPS * max(*source, *target)
+    assert np.abs(viewers.resize(maps, target) - expected.numpy()).max() <= 4 * EPS * max(*source, *target)
 
 
 def test_pipeline_like_cv2(kernels: Kernels, rng: np.random.Generator) -> None:
