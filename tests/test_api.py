@@ -17,6 +17,8 @@ def test_public_names() -> None:
     assert sorted(fastcam.__all__) == [
         "ArgumentError",
         "DeviceError",
+        "DeviceExplanation",
+        "DeviceMemoryError",
         "Explainer",
         "Explanation",
         "ExportResult",
@@ -110,6 +112,13 @@ def test_modules_import_one_way() -> None:
         "autodiff",
         "storage",
         "exporter",
+        "devices",
+        "explanation",
+        "targets",
+        "explained",
+        "providers",
+        "sessions",
+        "engines",
         "explainer",
         "inspection",
         "sources",
@@ -126,7 +135,7 @@ def test_modules_import_one_way() -> None:
         "cli",
     ]
     package = Path(fastcam.__file__).parent
-    modules = {path.stem for path in package.glob("*.py")} | {"importers", "kernels"}
+    modules = {path.stem for path in package.glob("*.py")} | {"devices", "engines", "importers", "kernels"}
     assert modules - {"__init__"} == set(order)
     for position, name in enumerate(order):
         allowed = {*order[:position], *order[position : position + 1]}
