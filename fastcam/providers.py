@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from .devices import NO_KERNELS, find_backend
-from .errors import ArgumentError, DeviceError, MissingExtraError
+from .errors import ArgumentError, DeviceError, FastcamError, MissingExtraError
 
 Provider: TypeAlias = "tuple[str, dict[str, Any]]"
 
@@ -153,11 +153,7 @@ def _place_on_cuda(request: Request, path: Path, stream: int) -> Placement:
 
 
 def _place_on_tensorrt(request: Request, path: Path, stream: int) -> Placement:
-    try:
-        tensorrt: Any = importlib.import_module(".tensorrt", __package__)
-    except ModuleNotFoundError as error:
-        raise DeviceError(f"{request.name} cannot start: this build of fastcam lacks it ({error})") from error
-    plan = tensorrt.plan(path, device_id=request.number, stream=stream)
+    plan = _tensorrt().plan(path, device_id=request.number, stream=stream)
     own = dict(request.providers)
     return Placement(
         plan.model,
@@ -166,6 +162,19 @@ def _place_on_tensorrt(request: Request, path: Path, stream: int) -> Placement:
         plan.batches.largest,
         plan.targets.largest,
     )
+
+
+def find_tensorrt_problem(index: int) -> str | None:
+    """Return why TensorRT cannot be used where CUDA can, None where nothing speaks against it."""
+    try:
+        _tensorrt().this_machine(index)
+    except FastcamError as error:
+        return str(error)
+    return None
+
+
+def _tensorrt() -> Any:
+    return importlib.import_module(".tensorrt", __package__)
 
 
 DEVICES: dict[str, Callable[[Request, Path, int], Placement]] = {

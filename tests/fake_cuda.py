@@ -351,7 +351,7 @@ class FakeKernels(DeviceKernels):
             with np.errstate(invalid="ignore", over="ignore"):
                 sums = weighted_sum(contents(call.activations), contents(call.weights), call.weighting)
                 raw = sums.astype(np.float32).astype(np.float64)
-            finite = np.isfinite(raw).all(axis=(2, 3))
+            finite = np.asarray(np.isfinite(raw).all(axis=(2, 3)))
             maps = normalized(np.where(finite[..., None, None], np.maximum(raw, 0), 0), call.normalize)
             contents(call.finite)[...] = finite
             contents(call.maps)[...] = maps
@@ -395,11 +395,11 @@ class FakeBinding:
 
     def bind_input(self, name: str, kind: str, index: int, dtype: Any, shape: Any, pointer: int) -> None:
         assert (kind, index) == ("cuda", 0)
-        self.inputs[name] = DeviceArray(pointer, tuple(shape), np.dtype(dtype).name)  # type: ignore[arg-type]
+        self.inputs[name] = DeviceArray(pointer, tuple(shape), np.dtype(dtype).name)
 
     def bind_output(self, name: str, kind: str, index: int, dtype: Any, shape: Any, pointer: int) -> None:
         assert (kind, index) == ("cuda", 0)
-        self.outputs[name] = DeviceArray(pointer, tuple(shape), np.dtype(dtype).name)  # type: ignore[arg-type]
+        self.outputs[name] = DeviceArray(pointer, tuple(shape), np.dtype(dtype).name)
 
 
 class FakeSession:

@@ -45,7 +45,8 @@ def opened(device: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     install(device, monkeypatch)
 
     def open_(path: Path, **arguments: Any) -> fastcam.Explainer:
-        return fastcam.Explainer(path, **({"device": "cuda", "threads": 1} | arguments))
+        options: dict[str, Any] = {"device": "cuda", "threads": 1, **arguments}
+        return fastcam.Explainer(path, **options)
 
     return open_
 

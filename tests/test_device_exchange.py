@@ -59,7 +59,8 @@ class Producer:
         self.stream = device.stream_create()
         self._device = device
         self._tensor = DeviceTensor(device, values.shape, values.dtype)
-        array = DeviceArray(self._tensor.pointer, values.shape, values.dtype.name)
+        dtype: Any = values.dtype.name
+        array = DeviceArray(self._tensor.pointer, values.shape, dtype)
         device.enqueue(self.stream, "produce", [], [array], lambda: contents(array).__setitem__(..., values))
 
     def __del__(self) -> None:

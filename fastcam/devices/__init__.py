@@ -7,8 +7,7 @@ Addresses and handles are plain integers, as ONNX Runtime takes them. Nothing bu
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,41 +91,43 @@ class Device(Protocol):
         """Enqueue a copy of ``size`` bytes within device memory."""
 
 
-class Backend:
+class Backend(NamedTuple):
     """Where devices and kernels come from.
 
-    Parameters
+    Attributes
     ----------
     needs : str
-        Module to import first; where it is missing, the backend is.
-    device, kernels : tuple of str
-        Module of this package and name of the class, made from the device's index.
+        Module that is missing where the backend is.
+    device : tuple of str
+        Module and name of the class of its devices.
+    kernels : str
+        Module with its kernels, for whichever device is the thread's.
     """
 
-    def __init__(self, needs: str, device: tuple[str, str], kernels: tuple[str, str]) -> None:
-        self.needs = needs
-        self._classes = (device, kernels)
+    needs: str
+    device: tuple[str, str]
+    kernels: str
 
     def is_there(self) -> bool:
         """Whether its module can be imported."""
         try:
-            importlib.import_module(self.needs, "fastcam")
+            importlib.import_module(self.needs, _PACKAGE)
         except ImportError:
             return False
         return True
 
     def open(self, index: int) -> tuple[Device, DeviceKernels]:
-        """Return the device of this number and its kernels."""
-        makers: list[Callable[[int], Any]] = [
-            getattr(importlib.import_module(module, "fastcam"), name) for module, name in self._classes
-        ]
-        device, kernels = (make(index) for make in makers)
+        """Return the device of this number and the kernels."""
+        module, name = self.device
+        device: Device = getattr(importlib.import_module(module, _PACKAGE), name)(index)
+        kernels: DeviceKernels = importlib.import_module(self.kernels, _PACKAGE).KERNELS
         return device, kernels
 
 
+_PACKAGE = __package__.partition(".")[0]
 BACKENDS = (
-    Backend(".kernels._cuda", (".devices.native", "NativeDevice"), (".kernels.cuda", "CudaKernels")),
-    Backend("cupy", (".devices.cupy_device", "CupyDevice"), (".kernels.nvrtc", "NvrtcKernels")),
+    Backend(".kernels._cuda", (".devices.native", "NativeDevice"), ".kernels.cuda"),
+    Backend("cupy", (".devices.cupy_device", "CupyDevice"), ".kernels.nvrtc"),
 )
 
 

@@ -252,7 +252,7 @@ class DeviceTensor:
         """Type and number of the device."""
         return self._device.dlpack_type, self._device.index
 
-    def __dlpack__(self, *, stream: Any = None, **_: Any) -> object:
+    def __dlpack__(self, *, stream: Any = None, **_: Any) -> Any:
         """Return a DLPack capsule; the array is complete, so every stream may read it at once."""
         number = next(_numbers)
         sides = (ctypes.c_int64 * len(self.shape))(*self.shape)

@@ -9,6 +9,8 @@ from ..kernels import _cuda
 from . import Bytes
 from .memory import host_bytes
 
+_OUT_OF_MEMORY = "cudaErrorMemoryAllocation"
+
 
 class NativeDevice:
     """See `Device`."""
@@ -20,19 +22,19 @@ class NativeDevice:
         if not 0 <= index < count:
             raise DeviceError(f"there is no CUDA device {index}: this process sees {count}, numbered from 0")
         self.index = index
-        self.stream_destroy = _cuda.stream_destroy
-        self.stream_synchronize = _cuda.stream_synchronize
-        self.stream_wait_event = _cuda.stream_wait_event
-        self.event_destroy = _cuda.event_destroy
-        self.event_record = _cuda.event_record
-        self.event_synchronize = _cuda.event_synchronize
-        self.stream_create = _cuda.stream_create
-        self.event_create = _cuda.event_create
-        self.copy_in = _cuda.copy_in
-        self.copy_out = _cuda.copy_out
-        self.copy_between = _cuda.copy_between
         self.free = _cuda.free
         self.free_pinned = _cuda.free_pinned
+        self.stream_create = _cuda.create_stream
+        self.stream_destroy = _cuda.destroy_stream
+        self.stream_synchronize = _cuda.synchronize_stream
+        self.stream_wait_event = _cuda.wait_event
+        self.event_create = _cuda.create_event
+        self.event_destroy = _cuda.destroy_event
+        self.event_record = _cuda.record_event
+        self.event_synchronize = _cuda.synchronize_event
+        self.copy_in = _cuda.copy_to_device
+        self.copy_out = _cuda.copy_to_host
+        self.copy_between = _cuda.copy_on_device
 
     def activate(self) -> None:
         """See `Device`."""
@@ -54,5 +56,7 @@ class NativeDevice:
 def _allocated(allocate: Callable[[int], int], size: int, where: str) -> int:
     try:
         return allocate(size)
-    except MemoryError as error:
+    except DeviceError as error:
+        if _OUT_OF_MEMORY not in str(error):
+            raise
         raise DeviceMemoryError(f"{size} bytes {where} are not free ({error})") from error
