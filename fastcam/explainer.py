@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import kernels
-from .devices.exchange import is_on_device
+from .devices.exchange import HasDLPack, HasInterface, is_on_device
 from .engines import Drawing, Results
 from .engines.cuda import CudaEngine
 from .engines.inputs import DeviceInputs, Inputs, Pictures, Tensors
@@ -25,8 +25,7 @@ from .kernels.boundary import Normalize
 from .providers import ask
 from .targets import Target, Targets
 
-# The last stands for arrays on a device.
-Images: TypeAlias = "ImageSource | npt.NDArray[np.floating[Any]] | Sequence[ImageSource] | Any"
+Images: TypeAlias = "ImageSource | npt.NDArray[np.floating[Any]] | Sequence[ImageSource] | HasDLPack | HasInterface"
 
 
 class Explainer:

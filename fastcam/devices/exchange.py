@@ -10,7 +10,7 @@ import ctypes
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +68,21 @@ _is_named = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("
 _pointer_in = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi)
 )
+
+
+class HasDLPack(Protocol):
+    """An array that DLPack hands over."""
+
+    def __dlpack__(self, *, stream: Any = ...) -> Any: ...
+
+    def __dlpack_device__(self) -> Any: ...
+
+
+class HasInterface(Protocol):
+    """An array with the CUDA array interface."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -274,8 +289,8 @@ class DeviceTensor:
 
     def numpy(self) -> NDArray[Any]:
         """Copy to the host, and wait for it."""
-        pinned = Block(self._device, max(1, self.nbytes), pinned=True)
         self._device.activate()
+        pinned = Block(self._device, max(1, self.nbytes), pinned=True)
         stream = self._device.stream_create()
         try:
             self._device.copy_out(pinned.pointer, self.pointer, self.nbytes, stream)

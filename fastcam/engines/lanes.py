@@ -156,7 +156,13 @@ class LanePool:
             if not self._unmade:
                 return None
             self._unmade -= 1
-        return Lane(self._device)
+        try:
+            return Lane(self._device)
+        except BaseException:
+            with self._changed:
+                self._unmade += 1
+                self._changed.notify()
+            raise
 
     def give_back(self, lane: Lane) -> None:
         """Take a lane back whose batch is complete."""
