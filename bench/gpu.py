@@ -223,22 +223,20 @@ def _forward(module: Any, images: Any) -> Any:
 
 
 def _captum(module: Any, layer: Any, images: Any) -> Callable[[], object]:
-    from captum.attr import LayerAttribution, LayerGradCam
-
-    method = LayerGradCam(module, layer)
-
     def run() -> object:
+        from captum.attr import LayerAttribution, LayerGradCam
+
         best = _forward(module, images).argmax(dim=1)
-        maps = method.attribute(images, best, relu_attributions=True)
+        maps = LayerGradCam(module, layer).attribute(images, best, relu_attributions=True)
         return LayerAttribution.interpolate(maps, (224, 224), "bilinear")
 
     return run
 
 
 def _torchcam(module: Any, layer: Any, images: Any) -> Callable[[], object]:
-    from torchcam.methods import GradCAM
-
     def run() -> object:
+        from torchcam.methods import GradCAM
+
         with GradCAM(module, target_layer=layer) as method:
             scores = module(images)
             return method(scores.argmax(dim=1).tolist(), scores)

@@ -174,15 +174,18 @@ def _check_device(device: Any) -> None:
 
 
 def test_the_native_module_comes_first(native: _Recorder, runtime: _Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("cuda", "nvrtc"):
-        module: Any = types.ModuleType(f"fastcam.kernels.{name}")
-        module.KERNELS = name
+    devices._kernels.cache_clear()
+    for name, kind in (("cuda", "CudaKernels"), ("nvrtc", "NvrtcKernels")):
+        module = types.ModuleType(f"fastcam.kernels.{name}")
+        setattr(module, kind, type(kind, (), {}))
         monkeypatch.setitem(sys.modules, f"fastcam.kernels.{name}", module)
     opened: list[Any] = list(devices.open_device(0))
-    assert (type(opened[0]).__name__, opened[1]) == ("NativeDevice", "cuda")
+    assert [type(item).__name__ for item in opened] == ["NativeDevice", "CudaKernels"]
+    assert devices.open_device(1)[1] is opened[1]
     monkeypatch.setitem(sys.modules, "fastcam.kernels._cuda", None)
     opened = list(devices.open_device(0))
-    assert (type(opened[0]).__name__, opened[1]) == ("CupyDevice", "nvrtc")
+    assert [type(item).__name__ for item in opened] == ["CupyDevice", "NvrtcKernels"]
+    devices._kernels.cache_clear()
 
 
 def test_arrays_lie_apart_and_aligned() -> None:

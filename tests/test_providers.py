@@ -321,7 +321,7 @@ def test_info_opens_the_file_on_cuda(path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_no_backend_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "BACKENDS", (devices.Backend("no_such_module", ("a", "b"), "c"),))
+    monkeypatch.setattr(devices, "BACKENDS", (devices.Backend("no_such_module", ("a", "b"), ("c", "d")),))
     assert devices.find_backend() is None
     with pytest.raises(DeviceError, match="there are no kernels for CUDA"):
         devices.open_device(0)

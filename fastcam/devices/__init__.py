@@ -6,6 +6,7 @@ Addresses and handles are plain integers, as ONNX Runtime takes them. Nothing bu
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import NamedTuple, Protocol
 
@@ -98,15 +99,13 @@ class Backend(NamedTuple):
     ----------
     needs : str
         Module that is missing where the backend is.
-    device : tuple of str
-        Module and name of the class of its devices.
-    kernels : str
-        Module with its kernels, for whichever device is the thread's.
+    device, kernels : tuple of str
+        Module and name of the class of its devices, and of its kernels, which work on the thread's device.
     """
 
     needs: str
     device: tuple[str, str]
-    kernels: str
+    kernels: tuple[str, str]
 
     def is_there(self) -> bool:
         """Whether its module can be imported."""
@@ -120,14 +119,20 @@ class Backend(NamedTuple):
         """Return the device of this number and the kernels."""
         module, name = self.device
         device: Device = getattr(importlib.import_module(module, _PACKAGE), name)(index)
-        kernels: DeviceKernels = importlib.import_module(self.kernels, _PACKAGE).KERNELS
-        return device, kernels
+        return device, _kernels(*self.kernels)
+
+
+@functools.cache
+def _kernels(module: str, name: str) -> DeviceKernels:
+    """Return the kernels of a backend, one for all: they may compile themselves, which takes seconds."""
+    kernels: DeviceKernels = getattr(importlib.import_module(module, _PACKAGE), name)()
+    return kernels
 
 
 _PACKAGE = __package__.partition(".")[0]
 BACKENDS = (
-    Backend(".kernels._cuda", (".devices.native", "NativeDevice"), ".kernels.cuda"),
-    Backend("cupy", (".devices.cupy_device", "CupyDevice"), ".kernels.nvrtc"),
+    Backend(".kernels._cuda", (".devices.native", "NativeDevice"), (".kernels.cuda", "CudaKernels")),
+    Backend("cupy", (".devices.cupy_device", "CupyDevice"), (".kernels.nvrtc", "NvrtcKernels")),
 )
 
 
