@@ -72,7 +72,7 @@ class DLPackProducer(Producer):
     def __dlpack_device__(self) -> tuple[int, int]:
         return 2, self.device_index
 
-    def __dlpack__(self, *, stream: int) -> object:
+    def __dlpack__(self, *, stream: Any = None) -> object:
         event = self._device.event_create()
         self._device.event_record(event, self.stream)
         self._device.stream_wait_event(stream, event)
@@ -82,7 +82,7 @@ class DLPackProducer(Producer):
 class CarelessProducer(DLPackProducer):
     """Takes no heed of the consumer's stream."""
 
-    def __dlpack__(self, *, stream: int) -> object:
+    def __dlpack__(self, *, stream: Any = None) -> object:
         return self._tensor.__dlpack__()
 
 
@@ -107,7 +107,7 @@ def test_batches_on_the_device(
     on_cpu: fastcam.Explainer,
     device: FakeDevice,
     batch: Array,
-    producer: type[Producer],
+    producer: type[DLPackProducer | InterfaceProducer],
     chunk: int,
 ) -> None:
     expected = on_cpu(batch, "top2", batch=chunk)
@@ -126,7 +126,7 @@ def test_pictures_on_the_device(
     on_cpu: fastcam.Explainer,
     device: FakeDevice,
     rng: np.random.Generator,
-    producer: type[Producer],
+    producer: type[DLPackProducer | InterfaceProducer],
 ) -> None:
     pictures = rng.integers(0, 256, (5, 12, 12, 3), dtype=np.uint8)
     found, expected = explainer(producer(device, pictures), batch=2), on_cpu(pictures, batch=2)
@@ -136,7 +136,10 @@ def test_pictures_on_the_device(
 
 @pytest.mark.parametrize("producer", [CarelessProducer, SilentProducer])
 def test_an_array_that_is_taken_too_early_is_found(
-    explainer: fastcam.Explainer, device: FakeDevice, batch: Array, producer: type[Producer]
+    explainer: fastcam.Explainer,
+    device: FakeDevice,
+    batch: Array,
+    producer: type[DLPackProducer | InterfaceProducer],
 ) -> None:
     with pytest.raises(Fault, match="not ordered after produce"):
         explainer(producer(device, batch))
@@ -168,7 +171,7 @@ def _strided(device: FakeDevice, batch: Array) -> Any:
 
 
 class _Refuses(DLPackProducer):
-    def __dlpack__(self, *, stream: int) -> object:
+    def __dlpack__(self, *, stream: Any = None) -> object:
         raise BufferError("requires gradients")
 
 
