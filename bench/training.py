@@ -8,12 +8,13 @@ the time. Prints both, and what a training of 30 epochs takes either way.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from bench.harness import interleave, save, table
+from bench.harness import Pace, interleave, save, table
 
 _CLASSES = 15
 _BATCH = 32
@@ -24,9 +25,12 @@ _PACKAGES = ("fastcam", "tensorflow", "keras", "numpy")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=96)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=120, help="of timing")
     options = parser.parse_args()
-    timings = interleave(_contestants(options.photos), rounds=options.rounds, warmup=1)
+    contestants = _contestants(options.photos)
+    for run in contestants.values():
+        run()
+    timings = interleave(contestants, Pace(options.seconds, slow=math.inf))
     once, cached, whole = (timings[name].median for name in ("features, once", "epoch on them", "epoch through all"))
     rows = [
         (name, f"{timing.median:.3f} s", f"{timing.spread[0]:.3f}..{timing.spread[1]:.3f} s")

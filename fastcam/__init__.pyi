@@ -1,6 +1,7 @@
 from .errors import (
     ArgumentError,
     DeviceError,
+    DeviceMemoryError,
     FastcamError,
     FileFormatError,
     ImageError,
@@ -13,7 +14,8 @@ from .errors import (
     UnsupportedOpError,
     WriteError,
 )
-from .explainer import Explainer, Explanation, ImageExplanation
+from .explainer import Explainer
+from .explanation import DeviceExplanation, Explanation, ImageExplanation
 from .exporter import ExportResult, export
 from .imaging import Preprocessing
 from .inspection import ModelInfo, inspect
@@ -26,6 +28,8 @@ from .vjps import Step, defvjp
 __all__ = [
     "ArgumentError",
     "DeviceError",
+    "DeviceExplanation",
+    "DeviceMemoryError",
     "Explainer",
     "Explanation",
     "ExportResult",

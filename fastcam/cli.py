@@ -254,7 +254,13 @@ def export(model: Path, out: Path, layer: Sequence[str], preprocess: str | None,
     "--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images given to the model at once."
 )
 @click.option("--threads", type=click.IntRange(min=1), help="[default: all processors]")
-@click.option("--device", default="auto", show_default=True, metavar="NAME", help="Where the model runs: auto or cpu.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="Where the model runs: auto, cpu, cuda, cuda:1 or tensorrt.",
+)
 @click.option("--report/--no-report", default=True, show_default=True, help="Write report.html and its thumbnails.")
 @click.option("--resume", is_flag=True, help="Go on with an earlier run in DIR, or extend it by new images.")
 @click.option(

@@ -64,6 +64,10 @@ class DeviceError(FastcamError, RuntimeError):
     """A device or an execution provider is not available."""
 
 
+class DeviceMemoryError(DeviceError, MemoryError):
+    """A device has not enough free memory."""
+
+
 class MissingExtraError(FastcamError, ImportError):
     """An optional dependency is not installed."""
 

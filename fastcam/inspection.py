@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import ModelError
+from .engines.opening import open_engine
+from .errors import FastcamError, ModelError
 from .explainer import Explainer
 from .graph import Graph, attribute, from_model, needed_nodes
 from .imaging import Layout, Preprocessing
 from .metadata import layer_outputs
+from .providers import CPU, CUDA, TENSORRT, ask, find_problem, find_tensorrt_problem
 
 if TYPE_CHECKING:
     import onnx
@@ -200,7 +202,8 @@ _MACS: Mapping[str, Callable[[Graph, onnx.NodeProto], int]] = {
 def _providers(path: Path) -> dict[str, str | None]:
     import onnxruntime
 
-    return {name: _reason_against(path, name) for name in onnxruntime.get_available_providers()}
+    names = onnxruntime.get_available_providers()
+    return {name: _TRIALS.get(name, _reason_against)(path, name) for name in names}
 
 
 def _reason_against(path: Path, provider: str) -> str | None:
@@ -209,10 +212,31 @@ def _reason_against(path: Path, provider: str) -> str | None:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    if provider != "CPUExecutionProvider":
+    if provider != CPU:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         session = onnxruntime.InferenceSession(path, options, providers=[provider])
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's exception classes derive from Exception directly
         return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)).splitlines()[0]
     return None if session.get_providers()[0] == provider else "it could not start"
+
+
+def _reason_against_cuda(path: Path, provider: str) -> str | None:
+    """Open the file as `Explainer` does."""
+    try:
+        open_engine(path, ask("cuda", None), None)
+    except FastcamError as error:
+        return str(error)
+    return None
+
+
+def _reason_against_tensorrt(path: Path, provider: str) -> str | None:
+    """Look at the machine only: opening the file would build its engine, for minutes."""
+    problem = find_problem(0)
+    return problem.reason if problem is not None else find_tensorrt_problem(0)
+
+
+_TRIALS: Mapping[str, Callable[[Path, str], str | None]] = {
+    CUDA: _reason_against_cuda,
+    TENSORRT: _reason_against_tensorrt,
+}

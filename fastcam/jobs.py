@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 
 from . import kernels
 from .errors import ArgumentError, FastcamError, NonFiniteError
-from .explainer import Explainer, Explanation, check_count
+from .explainer import Explainer, check_count
+from .explanation import Explanation
 from .files import replacing, writing
 from .imaging import Pixels, encode_image, palette, read_picture, resize_image, shrink_image
 from .journal import RESULTS, Entry, Journal, open_journal

@@ -17,6 +17,8 @@ def test_public_names() -> None:
     assert sorted(fastcam.__all__) == [
         "ArgumentError",
         "DeviceError",
+        "DeviceExplanation",
+        "DeviceMemoryError",
         "Explainer",
         "Explanation",
         "ExportResult",
@@ -112,6 +114,13 @@ def test_modules_import_one_way() -> None:
         "storage",
         "halving",
         "exporter",
+        "devices",
+        "explanation",
+        "targets",
+        "explained",
+        "providers",
+        "sessions",
+        "engines",
         "explainer",
         "inspection",
         "sources",
@@ -128,7 +137,7 @@ def test_modules_import_one_way() -> None:
         "cli",
     ]
     package = Path(fastcam.__file__).parent
-    modules = {path.stem for path in package.glob("*.py")} | {"importers", "kernels"}
+    modules = {path.stem for path in package.glob("*.py")} | {"devices", "engines", "importers", "kernels"}
     assert modules - {"__init__"} == set(order)
     for position, name in enumerate(order):
         allowed = {*order[:position], *order[position : position + 1]}
