@@ -494,7 +494,8 @@ def test_arguments_that_cannot_be_are_refused_before_anything_is_trained(
     with pytest.raises(ArgumentError, match=message) as error:
         fastcam.finetune(photos, tmp_path / "dogs.keras", **options)
     assert f"{argument}=" in str(error.value)
-    assert not (tmp_path / "dogs.training" / "training.json").exists()
+    record = tmp_path / "dogs.training" / "training.json"
+    assert not record.exists() or json.loads(record.read_bytes()) == {"state": "new"}
 
 
 def test_nothing_stays_frozen_in_a_network_without_weights(photos: Path, tmp_path: Path) -> None:
