@@ -27,6 +27,7 @@ from .errors import (
     TargetError,
     suggest,
 )
+from .files import why_no_file
 from .imaging import Layout, Preprocessing, palette, prepare, read_image, write_image
 from .kernels.reference import normalized
 from .metadata import LARGEST_BATCH, MAXIMUM_RANK, Metadata, layer_outputs
@@ -667,6 +668,9 @@ class Explainer:
         return int(item)
 
     def _class_by_name(self, name: str) -> int:
+        """Return the class that is called so, or has this index where the name is a number and no class's."""
+        if name not in (self.classes or ()) and re.fullmatch("[0-9]{1,9}", name):
+            return self._class_index(int(name))
         if self.classes is None:
             raise TargetError(f"target {name!r}: {self._path} has no class names; export it with classes=[...]")
         found = [index for index, known in enumerate(self.classes) if known == name]
@@ -686,8 +690,9 @@ def _open_session(path: Path, providers: list[Any], threads: int | None) -> onnx
         raise MissingExtraError(
             f'Explainer needs onnxruntime ({error}): pip install "fastcam[cpu]" or "fastcam[gpu]"'
         ) from error
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file")
+    reason = why_no_file(path)
+    if reason is not None:
+        raise ModelError(f"{path}: {reason}")
     names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
     missing = [name for name in names if name not in onnxruntime.get_available_providers()]
     if missing:
@@ -702,7 +707,9 @@ def _open_session(path: Path, providers: list[Any], threads: int | None) -> onnx
     try:
         session = onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:  # ONNX Runtime's exception classes derive from Exception directly
-        raise ModelError(f"{path}: ONNX Runtime cannot load this model: {error}") from error
+        raise ModelError(
+            f"{path}: ONNX Runtime cannot load this model: {error}. Give a file of fastcam.export"
+        ) from error
     if session.get_providers()[0] != names[0]:
         raise DeviceError(f"{names[0]} could not start: ONNX Runtime fell back to {session.get_providers()[0]}")
     return session
