@@ -493,7 +493,7 @@ def _ahead(
         yield pending.popleft().result()
 
 
-def _check_drawing(format_: str, colormap: str, alpha: float) -> None:
+def _check_drawing(format_: Any, colormap: Any, alpha: Any) -> None:
     if format_ not in FORMATS:
         raise ArgumentError(f"format={format_!r}: choose one of {', '.join(FORMATS)}")
     if not isinstance(colormap, str):
@@ -503,7 +503,7 @@ def _check_drawing(format_: str, colormap: str, alpha: float) -> None:
         raise ArgumentError(f"alpha={alpha!r}: give a number 0..1")
 
 
-def _fixed_size(size: Size, explainer: Explainer) -> tuple[int, int] | None:
+def _fixed_size(size: Any, explainer: Explainer) -> tuple[int, int] | None:
     if isinstance(size, str):
         sizes = {"image": None, "input": explainer.input_size}
         if size not in sizes:
@@ -519,7 +519,7 @@ def _fixed_size(size: Size, explainer: Explainer) -> tuple[int, int] | None:
     return height, width
 
 
-def _folder(out: str | os.PathLike[str]) -> Path:
+def _folder(out: Any) -> Path:
     if not isinstance(out, str | os.PathLike) or "\0" in str(out) or not str(out):
         raise ArgumentError(f"out={out!r}: give the path of a folder")
     return Path(out)

@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import pty
+import shutil
 import signal
 import struct
 import subprocess
@@ -105,7 +106,11 @@ def test_explains_help_names_what_may_be_chosen() -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts_complete(shell: str) -> None:
-    assert "_FASTCAM_COMPLETE" in _invoke("completion", shell).output
+    script = _invoke("completion", shell).output
+    assert f"_FASTCAM_COMPLETE={shell}_complete" in script
+    if shutil.which(shell):
+        # What the shell itself thinks of the lines; the answers below are those that they ask for.
+        subprocess.run([shell, "-n"], input=script, text=True, check=True)
     environment = {**os.environ, "_FASTCAM_COMPLETE": "bash_complete", "COMP_WORDS": "fastcam ex", "COMP_CWORD": "1"}
     assert _run(env=environment).stdout.split() == ["plain,explain", "plain,export"]
 

@@ -229,8 +229,8 @@ UNREADABLE = {
     "truncated JPEG": (_encoded("JPEG")[:900], "damaged, truncated"),
     "truncated TIFF": (_encoded("TIFF")[:2000], "damaged, truncated"),
     "flipped bits": (_encoded("PNG")[:300] + bytes(40) + _encoded("PNG")[340:], "damaged, truncated"),
-    "bomb that warns": (_png_claiming(10000, 10000), "more than .* pixels. Shrink it, or raise PIL"),
-    "bomb that raises": (_png_claiming(50000, 50000), "more than .* pixels. Shrink it, or raise PIL"),
+    "bomb that warns": (_png_claiming(10000, 10000), "more than .* pixels. Resize it first"),
+    "bomb that raises": (_png_claiming(50000, 50000), "more than .* pixels. Resize it first"),
 }
 
 
