@@ -256,9 +256,10 @@ def test_missing_file_directory_and_forbidden_file(tmp_path: Path, monkeypatch: 
     def forbidden(_path: str) -> None:
         raise PermissionError(13, "Permission denied")
 
+    (tmp_path / "secret.png").write_bytes(b"")
     monkeypatch.setattr(Image, "open", forbidden)
     with pytest.raises(ImageError, match="may not be read"):
-        read_image("secret.png")
+        read_image(tmp_path / "secret.png")
 
 
 def test_empty_pil_image() -> None:
