@@ -16,7 +16,7 @@ import click
 
 import fastcam
 
-from .errors import FastcamError
+from .errors import FastcamError, WriteError
 from .imaging import Preprocessing
 from .jobs import FORMATS
 from .metadata import PRECISIONS
@@ -211,13 +211,16 @@ def export(model: Path, out: Path, layer: Sequence[str], preprocess: str | None,
 
 @commands.command(epilog="Example: fastcam explain dogs.onnx photos/ -o why --top 3")
 @click.argument("model", type=_FILE)
-@click.argument("inputs", nargs=-1, required=True, type=click.Path(), metavar="INPUT...")
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(readable=False), metavar="INPUT...")
 @click.option("-o", "--out", type=_FILE, required=True, metavar="DIR", help="Folder for the results.")
 @click.option(
     "--top", type=click.IntRange(min=1), default=1, show_default=True, help="Explain the best so many classes."
 )
 @click.option(
-    "--target", multiple=True, metavar="CLASS", help="Explain this class instead, by name or index; repeatable."
+    "--target",
+    multiple=True,
+    metavar="CLASS",
+    help="Explain this class instead, by name, or index where none is called so; repeatable.",
 )
 @click.option(
     "--method",
@@ -301,7 +304,7 @@ def explain(
         model,
         inputs,
         out,
-        target=[_class(name) for name in target] or None,
+        target=list(target) or None,
         layer=_one_or_list(layer),
         progress=progress,
         **options,
@@ -339,7 +342,7 @@ def demo(out: Path) -> None:
     """
     from .demo import run
 
-    run(out, say=click.echo)
+    run(out, say=_say)
 
 
 @commands.command(epilog="Example: fastcam completion bash >> ~/.bashrc")
@@ -350,15 +353,11 @@ def completion(shell: str) -> None:
 
     script = get_completion_class(shell)
     if script is not None:
-        click.echo(script(commands, {}, "fastcam", "_FASTCAM_COMPLETE").source())
+        _echo(script(commands, {}, "fastcam", "_FASTCAM_COMPLETE").source())
 
 
 def _one_or_list(names: Sequence[str]) -> str | list[str] | None:
     return list(names) if len(names) > 1 else next(iter(names), None)
-
-
-def _class(name: str) -> int | str:
-    return int(name) if re.fullmatch(r"\d{1,9}", name) else name
 
 
 def _preprocessing(text: str | None) -> str | Preprocessing | None:
@@ -448,7 +447,7 @@ def _training_figures(logs: Mapping[str, float]) -> str:
 
 def _print_entry(progress: fastcam.JobProgress) -> None:
     if progress.entry:
-        click.echo(json.dumps(progress.entry))
+        _echo(json.dumps(progress.entry))
 
 
 def _print_classes(progress: fastcam.JobProgress) -> None:
@@ -520,7 +519,25 @@ def _megabytes(count: int) -> str:
 
 
 def _say(text: str, *, err: bool = False) -> None:
-    click.echo(_printable(text), err=err)
+    _echo(_printable(text), err=err)
+
+
+def _echo(text: str, *, err: bool = False) -> None:
+    try:
+        click.echo(text, err=err)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if err:
+            # Nobody is left to be told.
+            return
+        _discard_output()
+        raise WriteError(f"standard output cannot be written: {error.strerror}") from None
+
+
+def _discard_output() -> None:
+    """Let what is still in the buffer go nowhere, so that the interpreter does not fail on it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _printable(text: str) -> str:
@@ -534,7 +551,15 @@ def main() -> None:
     """Run the command line; a refusal is one line on standard error and exit status 1."""
     # What Pillow thinks of damaged pictures is no news to their owner: they are explained, or listed as failed.
     warnings.filterwarnings("ignore", module=r"PIL\b")
+    _open_missing_streams()
     sys.exit(_status())
+
+
+def _open_missing_streams() -> None:
+    """Give a process that was started without a standard stream an empty one, before a result takes its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - until the end
 
 
 def _status() -> int:
@@ -551,5 +576,5 @@ def _status() -> int:
         return _INTERRUPTED
     except BrokenPipeError:
         # Who reads standard output has gone, `head` for example: nobody is left to be told, at exit neither.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return _REFUSED

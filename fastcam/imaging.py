@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -111,6 +112,10 @@ def _on_white(rgba: Pixels) -> Pixels:
 def _from_file(path: str) -> Picture:
     from PIL import Image
 
+    mode = os.stat(path).st_mode  # noqa: PTH116 - keeps names that Path would change
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        # Opening a pipe would wait for its writer.
+        raise ImageError("is no regular file but a pipe, device or socket. Save the picture as a file first")
     with _no_warnings():
         opened = Image.open(path, formats=_known_formats())
     with opened as image:
@@ -200,7 +205,7 @@ def _guarded(name: str, read: Callable[[], _Read]) -> _Read:
     """Run `read` and say of whatever it raises which picture it was and what to do."""
     from PIL import Image, UnidentifiedImageError
 
-    too_large = f"has more than {Image.MAX_IMAGE_PIXELS} pixels. Shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS"
+    too_large = f"has more than {Image.MAX_IMAGE_PIXELS} pixels. Resize it first"
     # First match wins: subclasses before their bases.
     reasons: list[tuple[type[BaseException] | tuple[type[BaseException], ...], str]] = [
         (ImageError, "{error}"),
@@ -468,14 +473,25 @@ def write_image(array: Pixels, path: str | os.PathLike[str]) -> None:
         The folder is missing or may not be written, or the format cannot hold the picture; nothing is left behind.
     """
     path = Path(path)
-    encoded = encode_image(array, path)
+    try:
+        encoded = encode_image(array, path)
+    except ImageError as error:
+        raise WriteError(str(error)) from None
     check_writable(path)
     with replacing(path) as file:
         file.write(encoded)
 
 
 def encode_image(array: Pixels, path: Path) -> memoryview:
-    """Encode a picture in the format of the path's suffix; parameters and errors as in `write_image`."""
+    """Encode a picture in the format of the path's suffix.
+
+    Parameters and ArgumentError as in `write_image`.
+
+    Raises
+    ------
+    ImageError
+        The format cannot hold the picture: JPEG ends at 65,500 pixels a side, WebP at 16,383.
+    """
     from PIL import Image
 
     if path.suffix.lower() not in _FORMATS:
@@ -487,5 +503,9 @@ def encode_image(array: Pixels, path: Path) -> memoryview:
     try:
         Image.fromarray(np.ascontiguousarray(array)).save(encoded, format=kind, **options)
     except (OSError, ValueError) as error:
-        raise WriteError(f"{path}: {kind} cannot hold this picture: {error}") from None
+        height, width = array.shape[:2]
+        raise ImageError(
+            f"{path}: {kind} cannot hold a picture of {width} x {height} pixels ({error}). "
+            "Choose another format or a smaller size"
+        ) from None
     return encoded.getbuffer()

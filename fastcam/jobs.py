@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import time
 from base64 import b64encode
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -30,12 +31,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import kernels
-from .errors import ArgumentError, FastcamError, NonFiniteError
+from .errors import ArgumentError, FastcamError, ImageError, NonFiniteError
 from .explainer import Explainer, check_count
 from .explanation import Explanation
 from .files import replacing, writing
 from .imaging import Pixels, encode_image, palette, read_picture, resize_image, shrink_image
-from .journal import RESULTS, Entry, Journal, open_journal
+from .journal import FOLDERS, RESULTS, Entry, Journal, Stamp, open_journal
 from .report import write_report
 from .sources import Source, find_sources, slug
 
@@ -48,6 +49,8 @@ _THUMBNAIL_SIDE = 240
 # The report draws at a thumbnail's size: finer maps would only make the page heavy.
 _FINEST_MAP = 56
 _TOP = 5
+# Pixels of one drawing: a gigabyte of float32.
+_LARGEST_SIZE = 2**28
 # Each stream holds a batch and the model's buffers for it.
 _MOST_STREAMS = 8
 
@@ -139,6 +142,7 @@ class _Image:
     tensor: NDArray[np.float32] | None = None
     pixels: Pixels | None = None
     notes: tuple[str, ...] = ()
+    stamp: Stamp | None = None
     error: str | None = None
     seconds: float = 0.0
 
@@ -179,7 +183,8 @@ def explain_files(
     Reading and writing overlap the model, and the memory that is used depends on the batch, not on the number of
     images. A picture that cannot be explained is listed with its reason, and the others are done. Every file appears
     whole or not at all. A run that was interrupted or killed goes on where it was with ``resume``, and ends with the
-    files that it would have written at once; a finished one is extended by new pictures.
+    files that it would have written at once; a finished one is extended by new pictures, and those that changed since
+    are done again.
 
     Parameters
     ----------
@@ -193,7 +198,7 @@ def explain_files(
     target : optional
         Classes to explain, by index or name, the same for all images.
     top : int
-        Without ``target``: how many of the best classes to explain.
+        How many of the best classes to explain; not together with ``target``.
     method, layer
         As in `Explainer.__call__`.
     format : {"jpg", "png", "webp", "npy"}
@@ -224,7 +229,8 @@ def explain_files(
     A line of ``results.jsonl`` holds ``path``, ``id`` and either ``error`` or ``image_size`` (height, width),
     ``classes`` (of each explained class: ``index``, ``label``, ``probability``, ``file`` and, for the report, ``map``:
     the explained layer's map, 8 bits a value, row by row, in base 64), ``map_size``, ``top`` (the five best classes),
-    ``thumbnail``, ``notes`` and ``seconds`` (``read``, ``model``: the image's share of its batch, ``write``).
+    ``thumbnail``, ``notes``, ``stamp`` (bytes of the picture's file, and
+    nanoseconds of its last change) and ``seconds`` (``read``, ``model``: the image's share of its batch, ``write``).
 
     Raises
     ------
@@ -238,18 +244,21 @@ def explain_files(
         The folder cannot be written, is full, is in use by another run, or holds an earlier one.
     """
     _check_drawing(format, colormap, alpha)
+    if target is not None and top != 1:
+        raise ArgumentError(f"top={top!r} asks for the best classes and target={target!r} for others: choose one")
     threads = os.cpu_count() or 1 if threads is None else threads
     for name, number in (("top", top), ("batch", batch), ("threads", threads)):
         check_count(name, number)
     wanted = f"top{top}" if target is None else target
-    folder = Path(out)
-    sources = find_sources([inputs] if isinstance(inputs, str | os.PathLike) else inputs, folder, stdin)
+    folder = _folder(out)
+    sources = find_sources(_listed(inputs), [folder / name for name in FOLDERS], stdin)
     streams = min(threads, _MOST_STREAMS, -(-len(sources) // batch))
     explainer = Explainer(model, device=device, threads=threads // streams)
     drawing = _Drawing(folder, format, colormap, alpha, _fixed_size(size, explainer), report)
     job = _Job(explainer, wanted, method, layer, drawing)
     job.try_out()
     settings = {
+        "fastcam": version("fastcam"),
         "model_sha256": _digest(explainer.path),
         "target": wanted,
         "method": method,
@@ -276,7 +285,6 @@ def _run(
     folder = job.drawing.folder
     facts = {
         "model": str(job.explainer.path),
-        "fastcam": version("fastcam"),
         "providers": job.explainer.providers,
         "images": len(sources),
         "started": _now(),
@@ -285,8 +293,9 @@ def _run(
     for subfolder in (job.drawing.subfolder, *(["thumbnails"] if job.drawing.report else [])):
         with writing(folder / subfolder):
             (folder / subfolder).mkdir(exist_ok=True)
-    todo = list(_todo(sources, journal, batch))
-    resumed = done = len(sources) - sum(not journal.is_done(source.id) for group in todo for source in group)
+    earlier = {source.id for source in sources if journal.is_done(source.id, _stamp(source.path))}
+    resumed = done = len(earlier)
+    todo = list(_todo(sources, earlier, journal, batch))
     failures = []
     several_frames = 0
     begin = time.perf_counter()
@@ -294,7 +303,7 @@ def _run(
         progress(JobProgress(done, 0, len(sources), {}))
     with closing(job.entries(todo, streams)) as entries:
         for entry in entries:
-            done += not journal.is_done(entry["id"])
+            done += entry["id"] not in earlier
             journal.add(entry)
             if "error" in entry:
                 failures.append((entry["path"], entry["error"]))
@@ -302,15 +311,15 @@ def _run(
             if progress:
                 progress(JobProgress(done, len(failures), len(sources), entry))
     seconds = time.perf_counter() - begin
-    counts = {"failed": len(failures), "seconds": round(seconds, 3), "finished": _now()}
-    journal.finish([source.id for source in sources], {**facts, **counts})
+    times = {"seconds": round(seconds, 3), "finished": _now()}
+    journal.finish([source.id for source in sources], {**facts, **times})
     page = write_report(folder) if job.drawing.report else None
     return JobResult(
         folder / RESULTS, page, len(sources), resumed, tuple(failures), several_frames, time.perf_counter() - begin
     )
 
 
-def _todo(sources: Sequence[Source], journal: Journal, batch: int) -> Iterator[list[Source]]:
+def _todo(sources: Sequence[Source], done: Container[str], journal: Journal, batch: int) -> Iterator[list[Source]]:
     """Yield the batches that are left to do.
 
     A batch of which something is missing is done whole, in the company that it had: what a model makes of an image may
@@ -319,7 +328,7 @@ def _todo(sources: Sequence[Source], journal: Journal, batch: int) -> Iterator[l
     for start in range(0, len(sources), batch):
         members = list(sources[start : start + batch])
         failed = [source for source in members if journal.has_failed(source.id)]
-        missing = sum(not journal.is_done(source.id) for source in members)
+        missing = sum(source.id not in done for source in members)
         left = members if missing > len(failed) else failed
         if left:
             yield left
@@ -339,7 +348,10 @@ class _Job:
         """Explain a grey picture, so that a wrong target or method is refused before the first file is read."""
         grey = np.full((8, 8, 3), 128, np.uint8)
         with suppress(NonFiniteError):
-            self._call(grey)
+            targets = self._call(grey).targets[0].tolist()
+            twice = sorted({index for index in targets if targets.count(index) > 1})
+            if twice:
+                raise ArgumentError(f"target names the classes {twice} more than once: name each once")
 
     def entries(self, groups: Iterable[list[Source]], streams: int) -> Generator[Entry, None, None]:
         """Yield the line of each image when all its files are written, in order."""
@@ -355,6 +367,8 @@ class _Job:
 
     def _read(self, source: Source) -> _Image:
         begin = time.perf_counter()
+        # Before the picture is read: what is written meanwhile counts as a change.
+        stamp = _stamp(source.path)
         try:
             pixels, is_first_of_several = read_picture(source.path)
             tensor = self.explainer.prepare(pixels)
@@ -365,6 +379,7 @@ class _Job:
             tensor,
             pixels if pixels.nbytes <= _KEPT_BYTES else None,
             ("the file holds several frames or pages: the first one is explained",) if is_first_of_several else (),
+            stamp,
             seconds=time.perf_counter() - begin,
         )
 
@@ -396,11 +411,19 @@ class _Job:
             return {**entry, "error": item.error}
         begin = time.perf_counter()
         try:
-            pixels = read_picture(image.source.path).pixels if image.pixels is None else image.pixels
-        except FastcamError as error:
+            entry |= self._drawn(item)
+        except ImageError as error:
             return {**entry, "error": str(error)}
+        entry["stamp"] = image.stamp
+        times = {"read": image.seconds, "model": item.seconds, "write": time.perf_counter() - begin}
+        return {**entry, "seconds": {name: round(value, 6) for name, value in times.items()}}
+
+    def _drawn(self, item: _Explained) -> Entry:
+        """Write an image's files; return what its line says of them."""
+        image = item.image
+        pixels = read_picture(image.source.path).pixels if image.pixels is None else image.pixels
         maps = item.explanation.maps[item.position]
-        entry |= {"image_size": list(pixels.shape[:2]), **self._scores(item)}
+        entry: Entry = {"image_size": list(pixels.shape[:2]), **self._scores(item)}
         for described, file in zip(
             entry["classes"], self._write_drawings(image.source, pixels, maps, entry), strict=True
         ):
@@ -409,8 +432,7 @@ class _Job:
             entry |= self._report_parts(image.source, pixels, maps, entry["classes"])
         if image.notes:
             entry["notes"] = list(image.notes)
-        times = {"read": image.seconds, "model": item.seconds, "write": time.perf_counter() - begin}
-        return {**entry, "seconds": {name: round(value, 6) for name, value in times.items()}}
+        return entry
 
     def _scores(self, item: _Explained) -> Entry:
         """Return ``classes``, the explained ones, and ``top``, the best ones."""
@@ -472,25 +494,53 @@ def _ahead(
         yield pending.popleft().result()
 
 
-def _check_drawing(format_: str, colormap: str, alpha: float) -> None:
+def _check_drawing(format_: Any, colormap: Any, alpha: Any) -> None:
     if format_ not in FORMATS:
         raise ArgumentError(f"format={format_!r}: choose one of {', '.join(FORMATS)}")
+    if not isinstance(colormap, str):
+        raise ArgumentError(f"colormap={colormap!r}: give the name of a colour map")
     palette(colormap)
-    if not 0 <= alpha <= 1:
+    if not isinstance(alpha, int | float | np.number) or not 0 <= alpha <= 1:
         raise ArgumentError(f"alpha={alpha!r}: give a number 0..1")
 
 
-def _fixed_size(size: Size, explainer: Explainer) -> tuple[int, int] | None:
+def _fixed_size(size: Any, explainer: Explainer) -> tuple[int, int] | None:
     if isinstance(size, str):
         sizes = {"image": None, "input": explainer.input_size}
         if size not in sizes:
             raise ArgumentError(f"size={size!r}: choose 'image', 'input' or (height, width)")
         return sizes[size]
-    if len(size) != 2:
+    if not isinstance(size, Sequence | np.ndarray) or len(size) != 2:
         raise ArgumentError(f"size={size!r}: give (height, width)")
     for side in size:
         check_count("size", side)
-    return int(size[0]), int(size[1])
+    height, width = int(size[0]), int(size[1])
+    if height * width > _LARGEST_SIZE:
+        raise ArgumentError(f"size={size!r}: give (height, width), 2**28 pixels in all at most")
+    return height, width
+
+
+def _folder(out: Any) -> Path:
+    if not isinstance(out, str | os.PathLike) or "\0" in str(out) or not str(out):
+        raise ArgumentError(f"out={out!r}: give the path of a folder")
+    return Path(out)
+
+
+def _listed(inputs: Any) -> Iterable[Any]:
+    if isinstance(inputs, str | os.PathLike):
+        return [inputs]
+    if isinstance(inputs, bytes) or not isinstance(inputs, Iterable):
+        raise ArgumentError(f"inputs={inputs!r}: give a path or a list of paths")
+    return inputs
+
+
+def _stamp(path: str) -> Stamp | None:
+    """Return size and time of the last change, None where there is no such file."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - Path.stat is this, and a Path an image
+    except (OSError, ValueError):
+        return None
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _encoded(picture: NDArray[Any], path: Path) -> memoryview:
@@ -516,8 +566,9 @@ def _digest(path: Path) -> str:
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings as JSON gives them back."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    """Return the settings as JSON gives them back, NumPy's numbers as Python's."""
+    plain: dict[str, Any] = json.loads(json.dumps(settings, default=lambda value: value.tolist()))
+    return plain
 
 
 def _now() -> str:

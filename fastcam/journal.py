@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -18,9 +19,17 @@ from .files import locked, replacing, writing
 
 RESULTS = "results.jsonl"
 RUN = "run.json"
+PAGE = "report.html"
+# The job's own folders, in which nothing else is kept.
+FOLDERS = ("overlays", "heatmaps", "thumbnails")
 _PARTIAL = "results.partial.jsonl"
 
+# What `files.replacing` writes until a file is whole.
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}\.part", re.DOTALL)
+
 Entry = dict[str, Any]
+# Size and time of the last change of an image's file: another stamp is another image.
+Stamp = list[int]
 
 
 class _Line(NamedTuple):
@@ -29,6 +38,7 @@ class _Line(NamedTuple):
     file: str
     offset: int
     failed: bool
+    stamp: Stamp | None
 
 
 class Journal:
@@ -43,9 +53,10 @@ class Journal:
         self._lines = lines
         self._file = file
 
-    def is_done(self, id_: str) -> bool:
-        """Whether the image was explained, and all its files are there."""
-        return id_ in self._lines and not self._lines[id_].failed
+    def is_done(self, id_: str, stamp: Stamp | None = None) -> bool:
+        """Whether the image was explained, with this stamp where one is known, and all its files are there."""
+        line = self._lines.get(id_)
+        return line is not None and not line.failed and stamp in (None, line.stamp)
 
     def has_failed(self, id_: str) -> bool:
         """Whether an earlier run could not explain the image."""
@@ -63,7 +74,7 @@ class Journal:
             self._file.write(_line(entry))
             # To the system, not to the disk: a killed process loses nothing by it.
             self._file.flush()
-        self._lines[entry["id"]] = _Line(_PARTIAL, offset, "error" in entry)
+        self._lines[entry["id"]] = _described(entry, _PARTIAL, offset)
 
     def finish(self, order: Sequence[str], facts: Mapping[str, Any]) -> None:
         """Write ``results.jsonl`` in this order of ids, earlier images that are not among them last, and the facts."""
@@ -76,7 +87,8 @@ class Journal:
                     line = self._lines[id_]
                     files[line.file].seek(line.offset)
                     results.write(files[line.file].readline())
-        self._write_run({**facts, "started": self._started, "state": "finished"})
+        counts = {"images": len(wanted), "failed": sum(line.failed for line in self._lines.values())}
+        self._write_run({**facts, **counts, "started": self._started, "state": "finished"})
         with writing(self._folder / _PARTIAL):
             self._file.close()
             (self._folder / _PARTIAL).unlink()
@@ -114,16 +126,29 @@ def open_journal(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> 
             names = (RESULTS, _PARTIAL) if run else ()
             lines = {id_: line for name in names for id_, line in _read_lines(folder, name)}
             _remove_leftovers(folder)
-            file = stack.enter_context((folder / _PARTIAL).open("ab" if run else "wb"))
+            file = (folder / _PARTIAL).open("ab" if run else "wb")
+            stack.callback(_close, file)
         yield Journal(folder, settings, run, lines, file)
+
+
+def _close(file: BinaryIO) -> None:
+    # Every line was flushed when it was added: what is left is one that the disk refused, which was reported then.
+    with contextlib.suppress(OSError):
+        file.close()
 
 
 def _earlier_run(folder: Path, settings: Mapping[str, Any], resume: bool) -> dict[str, Any]:
     """Return what ``run.json`` says, nothing where there is no earlier run."""
-    # The partial results alone are a run that was killed before it wrote its settings, and so before its first line.
-    there = [name for name in (RESULTS, RUN) if (folder / name).exists()]
+    # Empty partial results alone are a run that was killed before it wrote its settings, and so before its first line.
+    there = [name for name in (RESULTS, RUN, PAGE) if (folder / name).exists()]
+    if (folder / _PARTIAL).exists() and (folder / _PARTIAL).stat().st_size:
+        there.append(_PARTIAL)
     if not there:
         return {}
+    if RUN not in there:
+        raise WriteError(
+            f"{folder}: holds {', '.join(there)}, but no {RUN} of a run that made it: choose another folder"
+        )
     if not resume:
         raise WriteError(
             f"{folder}: holds an earlier run ({', '.join(there)}): resume it (--resume), or choose another folder"
@@ -158,7 +183,7 @@ def _read_lines(folder: Path, name: str) -> Iterator[tuple[str, _Line]]:
                 break
             entry = _entry(line)
             if entry is not None and _files_are_there(folder, entry):
-                yield entry["id"], _Line(name, offset, "error" in entry)
+                yield entry["id"], _described(entry, name, offset)
             offset += len(line)
 
 
@@ -170,14 +195,20 @@ def _files_are_there(folder: Path, entry: Entry) -> bool:
 
 def _remove_leftovers(folder: Path) -> None:
     """Take away what a killed run was writing; the lock says that nobody is writing now."""
-    for part in [*folder.glob(".*.part"), *folder.glob("*/.*.part")]:
-        part.unlink()
+    for place in (folder, *(folder / name for name in FOLDERS)):
+        for part in place.glob(".*.part"):
+            if _UNFINISHED.fullmatch(part.name):
+                part.unlink()
 
 
 def files_of(entry: Entry) -> list[str]:
     """Return the files that a line names, relative to the job's folder."""
     thumbnail = [entry["thumbnail"]] if "thumbnail" in entry else []
     return [*thumbnail, *(item["file"] for item in entry.get("classes", ()))]
+
+
+def _described(entry: Entry, file: str, offset: int) -> _Line:
+    return _Line(file, offset, "error" in entry, entry.get("stamp"))
 
 
 def _line(entry: Entry) -> bytes:
@@ -189,6 +220,7 @@ def _entry(line: bytes) -> Entry | None:
     """Return what a line says, None where it is damaged."""
     try:
         entry = json.loads(line)
-        return entry if isinstance(entry["id"], str) and ("error" in entry or entry["classes"]) else None
-    except (ValueError, KeyError, TypeError):
+        is_whole = isinstance(entry["id"], str) and ("error" in entry or entry["classes"])
+        return entry if is_whole and all(isinstance(name, str) for name in files_of(entry)) else None
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,18 +12,17 @@ from urllib.parse import quote
 from .errors import ArgumentError
 from .files import replacing, writing
 from .imaging import palette
+from .journal import PAGE, RESULTS, RUN
 
 # What a browser scrolls through without effort, and more than anybody looks at.
 MOST_IMAGES = 5000
-
-_PAGE = "report.html"
 
 
 def write_report(folder: str | os.PathLike[str]) -> Path:
     """Write ``report.html`` beside the ``results.jsonl`` of `fastcam.explain_files`.
 
-    The page needs no network, no server, and nothing outside the folder. It shows the first 5,000 images; all of them
-    stay in ``results.jsonl``.
+    The page needs no network, no server, and nothing outside the folder. It shows the first 5,000 images, and lists as
+    many that were not explained; all of them stay in ``results.jsonl``.
 
     Parameters
     ----------
@@ -46,29 +44,33 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
     from jinja2 import Environment, PackageLoader
 
     folder = Path(folder)
-    run = _read_run(folder / "run.json")
-    entries = _read_entries(folder / "results.jsonl")
-    shown = [_shown(entry) for entry in islice(entries, MOST_IMAGES)]
-    failures = [entry for entry in shown if "error" in entry]
+    run = _read_run(folder / RUN)
+    images: list[dict[str, Any]] = []
+    failures: list[dict[str, Any]] = []
+    # Of what the lines hold, and not of what the last run was asked for: it may have been resumed with fewer images.
+    counts = {"explained": 0, "failed": 0}
+    for entry in _read_entries(folder / RESULTS):
+        kind, listed = ("failed", failures) if "error" in entry else ("explained", images)
+        counts[kind] += 1
+        if len(listed) < MOST_IMAGES:
+            listed.append(_shown(entry))
     data = {
-        "images": [entry for entry in shown if "error" not in entry],
+        "images": images,
         "palette": palette(run["colormap"]).ravel().tolist(),
         "alpha": run["alpha"],
     }
     # The sources are read through the loader, so that the page is the only file.
     environment = Environment(loader=PackageLoader("fastcam"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    page = environment.get_template(_PAGE).render(
-        run=run, data=data, failures=failures, hidden=sum(1 for _ in entries), shown=len(shown)
-    )
-    with replacing(folder / _PAGE) as file, writing(folder / _PAGE):
+    page = environment.get_template(PAGE).render(run=run, data=data, failures=failures, counts=counts)
+    with replacing(folder / PAGE) as file, writing(folder / PAGE):
         file.write(page.encode("utf-8", "backslashreplace"))
-    return folder / _PAGE
+    return folder / PAGE
 
 
 def _read_run(path: Path) -> dict[str, Any]:
     try:
         run = json.loads(path.read_bytes())
-        needed = {name: run[name] for name in ("model", "method", "layers", "colormap", "alpha", "images", "started")}
+        needed = {name: run[name] for name in ("model", "method", "layers", "colormap", "alpha", "started")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArgumentError(f"{path}: holds no settings of fastcam.explain_files ({error!r})") from None
     return {**needed, "model": Path(needed["model"]).name}

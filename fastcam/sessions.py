@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import DeviceError, MissingExtraError, ModelError
+from .files import why_no_file
 from .providers import CPU, CUDA, TENSORRT, Placement, Provider
 
 if TYPE_CHECKING:
@@ -50,8 +51,9 @@ def open_session(path: Path, placement: Placement, threads: int | None) -> onnxr
         raise MissingExtraError(
             f'Explainer needs onnxruntime ({error}): pip install "fastcam[cpu]" or "fastcam[gpu]"'
         ) from error
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file")
+    reason = why_no_file(path)
+    if reason is not None:
+        raise ModelError(f"{path}: {reason}")
     names = [name for name, _ in placement.providers]
     missing = [name for name in names if name not in onnxruntime.get_available_providers()]
     if missing:
@@ -64,7 +66,9 @@ def open_session(path: Path, placement: Placement, threads: int | None) -> onnxr
             whole = _create_whole(placement, threads) if strict else None
             session = whole or _create(placement, threads, {_TELL_PLACES: "1"} if strict else {})
     except Exception as error:  # ONNX Runtime's exception classes derive from Exception directly
-        raise ModelError(f"{path}: ONNX Runtime cannot load this model: {error}") from error
+        raise ModelError(
+            f"{path}: ONNX Runtime cannot load this model: {error}. Give a file of fastcam.export"
+        ) from error
     if session.get_providers()[0] != names[0]:
         raise DeviceError(f"{names[0]} could not start: ONNX Runtime fell back to {session.get_providers()[0]}")
     if strict and whole is None:

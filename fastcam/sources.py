@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import hashlib
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from .errors import ImageError
+from .errors import ArgumentError, ImageError
 
 STANDARD_INPUT = "-"
 _LIST_SUFFIXES = (".txt", ".lst")
@@ -19,8 +20,8 @@ _LIST_SUFFIXES = (".txt", ".lst")
 PICTURE_SUFFIXES = frozenset(
     ".avif .bmp .dib .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
 )
-# File systems allow 255 bytes a name; a letter may take four.
-_LONGEST_STEM = 40
+# Bytes. File systems allow 255 a name, which holds two slugs, a digest, numbers, suffixes and a temporary file's mark.
+_LONGEST_SLUG = 80
 _DIGEST_LETTERS = 16
 
 
@@ -32,8 +33,9 @@ class Source(NamedTuple):
     path : str
         As it was named, or found.
     id : str
-        Start of the names of its output files: stem, and 64 bits of the path's SHA-256. Pictures of the same name in
-        different folders have different ones, and a picture has the same one in every run.
+        Start of the names of its output files: stem, and 64 bits of the SHA-256 of where the picture is. Pictures of
+        the same name in different folders have different ones, and a picture has the same one in every run, however
+        and from wherever it is named.
     """
 
     path: str
@@ -41,7 +43,7 @@ class Source(NamedTuple):
 
 
 def find_sources(
-    inputs: Sequence[str | os.PathLike[str]], exclude: Path, stdin: BinaryIO | None = None
+    inputs: Iterable[str | os.PathLike[str]], exclude: Iterable[Path] = (), stdin: BinaryIO | None = None
 ) -> list[Source]:
     """List the pictures that the inputs name, each once, in their order.
 
@@ -50,35 +52,73 @@ def find_sources(
     inputs
         Each is a picture's path; a folder, for all pictures below it, sorted; a pattern with ``*``, ``?``, ``[...]`` or
         ``**``; a .txt or .lst file with one path, folder or pattern a line; or "-" for such a list on standard input,
-        where entries may also be separated by null characters. What is no file is listed all the same: its job is to
-        be reported.
+        where entries may also be separated by null characters. What is no file is listed all the same, and so are
+        folders that may not be read and links that lead nowhere: their job is to be reported.
     exclude
-        A folder whose contents are never taken: the job's own output.
+        Folders of which nothing is found: the job's own output.
     stdin
         Instead of the process's standard input.
 
     Raises
     ------
+    ArgumentError
+        An input is empty or no path.
     ImageError
         A folder or pattern holds no picture, a list cannot be read, or there are no inputs.
     """
+    places = _Places(exclude)
     paths: dict[str, str] = {}
-    for entry in _entries(inputs, stdin or sys.stdin.buffer):
-        for path in _expanded(entry, exclude.absolute()):
-            paths.setdefault(os.path.abspath(path), path)  # noqa: PTH100 - links stay what they are
+    for entry in _entries(inputs, stdin):
+        for path in _expanded(entry, places):
+            paths.setdefault(places.of(path), path)
     if not paths:
         raise ImageError("there are no pictures to explain: name files, folders, patterns or a list of them")
-    return [Source(path, _id(path)) for path in paths.values()]
+    return [Source(path, _id(place)) for place, path in paths.items()]
 
 
-def _entries(inputs: Iterable[str | os.PathLike[str]], stdin: BinaryIO) -> Iterator[str]:
-    for item in (os.fspath(item) for item in inputs):
+class _Places:
+    """Where files really are, through whatever links their folders were reached; the folders' answers are kept."""
+
+    def __init__(self, exclude: Iterable[Path]) -> None:
+        self._folders: dict[str, str] = {}
+        self._excluded = [os.path.realpath(folder) for folder in exclude]
+
+    def of(self, path: str) -> str:
+        folder, name = os.path.split(path)
+        return os.path.join(self.of_folder(folder), name)  # noqa: PTH118 - a hundred thousand Path objects take a second
+
+    def of_folder(self, folder: str) -> str:
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(folder)
+        return self._folders[folder]
+
+    def is_excluded(self, folder: str) -> bool:
+        place = self.of_folder(folder)
+        return any(place == excluded or place.startswith(excluded + os.sep) for excluded in self._excluded)
+
+
+def _entries(inputs: Iterable[str | os.PathLike[str]], stdin: BinaryIO | None) -> Iterator[str]:
+    for item in map(_name, inputs):
         if item == STANDARD_INPUT:
-            yield from _lines(stdin.read())
+            yield from _lines(_standard_input(stdin))
         elif item.lower().endswith(_LIST_SUFFIXES):
             yield from _lines(_list_bytes(item))
         else:
             yield item
+
+
+def _name(item: object) -> str:
+    name = os.fspath(item) if isinstance(item, os.PathLike) else item
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ArgumentError(f"{item!r} names no picture: give the path of a picture, a folder, a pattern or a list")
+    return name
+
+
+def _standard_input(stdin: BinaryIO | None) -> bytes:
+    # Asked for only where it is named: a process may have none.
+    if stdin is None and sys.stdin is None:
+        raise ImageError("there is no standard input to read a list from: give the list as a .txt file")
+    return (stdin or sys.stdin.buffer).read()
 
 
 def _list_bytes(path: str) -> bytes:
@@ -90,18 +130,20 @@ def _list_bytes(path: str) -> bytes:
 
 def _lines(data: bytes) -> list[str]:
     # Paths are bytes to the file system: os.fsdecode keeps those that are no UTF-8.
+    data = data.removeprefix(codecs.BOM_UTF8)
     lines = data.split(b"\0") if b"\0" in data else data.replace(b"\r\n", b"\n").split(b"\n")
     return [os.fsdecode(line) for line in lines if line.strip()]
 
 
-def _expanded(entry: str, exclude: Path) -> list[str]:
-    entry = os.path.normpath(entry)
-    if Path(entry).is_dir():
-        return _some(sorted(_pictures_below(entry, exclude)), f"the folder '{entry}'")
+def _expanded(entry: str, places: _Places) -> list[str]:
+    if os.path.isdir(entry):  # noqa: PTH112 - Path.is_dir raises where a folder above may not be read
+        return _some(sorted(_pictures_below(entry, places)), f"the folder '{entry}'")
     if not os.path.lexists(entry) and glob.has_magic(entry):
         matches = glob.glob(entry, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-        found = (path for path in matches if _is_picture(path, exclude))
-        return _some(sorted(found), f"the pattern '{entry}'")
+        found = [path for path in matches if _is_picture(path) and not places.is_excluded(os.path.dirname(path))]  # noqa: PTH120
+        # A pattern runs round the loops that links make: of the ways to a file the shortest is kept.
+        shortest = {places.of(path): path for path in sorted(found, key=len, reverse=True)}
+        return _some(sorted(shortest.values()), f"the pattern '{entry}'")
     return [entry]
 
 
@@ -111,29 +153,34 @@ def _some(paths: list[str], where: str) -> list[str]:
     return paths
 
 
-def _pictures_below(folder: str, exclude: Path) -> Iterator[str]:
-    for parent, folders, names in os.walk(folder):
+def _pictures_below(folder: str, places: _Places) -> Iterator[str]:
+    unreadable: list[str] = []
+    for parent, folders, names in os.walk(folder, onerror=lambda error: unreadable.append(str(error.filename))):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if Path(parent).absolute().is_relative_to(exclude):
+        if places.is_excluded(parent):
             folders.clear()
             continue
         for name in names:
-            path = os.path.join(parent, name)  # noqa: PTH118 - a hundred thousand Path objects take a second
-            if not name.startswith(".") and _is_picture(path, exclude):
+            path = os.path.join(parent, name)  # noqa: PTH118
+            if not name.startswith(".") and _is_picture(path):
                 yield path
+    yield from unreadable
 
 
-def _is_picture(path: str, exclude: Path) -> bool:
-    suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122
-    return suffix in PICTURE_SUFFIXES and Path(path).is_file() and not Path(path).absolute().is_relative_to(exclude)
+def _is_picture(path: str) -> bool:
+    """Whether to take a file that was found; a link to nothing is taken, so that it is reported."""
+    return os.path.splitext(path)[1].lower() in PICTURE_SUFFIXES and (  # noqa: PTH122
+        os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path))  # noqa: PTH110, PTH113, PTH114
+    )
 
 
-def _id(path: str) -> str:
-    digest = hashlib.sha256(Path(path).as_posix().encode("utf-8", "surrogateescape")).hexdigest()
-    stem = slug(Path(path).stem)
+def _id(place: str) -> str:
+    digest = hashlib.sha256(Path(place).as_posix().encode("utf-8", "surrogateescape")).hexdigest()
+    stem = slug(Path(place).stem)
     return f"{stem}-{digest[:_DIGEST_LETTERS]}" if stem else digest[:_DIGEST_LETTERS]
 
 
 def slug(text: str) -> str:
     """Return the text with nothing but letters, digits, "-" and "_", short enough to be part of a file's name."""
-    return re.sub(r"[^\w-]+", "_", text).strip("_")[:_LONGEST_STEM]
+    letters = re.sub(r"[^\w-]+", "_", text).strip("_")
+    return letters.encode()[:_LONGEST_SLUG].decode(errors="ignore")

@@ -70,6 +70,9 @@ class Targets:
         return int(item)
 
     def _class_by_name(self, name: str) -> int:
+        """Return the class that is called so, or has this index where the name is a number and no class's."""
+        if name not in (self._classes or ()) and re.fullmatch("[0-9]{1,9}", name):
+            return self._class_index(int(name))
         if self._classes is None:
             raise TargetError(f"target {name!r}: {self._source} has no class names; export it with classes=[...]")
         found = [index for index, known in enumerate(self._classes) if known == name]

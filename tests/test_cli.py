@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import pty
+import shutil
 import signal
 import struct
 import subprocess
@@ -105,7 +106,11 @@ def test_explains_help_names_what_may_be_chosen() -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts_complete(shell: str) -> None:
-    assert "_FASTCAM_COMPLETE" in _invoke("completion", shell).output
+    script = _invoke("completion", shell).output
+    assert f"_FASTCAM_COMPLETE={shell}_complete" in script
+    if shutil.which(shell):
+        # What the shell itself thinks of the lines; the answers below are those that they ask for.
+        subprocess.run([shell, "-n"], input=script, text=True, check=True)
     environment = {**os.environ, "_FASTCAM_COMPLETE": "bash_complete", "COMP_WORDS": "fastcam ex", "COMP_CWORD": "1"}
     assert _run(env=environment).stdout.split() == ["plain,explain", "plain,export"]
 
@@ -277,7 +282,7 @@ def test_options_reach_the_job(model: Path, photos: Path, tmp_path: Path, monkey
     assert called == {
         "inputs": (str(photos), "list.txt"),
         "out": tmp_path / "out",
-        "target": ["pug", 3],
+        "target": ["pug", "3"],
         "top": 4,
         "method": "layercam",
         "layer": ["a", "b"],
@@ -473,6 +478,8 @@ def test_a_refusal_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         ("explain m.onnx x.jpg -o out --method layercam", 1, 'export the model again with gradients="full"'),
         ("explain m.onnx x.jpg -o m.onnx", 1, "m.onnx: cannot be written: File exists"),
         ("explain plain.onnx x.jpg -o out", 1, "this ONNX file does not explain itself: run fastcam.export"),
+        ("info .", 1, "fastcam: .: is a folder, not a file"),
+        ("info x.jpg", 1, "Give a file of fastcam.export"),
         ("train nowhere -o out.keras", 1, "fastcam: nowhere: is no folder"),
         ("train . -o out.txt", 1, "must end in .keras"),
         ("train empty -o out.keras --epochs 0", 2, "not in the range"),
@@ -518,3 +525,39 @@ def test_a_reader_that_leaves_is_no_traceback(model: Path, photos: Path, tmp_pat
     os.close(write)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
+
+
+def test_a_number_is_a_classs_name_before_it_is_an_index(photos: Path, tmp_path: Path) -> None:
+    names = ["0", "1", "10", "100", "2"]
+    fastcam.export(small_classifier().to_model(), tmp_path / "m.onnx", classes=names, preprocess="scale")
+    explainer = fastcam.Explainer(tmp_path / "m.onnx")
+    for name, index in (("2", 4), ("10", 2), ("3", 3)):
+        assert explainer(photos / "dog0.png", name).targets.tolist() == [[index]]
+        done = _invoke("explain", tmp_path / "m.onnx", photos, "-o", tmp_path / name, "--target", name)
+        assert f"dog0.png: {names[index]} " in done.output
+
+
+@pytest.mark.parametrize(("redirection", "status"), [("<&-", 0), ("2>&-", 0), (">&-", 0), (">/dev/full", 1)])
+def test_streams_that_are_closed_or_full(
+    model: Path, photos: Path, tmp_path: Path, redirection: str, status: int
+) -> None:
+    if "full" in redirection and not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    command = [*_COMMAND, "explain", str(model), str(photos), "-o", str(tmp_path / "out")]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirection}', "sh", *command], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert ("standard output cannot be written: No space left" in done.stderr) == (status == 1)
+    assert status or (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_picture_that_may_not_be_read_is_named_and_the_others_are_done(
+    model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode, **rest: "dog1" not in str(path) and real(path, mode, **rest))
+    done = _invoke("explain", model, photos / "dog0.png", photos / "dog1.png", "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output

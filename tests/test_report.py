@@ -379,7 +379,7 @@ def test_the_large_view_and_its_neighbours(page: Any) -> None:
     assert _hot_corner(_canvas(page, "#large canvas")) == 3
     _press(page, "\ue012", "\ue012")
     assert _text(page, "#large-title") == "photos/even/dog0.jpg"
-    assert not page.find_element("id", "previous").is_enabled()
+    assert page.find_element("id", "previous").get_attribute("aria-disabled") == "true"
     _press(page, "\ue00c")
     _settle(page)
     assert not page.execute_script("return document.getElementById('large').open")
@@ -417,6 +417,55 @@ def test_keys(page: Any) -> None:
 def test_failures_are_listed(page: Any) -> None:
     assert _text(page, "#failed") == "1 not explained"
     assert _text(page, ".failures li") == "'photos/bad.jpg' is damaged"
+
+
+def test_counts_are_of_the_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "MOST_IMAGES", 2)
+    failures = [{"path": f"{n}.jpg", "id": f"x{n}", "error": f"{n} is damaged"} for n in range(3)]
+    page = fastcam.write_report(_write_results(tmp_path, [_entry(0, tmp_path), *failures], images=1))
+    text = page.read_text(encoding="utf-8")
+    assert "<title>dogs.onnx: 1 images explained</title>" in text
+    assert "1 images explained, 3 not" in text
+    assert "1 is damaged" in text
+    assert "2 is damaged" not in text
+    assert "The others are in results.jsonl" in text
+
+
+def test_the_focus_is_never_lost(page: Any) -> None:
+    def focused() -> str:
+        found: str = page.execute_script("const e = document.activeElement; return e.id || e.textContent")
+        return found
+
+    page.find_elements("css selector", ".open")[1].click()
+    page.find_elements("css selector", "#large .switch button")[1].send_keys("\ue007")
+    assert focused() == "<b>boxer</b>"
+    assert page.find_elements("css selector", "#large .switch button")[1].get_attribute("aria-pressed") == "true"
+    _press(page, "\ue00c")
+    page.execute_script("showLarge(images[18])")
+    page.find_element("id", "next").send_keys("\ue007")
+    assert focused() == "next"
+    assert page.find_element("id", "next").get_attribute("aria-disabled") == "true"
+    _press(page, "\ue00c")
+    _set(page, "search", "nothing is called this")
+    page.find_element("id", "reset").send_keys("\ue007")
+    assert focused() == "images"
+
+
+def test_keys_work_without_images_and_can_be_switched_off(page: Any) -> None:
+    _set(page, "search", "nothing is called this")
+    page.execute_script("document.activeElement.blur()")
+    _press(page, "?")
+    assert page.execute_script("return document.getElementById('help').open")
+    page.find_element("id", "shortcuts").click()
+    _press(page, "\ue00c", "h", "?")
+    assert page.find_element("id", "heat").is_selected()
+    assert not page.execute_script("return document.getElementById('help').open")
+
+
+def test_the_header_leaves_a_low_window_to_the_images(page: Any) -> None:
+    _resize(page, 1000, 400)
+    assert page.execute_script("return getComputedStyle(document.querySelector('header')).position") == "static"
+    assert page.find_element("css selector", ".tools").aria_role == "group"
 
 
 def _luminance(colour: str) -> float:
@@ -481,7 +530,7 @@ def test_every_control_has_a_name_for_screen_readers(page: Any) -> None:
 def test_nothing_is_wider_than_the_window(page: Any, width: int) -> None:
     _resize(page, width, 700)
     page.refresh()
-    assert page.execute_script("return document.documentElement.scrollWidth") <= width
+    assert page.execute_script("const e = document.documentElement; return e.scrollWidth - e.clientWidth") <= 0
     page.find_elements("css selector", ".open")[0].click()
     assert page.execute_script("const l = document.getElementById('large'); return l.scrollWidth - l.clientWidth") <= 0
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fastcam.errors import ImageError
+from fastcam.errors import ArgumentError, ImageError
 from fastcam.sources import find_sources, slug
 
 
@@ -31,7 +34,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _paths(*inputs: str | Path, stdin: bytes = b"") -> list[str]:
-    return [source.path for source in find_sources(inputs, Path("out"), io.BytesIO(stdin))]
+    return [source.path for source in find_sources(inputs, stdin=io.BytesIO(stdin))]
 
 
 def test_a_folder_gives_its_pictures_sorted_and_nothing_else() -> None:
@@ -75,18 +78,18 @@ def test_lists_name_files_folders_and_patterns(data: bytes, way: str) -> None:
 def test_a_picture_that_is_named_twice_is_done_once() -> None:
     assert _paths("photos/b.jpg", "./photos", Path("photos/b.jpg").absolute()) == [
         "photos/b.jpg",
-        "photos/a.PNG",
-        "photos/deep/er/a.PNG",
+        "./photos/a.PNG",
+        "./photos/deep/er/a.PNG",
     ]
 
 
 def test_the_jobs_own_output_is_no_input() -> None:
     Path("photos/out/overlays").mkdir(parents=True)
     Path("photos/out/overlays/a.jpg").write_bytes(b"")
-    found = find_sources(["photos"], Path("photos/out"))
+    found = find_sources(["photos"], [Path("photos/out")])
     assert [source.path for source in found] == ["photos/a.PNG", "photos/b.jpg", "photos/deep/er/a.PNG"]
     with pytest.raises(ImageError, match=r"the pattern 'photos/out/overlays/\*.jpg' holds no pictures"):
-        find_sources(["photos/out/overlays/*.jpg"], Path("photos/out"))
+        find_sources(["photos/out/overlays/*.jpg"], [Path("photos/out")])
 
 
 def test_what_does_not_exist_is_listed_so_that_it_is_reported() -> None:
@@ -97,7 +100,7 @@ def test_names_that_are_no_text_survive() -> None:
     name = os.fsdecode(b"caf\xe9.jpg")
     Path("list.txt").write_bytes(b"caf\xe9.jpg\n")
     assert _paths("list.txt") == [name]
-    assert len(find_sources([name], Path("out"))[0].id) > 16
+    assert len(find_sources([name])[0].id) > 16
 
 
 @pytest.mark.parametrize("name", ["missing.txt", "-", "photos/deep", "*.tiff"])
@@ -114,16 +117,87 @@ def test_nothing_to_explain_is_refused_by_name(name: str) -> None:
 
 
 def test_ids_tell_same_names_apart_and_are_the_same_in_every_run() -> None:
-    first = find_sources(["photos"], Path("out"))
+    first = find_sources(["photos"])
     assert len({source.id for source in first}) == 3
-    alone = find_sources(["photos/deep/er/a.PNG"], Path("out"))
+    alone = find_sources(["photos/deep/er/a.PNG"])
     assert alone == first[2:]
     assert alone[0].id.startswith("a-")
 
 
 def test_ids_are_names_that_every_file_system_takes() -> None:
     awkward = f"photos/{'ü' * 100}: a \n b.jpg"
-    id_ = find_sources([awkward], Path("out"))[0].id
+    id_ = find_sources([awkward])[0].id
     assert len(id_.encode()) < 128
     assert slug(id_.rsplit("-", 1)[0]) == id_.rsplit("-", 1)[0]
     assert slug("a b/c:*?<>|\"'\n") == "a_b_c"
+
+
+def test_an_id_tells_where_a_picture_is_and_not_how_it_was_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    relative = find_sources(["photos/b.jpg"])[0]
+    assert find_sources([Path("photos/b.jpg").absolute()])[0].id == relative.id
+    Path("other").mkdir()
+    monkeypatch.chdir("other")
+    assert find_sources(["../photos/b.jpg"])[0].id == relative.id
+    assert find_sources(["photos/b.jpg"])[0].id != relative.id
+
+
+def test_a_link_and_two_dots_lead_where_the_system_says() -> None:
+    Path("far/inner").mkdir(parents=True)
+    Path("far/c.gif").write_bytes(b"")
+    Path("link").symlink_to("far/inner")
+    assert _paths("link/../c.gif", "c.gif") == ["link/../c.gif", "c.gif"]
+    assert len({source.id for source in find_sources(["link/../c.gif", "c.gif"])}) == 2
+
+
+@pytest.mark.parametrize("out", ["photos/../photos/overlays", "link/overlays"])
+def test_the_output_is_no_input_however_it_is_named(out: str) -> None:
+    Path("photos/overlays").mkdir()
+    Path("photos/overlays/a.jpg").write_bytes(b"")
+    Path("link").symlink_to("photos")
+    found = [source.path for source in find_sources(["photos"], [Path(out)])]
+    assert found == ["photos/a.PNG", "photos/b.jpg", "photos/deep/er/a.PNG"]
+
+
+def test_a_loop_of_links_gives_each_picture_once() -> None:
+    Path("photos/deep/loop").symlink_to(Path("photos").absolute())
+    assert _paths("photos/**/*.*") == ["photos/a.PNG", "photos/b.jpg", "photos/deep/er/a.PNG"]
+
+
+@pytest.mark.parametrize("item", ["", None, b"c.gif", 3, "c\0.gif"])
+def test_what_is_no_path_is_refused(item: Any) -> None:
+    with pytest.raises(ArgumentError, match="names no picture"):
+        find_sources([item])
+
+
+def test_what_may_not_be_read_or_leads_nowhere_is_listed_so_that_it_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        if path.endswith("deep"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    Path("photos/lost.jpg").symlink_to("nowhere.jpg")
+    assert _paths("photos") == ["photos/a.PNG", "photos/b.jpg", "photos/deep", "photos/lost.jpg"]
+    long = "x" * 300 + ".jpg"
+    assert _paths(long) == [long]
+
+
+def test_standard_input_is_asked_for_only_where_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert [source.path for source in find_sources(["c.gif"])] == ["c.gif"]
+    with pytest.raises(ImageError, match="no standard input"):
+        find_sources(["-"])
+
+
+def test_the_byte_order_mark_of_a_list_is_no_part_of_a_name() -> None:
+    Path("list.txt").write_bytes(b"\xef\xbb\xbfc.gif\r\n")
+    assert _paths("list.txt") == ["c.gif"]
+
+
+def test_slugs_are_bounded_by_bytes() -> None:
+    assert len(slug("蓝" * 100).encode()) <= 80
+    assert slug("𠀀" * 100) == "𠀀" * 20

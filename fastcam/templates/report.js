@@ -61,6 +61,10 @@ function fillSwitch(container, image, choose) {
   );
 }
 
+function showPressed(container, image) {
+  [...container.children].forEach((button, i) => button.setAttribute("aria-pressed", String(i === image.rank)));
+}
+
 function makeCard(image) {
   const canvas = made("canvas", {});
   canvas.setAttribute("aria-hidden", "true");
@@ -87,7 +91,7 @@ function makeCard(image) {
 
 function chooseClass(image, rank) {
   image.rank = Math.min(rank, image.classes.length - 1);
-  [...image.choices.children].forEach((button, i) => button.setAttribute("aria-pressed", String(i === image.rank)));
+  showPressed(image.choices, image);
   if (image.drawn) drawHeatmap(image.canvas, image);
   if (large.open && large.image === image) showLarge(image);
 }
@@ -139,6 +143,7 @@ function reset() {
   by("low").value = 0;
   by("high").value = 100;
   arrange();
+  by("images").focus();
 }
 
 // Large view
@@ -146,6 +151,8 @@ function reset() {
 const large = by("large");
 
 function showLarge(image) {
+  // Rebuilt for another image only: a button that is pressed must not lose the focus.
+  const isAnother = large.image !== image;
   large.image = image;
   const [height, width] = image.image_size;
   const frame = large.querySelector(".frame");
@@ -163,12 +170,14 @@ function showLarge(image) {
       return row;
     }),
   );
-  fillSwitch(large.querySelector(".switch"), image, (rank) => chooseClass(image, rank));
+  if (isAnother) fillSwitch(large.querySelector(".switch"), image, (rank) => chooseClass(image, rank));
+  else showPressed(large.querySelector(".switch"), image);
   large.querySelector(".links").replaceChildren(
     ...image.classes.map(({ label, file }) => made("a", { href: file, target: "_blank", textContent: `File: ${label}` })),
   );
-  by("previous").disabled = visible.indexOf(image) <= 0;
-  by("next").disabled = visible.indexOf(image) >= visible.length - 1;
+  // Not disabled, which would take their focus away.
+  by("previous").setAttribute("aria-disabled", String(visible.indexOf(image) <= 0));
+  by("next").setAttribute("aria-disabled", String(visible.indexOf(image) >= visible.length - 1));
   if (!large.open) large.showModal();
 }
 
@@ -180,6 +189,7 @@ const stepLarge = (step) => {
 // Keyboard
 
 function cardsInARow() {
+  if (visible.length === 0) return 1;
   const first = visible[0].card.offsetTop;
   const second = visible.findIndex((image) => image.card.offsetTop > first);
   return second > 0 ? second : visible.length;
@@ -219,9 +229,11 @@ const KEYS = {
 
 document.addEventListener("keydown", (event) => {
   const typing = event.target.matches("input:not([type=checkbox]), select");
-  if (typing || event.ctrlKey || event.metaKey || event.altKey || by("help").open || visible.length === 0) return;
+  if (typing || event.ctrlKey || event.metaKey || event.altKey || by("help").open) return;
+  // Single characters can be switched off: who speaks to the computer types them by accident (WCAG 2.1.4).
+  if (event.key.length === 1 && !by("shortcuts").checked) return;
   const digit = /^[1-9]$/.test(event.key) ? Number(event.key) - 1 : -1;
-  const most = Math.max(...images.map((image) => image.classes.length));
+  const most = images.reduce((found, image) => Math.max(found, image.classes.length), 0);
   if (digit >= 0 && digit < most) {
     if (large.open) chooseClass(large.image, digit);
     else chooseEverywhere(digit);
