@@ -27,7 +27,7 @@ CUDA_KERNELS = _table(
     Transpose Trilu Unsqueeze
     """,
     fhi="""
-    Abs Add CumSum Div Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Neg Pow ReduceMax ReduceMean
+    Abs Add CumSum Div Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Neg Pow ReduceMax ReduceMean ReduceMin
     ReduceSum Sign Sub Tile TopK
     """,
     fhib="Equal",
@@ -62,7 +62,7 @@ TENSORRT_OPS = _table(
     ArgMax ArgMin AveragePool BatchNormalization Ceil Celu Clip Conv ConvTranspose Cos CumSum Dropout Einsum Elu Erf
     Exp Floor Gelu Gemm GlobalAveragePool GlobalMaxPool GridSample GroupNormalization HardSigmoid HardSwish
     InstanceNormalization LRN LayerNormalization LeakyRelu Log LogSoftmax LpPool MatMul MaxPool Mish PRelu Pow
-    QuantizeLinear Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceSum
+    QuantizeLinear Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceSum
     ReduceSumSquare Relu Resize Round Selu Sigmoid Sin Softmax Softplus Softsign Sqrt Tanh ThresholdedRelu TopK
     """,
     f="ConstantOfShape",
@@ -86,7 +86,8 @@ _CHOOSING_INPUT = {"Where": 1}
 # Inputs that TensorRT wants as constants.
 _CONSTANT_INPUTS = {
     **dict.fromkeys(
-        ("ReduceMax", "ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2", "Squeeze", "Unsqueeze", "TopK"), (1,)
+        ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceL1", "ReduceL2", "Squeeze", "Unsqueeze", "TopK"),
+        (1,),
     ),
     "Slice": (3,),
     "CumSum": (1,),

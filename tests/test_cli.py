@@ -474,7 +474,7 @@ def test_a_refusal_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         ("explain m.onnx nothing/*.jpg -o out", 1, "the pattern 'nothing/*.jpg' holds no pictures"),
         ("explain m.onnx x.jpg -o out --target pugg", 1, "did you mean 'pug'"),
         ("explain m.onnx x.jpg -o out --target 5", 1, "target 5 is out of range"),
-        ("explain m.onnx x.jpg -o out --device cuda", 1, "device='cuda' is not known"),
+        ("explain m.onnx x.jpg -o out --device gpu", 1, "device='gpu' is not known"),
         ("explain m.onnx x.jpg -o out --method layercam", 1, 'export the model again with gradients="full"'),
         ("explain m.onnx x.jpg -o m.onnx", 1, "m.onnx: cannot be written: File exists"),
         ("explain plain.onnx x.jpg -o out", 1, "this ONNX file does not explain itself: run fastcam.export"),
