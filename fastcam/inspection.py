@@ -215,7 +215,7 @@ def _reason_against(path: Path, provider: str) -> str | None:
     if provider != CPU:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=[provider])
+        session = onnxruntime.InferenceSession(path, options, providers=[provider], enable_fallback=0)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's exception classes derive from Exception directly
         return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)).splitlines()[0]
     return None if session.get_providers()[0] == provider else "it could not start"

@@ -129,6 +129,8 @@ def _named_providers(providers: Sequence[Any]) -> Request:
     options = pairs[0][1]
     if "user_compute_stream" in options:
         raise ArgumentError(f"providers: {pairs[0][0]} works on the Explainer's stream: leave user_compute_stream out")
+    if str(options.get("trt_cuda_graph_enable", "0")).lower() in ("1", "true"):
+        raise ArgumentError("providers: trt_cuda_graph_enable holds one graph, whatever the batch: leave it out")
     index = str(options.get("device_id", 0))
     if not index.isdecimal():
         raise ArgumentError(f"providers: device_id {index!r} is no number")
@@ -155,9 +157,15 @@ def _place_on_cuda(request: Request, path: Path, stream: int) -> Placement:
 def _place_on_tensorrt(request: Request, path: Path, stream: int) -> Placement:
     plan = tensorrt.plan(path, device_id=request.number, stream=stream)
     own = dict(request.providers)
+    planned = dict(plan.providers)
+    streams = {"user_compute_stream", "has_user_compute_stream"}
+    ours = [
+        (name, {**options, **own.get(name, {}), **{key: options[key] for key in streams & options.keys()}})
+        for name, options in plan.providers
+    ]
     return Placement(
         plan.model,
-        [(name, {**options, **own.get(name, {})}) for name, options in plan.providers],
+        ours + [(name, options) for name, options in request.providers if name not in planned],
         plan.building,
         plan.batches.largest,
         plan.targets.largest,

@@ -66,6 +66,9 @@ def open_session(path: Path, placement: Placement, threads: int | None) -> onnxr
             whole = _create_whole(placement, threads) if strict else None
             session = whole or _create(placement, threads, {_TELL_PLACES: "1"} if strict else {})
     except Exception as error:  # ONNX Runtime's exception classes derive from Exception directly
+        # What it says of a model is no RuntimeError; a provider that does not start is.
+        if isinstance(error, RuntimeError | ValueError) and names[0] in (CUDA, TENSORRT):
+            raise DeviceError(f"{names[0]} could not start: {error}") from error
         raise ModelError(
             f"{path}: ONNX Runtime cannot load this model: {error}. Give a file of fastcam.export"
         ) from error
@@ -99,7 +102,8 @@ def _create(
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
     providers = [_plain(provider) for provider in placement.providers]
-    return onnxruntime.InferenceSession(placement.model, options, providers=providers)
+    # Its own fallback would try the CPU, against our options, and bury why the provider does not start.
+    return onnxruntime.InferenceSession(placement.model, options, providers=providers, enable_fallback=0)
 
 
 def _plain(provider: Provider) -> Any:

@@ -512,7 +512,7 @@ def _build(model: Path, providers: list[tuple[str, dict[str, str]]]) -> None:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=providers)
+        session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exception classes derive from Exception directly
         raise DeviceError(f"TensorRT cannot build an engine of this model: {error}") from error
     if session.get_providers()[0] != PROVIDER:

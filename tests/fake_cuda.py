@@ -460,7 +460,8 @@ def session_factory(device: FakeDevice) -> Callable[..., FakeSession]:
     """Return what takes the place of `onnxruntime.InferenceSession`."""
     real = onnxruntime.InferenceSession
 
-    def make(path: Any, options: Any, providers: Sequence[Any]) -> FakeSession:
+    def make(path: Any, options: Any, providers: Sequence[Any], enable_fallback: int) -> FakeSession:
+        assert enable_fallback == 0
         quiet = onnxruntime.SessionOptions()
         quiet.log_severity_level = 3
         quiet.intra_op_num_threads = 1

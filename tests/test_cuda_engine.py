@@ -314,6 +314,25 @@ def test_one_image_that_does_not_fit_is_an_error(
     explainer(batch)
 
 
+def test_a_device_that_no_longer_answers_is_an_error_each_time_and_never_a_wait(
+    explainer: fastcam.Explainer, device: FakeDevice, batch: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first error is said, and no lane is lost: without one, the next call would wait for ever."""
+    explainer(batch)
+
+    def fail(_: int) -> None:
+        raise DeviceError("an illegal memory access was encountered")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "event_synchronize", fail)
+        for _ in range(10):
+            with pytest.raises(DeviceError, match="illegal memory access"):
+                explainer(batch, batch=2)
+    # This device does answer: it must be through before its memory is freed.
+    for stream in tuple(device._streams):
+        device.stream_synchronize(stream)
+
+
 def test_two_batches_of_one_image_that_do_not_fit_go_one_by_one(
     explainer: fastcam.Explainer, on_cpu: fastcam.Explainer, device: FakeDevice, batch: Array
 ) -> None:

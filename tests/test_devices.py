@@ -156,9 +156,10 @@ def test_the_device_of_cupy(runtime: _Recorder) -> None:
     runtime.results["malloc"] = _CudaError(2)
     with pytest.raises(DeviceMemoryError, match="100 bytes of the memory of CUDA device 1 are not free"):
         device.allocate(100)
-    runtime.results["malloc"] = _CudaError(700)
-    with pytest.raises(_CudaError, match="700"):
-        device.allocate(100)
+    runtime.results |= {"malloc": _CudaError(700), "eventSynchronize": _CudaError(700)}
+    for call in (device.allocate, device.event_synchronize):
+        with pytest.raises(DeviceError, match=r"CUDA failed: .*700"):
+            call(100)
     _check_device(device)
 
 

@@ -572,7 +572,7 @@ def test_a_provider_that_did_not_start_is_no_silent_fallback(path: Path, monkeyp
     monkeypatch.setattr(
         onnxruntime,
         "InferenceSession",
-        lambda path, options, providers: session(path, options, providers=["CPUExecutionProvider"]),
+        lambda path, options, providers, **_: session(path, options, providers=["CPUExecutionProvider"]),
     )
     with pytest.raises(DeviceError, match="CUDAExecutionProvider could not start"):
         fastcam.Explainer(path, providers=["CUDAExecutionProvider"])

@@ -183,17 +183,21 @@ def test_devices_are_read() -> None:
             ask(name, None)  # type: ignore[arg-type]
 
 
+class _RefusalError(Exception):
+    """As those of ONNX Runtime's own classes, which say what is wrong with a model: no RuntimeError."""
+
+
 def _refuses_the_cpu(device: FakeDevice, *, always: bool) -> Callable[..., Any]:
     """Return a maker of sessions that puts ops on the CPU, as CUDA's provider does with shapes: here all of them."""
     make = session_factory(device)
     real = onnxruntime.InferenceSession
 
-    def make_or_refuse(path: Any, options: Any, providers: Any) -> Any:
+    def make_or_refuse(path: Any, options: Any, providers: Any, enable_fallback: int) -> Any:
         if options.has_config_entry("session.disable_cpu_ep_fallback"):
-            raise RuntimeError("... but fallback to CPU EP has been explicitly disabled by the user.")
+            raise _RefusalError("... but fallback to CPU EP has been explicitly disabled by the user.")
         if always:
-            raise RuntimeError("no such op")
-        session = make(path, options, providers)
+            raise _RefusalError("no such op")
+        session = make(path, options, providers, enable_fallback)
         options.log_severity_level = 3
         session._session = real(path, options, providers=[CPU])
         return session
@@ -239,6 +243,21 @@ def test_a_file_that_cannot_be_loaded_is_named(path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(onnxruntime, "InferenceSession", make)
     with _options_that_tell(monkeypatch), pytest.raises(ModelError, match=r"dogs\.onnx: ONNX Runtime cannot load"):
         fastcam.Explainer(path, device="cuda")
+
+
+def test_a_provider_that_does_not_start_is_no_fault_of_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("CUDA driver version is insufficient")
+
+    install(FakeDevice(), monkeypatch)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", make)
+    with pytest.raises(DeviceError, match="CUDAExecutionProvider could not start: CUDA driver version is insuff"):
+        fastcam.Explainer(path, device="cuda")
+
+
+def test_a_graph_of_tensorrts_own_is_refused(path: Path) -> None:
+    with pytest.raises(ArgumentError, match="trt_cuda_graph_enable holds one graph"):
+        fastcam.Explainer(path, providers=[(TENSORRT, {"trt_cuda_graph_enable": "1"})])
 
 
 class _TensorRT(types.ModuleType):
@@ -299,6 +318,8 @@ def test_tensorrt_is_opened_by_its_plan(
     own = fastcam.Explainer(path, providers=[(TENSORRT, {"trt_x": "2", "trt_y": "3"})])
     session: Any = own._session
     assert (session.options["trt_x"], session.options["trt_y"]) == ("2", "3")
+    listed = fastcam.Explainer(path, providers=[TENSORRT, (CUDA, {"user_compute_stream": "7", "a": "b"}), CPU])
+    assert listed.providers[:3] == [TENSORRT, CUDA, CPU]
 
 
 def test_info_says_why_a_provider_does_not_run(machine: _Machine, path: Path, tensorrt: _TensorRT) -> None:

@@ -185,13 +185,16 @@ def _check_dense(shape: tuple[int, ...], strides: tuple[int, ...] | None) -> Non
 class _Managed:
     """A tensor that was taken out of its capsule, and is given back with this object."""
 
+    _pointer: Any = None
+
     def __init__(self, capsule: object) -> None:
         self._pointer = ctypes.cast(_pointer_of(capsule, _NAME), ctypes.POINTER(_DLManagedTensor))
         _set_name(capsule, _USED)
         self.tensor: Any = self._pointer.contents.tensor
 
     def __del__(self) -> None:
-        deleter = self._pointer.contents.deleter
+        # There is no tensor where the capsule held none.
+        deleter = self._pointer.contents.deleter if self._pointer else None
         if deleter:
             deleter(self._pointer)
 

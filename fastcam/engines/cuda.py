@@ -15,7 +15,7 @@ import math
 import threading
 import weakref
 from collections import deque
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -28,6 +28,7 @@ from ..errors import (
     ArgumentError,
     DeviceError,
     DeviceMemoryError,
+    FastcamError,
     FileFormatError,
     ImageError,
     ModelError,
@@ -42,6 +43,8 @@ from .inputs import DeviceInputs, Inputs, Pictures
 from .lanes import Array, Lane, LanePool, Layout, arrange
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import onnxruntime
 
 Floats: TypeAlias = NDArray[np.float32]
@@ -227,8 +230,9 @@ class CudaEngine:
                         results = self._finish(call, under_way.popleft(), results)
             finally:
                 for item in under_way:
-                    self._device.event_synchronize(item.lane.downloaded)
-                    self._lanes.give_back(item.lane)
+                    # The error under way says more than that of a device that no longer answers.
+                    with suppress(FastcamError), self._awaited(item.lane):
+                        pass
         assert results is not None  # noqa: S101  # there is an image at least
         return results
 
@@ -293,8 +297,12 @@ class CudaEngine:
 
     def _let_go(self, lane: Lane) -> None:
         """Wait until what was enqueued of a failed batch is over."""
-        for stream in (self._up, self._stream, self._down):
-            self._device.stream_synchronize(stream)
+        try:
+            for stream in (self._up, self._stream, self._down):
+                self._device.stream_synchronize(stream)
+        except BaseException:
+            self._lanes.abandon(lane)
+            raise
 
     def _retreat(self, rows: int, error: DeviceMemoryError, *, alone: bool) -> None:
         """Use less memory from now on: half the images, then one batch at a time."""
@@ -464,13 +472,23 @@ class CudaEngine:
 
     def _finish(self, call: _Call, item: _Batch, results: Results | None) -> Results:
         """Wait for a batch, check it, and add it to the results."""
-        try:
-            self._device.event_synchronize(item.lane.downloaded)
+        with self._awaited(item.lane):
             self._check_input(call, item)
             part = self._part(call.drawing, item)
             return call.kept or _placed(results, part, item.start, len(call.inputs))
+
+    @contextmanager
+    def _awaited(self, lane: Lane) -> Iterator[None]:
+        """Wait until a lane's batch is complete, and give the lane back afterwards."""
+        try:
+            self._device.event_synchronize(lane.downloaded)
+        except BaseException:
+            self._lanes.abandon(lane)
+            raise
+        try:
+            yield
         finally:
-            self._lanes.give_back(item.lane)
+            self._lanes.give_back(lane)
 
     def _check_input(self, call: _Call, item: _Batch) -> None:
         if not call.checks_input:

@@ -144,6 +144,7 @@ class LanePool:
         self._device = device
         self._free: list[Lane] = []
         self._unmade = most
+        self._abandoned: list[Lane] = []
         self._changed = threading.Condition()
 
     def take(self, *, wait: bool) -> Lane | None:
@@ -168,6 +169,13 @@ class LanePool:
         """Take a lane back whose batch is complete."""
         with self._changed:
             self._free.append(lane)
+            self._changed.notify()
+
+    def abandon(self, lane: Lane) -> None:
+        """Never use a lane again, nor free its memory: its device did not say that the batch is complete."""
+        with self._changed:
+            self._abandoned.append(lane)
+            self._unmade += 1
             self._changed.notify()
 
     def drop_idle(self) -> None:

@@ -70,8 +70,12 @@ def _open_on_device(path: Path, request: providers.Request, threads: int | None)
     device.activate()
     idle = _idle_streams[request.number]
     stream = idle.pop() if idle else device.stream_create()
-    placement = providers.place(request, path, stream)
-    session = open_session(path, placement, threads)
+    try:
+        placement = providers.place(request, path, stream)
+        session = open_session(path, placement, threads)
+    except BaseException:
+        idle.append(stream)
+        raise
     weakref.finalize(session, idle.append, stream).atexit = False
     model = ExplainedModel(path, session)
     engine = CudaEngine(
