@@ -245,7 +245,7 @@ def test_peers_are_told_as_times_fastcams_median_losses_too() -> None:
     text = peers.write(record)
     assert "| captum | 50.0 (50.0..50.0), 0.50x |" in text
     assert "| **fastcam** | 100 (100..150), 1.00x |" in text
-    assert "1.20 times as fast as the best torch code and 6.00 times as fast as the textbook TensorFlow code" in text
+    assert "0.50 times as fast as the fastest peer (captum) and 6.00 times as fast as the textbook code" in text
     assert "| captum | 1.0e-07 | 2.0e-07 |" in text
     assert "| xplique | - |" in text
     summary = peers.summary(record).splitlines()[-1]
