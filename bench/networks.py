@@ -234,7 +234,9 @@ for variable in model.variables:
         variable.assign(generator.standard_normal(tuple(variable.shape), np.float32) * spread)
 model.save(path)
 """
-_EXPORT_KERAS = SAVE_KERAS.replace("model.save(path)", "import fastcam; fastcam.export(model, path, preprocess='symmetric')")
+_EXPORT_KERAS = SAVE_KERAS.replace(
+    "model.save(path)", "import fastcam; fastcam.export(model, path, preprocess='symmetric')"
+)
 
 
 def export_keras(family: str, path: Path, *, side: int = 224) -> None:
