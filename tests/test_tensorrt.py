@@ -291,7 +291,7 @@ def test_files_of_others_are_refused(tmp_path: Path) -> None:
 
 # What ONNX Runtime's provider writes: one node with the inputs and outputs of the model, no metadata.
 def _built(embed: bool, *, ops: tuple[str, ...] = ("EPContext",)) -> Callable[..., _Session]:
-    def session(model: Path, _: Any, providers: list[tuple[str, dict[str, str]]]) -> _Session:
+    def session(model: Path, _: Any, providers: list[tuple[str, dict[str, str]]], enable_fallback: int) -> _Session:
         options = providers[0][1]
         assert set(options) <= _PROVIDER_OPTIONS
         assert options["trt_dump_ep_context_model"] == "1"
