@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,17 @@ _CLASSES = [0, 3, 7]
 _SLOW = {"torch.compile, by hand"}
 
 
+class _UntimedModels(Models):
+    """TensorFlow keeps the threads that it has: other tests have started it."""
+
+    @cached_property
+    def keras(self) -> Any:
+        return self.network.to_keras()
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    return Models(tiny(), tmp_path_factory.mktemp("peers"), 1)
+    return _UntimedModels(tiny(), tmp_path_factory.mktemp("peers"), 1)
 
 
 def _explaining(name: str, models: Models, images: Any) -> Any:
