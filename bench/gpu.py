@@ -12,7 +12,7 @@ captum's. TF32 is off everywhere.
 from __future__ import annotations
 
 import argparse
-import inspect
+import importlib
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -78,7 +78,7 @@ def main() -> None:
     rows: list[list[object]] = []
     results: list[dict[str, Any]] = []
     for network in options.networks:
-        for precision in _precisions(options.device):
+        for precision in PRECISIONS if options.device == "cuda" else PRECISIONS[:1]:
             with _subject(network, precision, options.device) as subject:
                 for batch in options.batches:
                     images = _images(batch, precision, options.device)
@@ -106,21 +106,14 @@ def _check_machine(device: str) -> None:
     if problem is not None:
         sys.exit(f"there is no GPU to measure: {problem.reason}")
     try:
+        for name in ("torch", "torchvision"):
+            importlib.import_module(name)
         import torch
-        import torchvision  # noqa: F401
     except ImportError as error:
         sys.exit(f'the networks need torch and torchvision ({error}): pip install torchvision "fastcam[peers]"')
     if device == "cuda" and not torch.cuda.is_available():
         sys.exit(f"this torch ({torch.__version__}) was built without CUDA: install one that was")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-
-
-def _precisions(device: str) -> tuple[str, ...]:
-    """Return those that can be exported, and that the device computes."""
-    has_fp16 = "precision" in inspect.signature(fastcam.export).parameters
-    if device == "cuda" and not has_fp16:
-        print("fp16 is left out: fastcam.export has no precision=")
-    return PRECISIONS if has_fp16 and device == "cuda" else PRECISIONS[:1]
 
 
 @contextmanager

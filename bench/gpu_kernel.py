@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -216,7 +217,7 @@ def measure(runtime: Runtime, backends: dict[str, DeviceKernels], workload: Work
             "copy": lambda: runtime.calls.copy_on_device(target, source, COPIED_BYTES, runtime.stream)
         }
         for name, kernels in backends.items():
-            runs[name] = lambda kernels=kernels: kernels.render(inputs.call, runtime.stream)  # type: ignore[misc]
+            runs[name] = partial(kernels.render, inputs.call, runtime.stream)
             runs[name]()
             check(runtime, inputs, workload)
         samples: dict[str, list[float]] = {name: [] for name in runs}

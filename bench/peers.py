@@ -145,7 +145,7 @@ def _measure_runtimes(models: Models, batch: int, allowance: float) -> Measureme
         try:
             run = runtime.make(models, images)
             errors[name] = float(np.abs(run() - expected).max())
-        except Exception as error:  # noqa: BLE001  # as above
+        except Exception as error:  # noqa: BLE001  # whatever a runtime raises: it is named, and the others go on
             missing[name] = why_missing(error)
             continue
         if errors[name] <= 1e-3:

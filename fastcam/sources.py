@@ -85,7 +85,7 @@ class _Places:
 
     def of(self, path: str) -> str:
         folder, name = os.path.split(path)
-        return os.path.join(self.of_folder(folder), name)  # noqa: PTH118 - a hundred thousand Path objects take a second
+        return os.path.join(self.of_folder(folder), name)
 
     def of_folder(self, folder: str) -> str:
         if folder not in self._folders:
@@ -136,11 +136,11 @@ def _lines(data: bytes) -> list[str]:
 
 
 def _expanded(entry: str, places: _Places) -> list[str]:
-    if os.path.isdir(entry):  # noqa: PTH112 - Path.is_dir raises where a folder above may not be read
+    if os.path.isdir(entry):
         return _some(sorted(_pictures_below(entry, places)), f"the folder '{entry}'")
     if not os.path.lexists(entry) and glob.has_magic(entry):
-        matches = glob.glob(entry, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-        found = [path for path in matches if _is_picture(path) and not places.is_excluded(os.path.dirname(path))]  # noqa: PTH120
+        matches = glob.glob(entry, recursive=True)
+        found = [path for path in matches if _is_picture(path) and not places.is_excluded(os.path.dirname(path))]
         # A pattern runs round the loops that links make: of the ways to a file the shortest is kept.
         shortest = {places.of(path): path for path in sorted(found, key=len, reverse=True)}
         return _some(sorted(shortest.values()), f"the pattern '{entry}'")
@@ -161,7 +161,7 @@ def _pictures_below(folder: str, places: _Places) -> Iterator[str]:
             folders.clear()
             continue
         for name in names:
-            path = os.path.join(parent, name)  # noqa: PTH118
+            path = os.path.join(parent, name)
             if not name.startswith(".") and _is_picture(path):
                 yield path
     yield from unreadable
@@ -169,8 +169,8 @@ def _pictures_below(folder: str, places: _Places) -> Iterator[str]:
 
 def _is_picture(path: str) -> bool:
     """Whether to take a file that was found; a link to nothing is taken, so that it is reported."""
-    return os.path.splitext(path)[1].lower() in PICTURE_SUFFIXES and (  # noqa: PTH122
-        os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path))  # noqa: PTH110, PTH113, PTH114
+    return os.path.splitext(path)[1].lower() in PICTURE_SUFFIXES and (
+        os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path))
     )
 
 

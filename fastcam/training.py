@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -317,9 +318,10 @@ def _say_nothing(progress: TrainingProgress) -> None:
 def _import_keras() -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
+        # Without tensorflow, Keras names another package; matplotlib draws at the end: too late to find it missing.
+        for name in ("tensorflow", "matplotlib"):
+            importlib.import_module(name)
         import keras
-        import matplotlib as mpl  # noqa: F401 - draws at the end: too late to find it missing
-        import tensorflow as tf  # noqa: F401 - Keras names another package where it is missing
     except ImportError as error:
         raise MissingExtraError(
             f'training needs tensorflow and matplotlib ({error}): pip install "fastcam[train]"'

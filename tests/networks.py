@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from onnx import helper
 
+import fastcam
 from fastcam.graph import Graph, TensorType
 
 Array = npt.NDArray[Any]
@@ -82,3 +84,23 @@ def small_classifier(
     if keeps_batch:
         hidden = net.add("Einsum", hidden, equation="nc->nc")
     return net.build(net.add("Softmax", net.dense(hidden, (12, 5), name="scores"), axis=-1))
+
+
+def overflowing_classifier() -> Graph:
+    """Scores of images (N,3,4,4) of ones are finite, and the maps of its value "layer" are not.
+
+    Scores of 9e37, 30000 times what exceeds a threshold, are; 30000 / 16 times three maps of 1e36 is beyond float32.
+    """
+    net = NetworkBuilder(("batch", 3, 4, 4))
+    layer = net.add("Relu", net.add("Mul", net.input, net.constant(np.float32(1e36))), name="layer")
+    mean = net.add("Flatten", net.add("GlobalAveragePool", layer))
+    excess = net.add("Relu", net.add("Sub", mean, net.constant(np.float32(0.999e36))))
+    return net.build(net.add("Gemm", excess, net.constant(np.full((3, 2), 30000, np.float32))))
+
+
+def export_two_layers(folder: Path) -> Path:
+    """Export the small classifier with full gradients of its last two blocks, and return the file."""
+    path = folder / "dogs.onnx"
+    model = small_classifier().to_model()
+    fastcam.export(model, path, preprocess="imagenet", gradients="full", layer=["block2", "block1"])
+    return path

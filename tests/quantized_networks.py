@@ -10,7 +10,7 @@ import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 
-class _Photos(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+class _Photos(CalibrationDataReader):
     def __init__(self, shape: tuple[int, ...]) -> None:
         rng = np.random.default_rng(0)
         self._batches = iter([{"image": rng.normal(size=(4, *shape)).astype(np.float32)} for _ in range(8)])

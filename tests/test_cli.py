@@ -192,14 +192,15 @@ def test_photos_become_heatmaps_in_three_commands(tmp_path: Path) -> None:
 def test_a_terminal_gets_a_bar_for_each_step_of_a_training(capsys: pytest.CaptureFixture[str]) -> None:
     logs = {"loss": 0.5, "accuracy": 0.75, "val_loss": 0.25, "val_accuracy": 1.0, "seconds": 1.0}
     show = cli._TrainingBar()
-    for step, done, total, figures in [
+    steps: list[tuple[Any, int, int, dict[str, float]]] = [
         ("photos", 2, 4, {}),
         ("photos", 4, 4, {}),
         ("head", 1, 3, logs),
         ("head", 2, 3, logs),
         ("blocks", 1, 1, logs),
-    ]:
-        show(fastcam.TrainingProgress(step, done, total, figures))  # type: ignore[arg-type]
+    ]
+    for step, done, total, figures in steps:
+        show(fastcam.TrainingProgress(step, done, total, figures))
     shown = capsys.readouterr().err
     assert "photos: 100%" in shown
     assert "4/4 [" in shown

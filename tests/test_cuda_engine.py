@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from fake_cuda import FakeDevice, FakeSession, Fault, install
-from networks import Array, NetworkBuilder, relative_error, small_classifier
+from networks import Array, NetworkBuilder, export_two_layers, overflowing_classifier, relative_error, small_classifier
 
 import fastcam
 from fastcam import explained
@@ -24,10 +24,7 @@ _TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("cuda") / "dogs.onnx"
-    model = small_classifier().to_model()
-    fastcam.export(model, path, preprocess="imagenet", gradients="full", layer=["block2", "block1"])
-    return path
+    return export_two_layers(tmp_path_factory.mktemp("cuda"))
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +198,8 @@ def _dropped(call: str, number: int) -> Callable[[FakeDevice, fastcam.Explainer]
 
 def _same_lane(device: FakeDevice, explainer: fastcam.Explainer) -> None:
     """Hand a lane out again while its batch is under way."""
-    pool: Any = explainer._engine._lanes  # type: ignore[union-attr]
+    engine: Any = explainer._engine
+    pool = engine._lanes
     lane = pool.take(wait=True)
     pool.take = lambda wait: lane
     pool.give_back = lambda lane: None
@@ -366,13 +364,7 @@ def test_what_is_not_finite_names_its_image(explainer: fastcam.Explainer, batch:
 
 
 def test_maps_that_are_not_finite_name_their_image(opened: Callable[..., fastcam.Explainer], tmp_path: Path) -> None:
-    """Finite scores, and sums of weighted activations beyond float32; see the test of the CPU."""
-    net = NetworkBuilder(("batch", 3, 4, 4))
-    layer = net.add("Relu", net.add("Mul", net.input, net.constant(np.float32(1e36))), name="layer")
-    mean = net.add("Flatten", net.add("GlobalAveragePool", layer))
-    excess = net.add("Relu", net.add("Sub", mean, net.constant(np.float32(0.999e36))))
-    scores = net.add("Gemm", excess, net.constant(np.full((3, 2), 30000, np.float32)))
-    fastcam.export(net.build(scores).to_model(), tmp_path / "large.onnx", layer="layer")
+    fastcam.export(overflowing_classifier().to_model(), tmp_path / "large.onnx", layer="layer")
     images = np.zeros((3, 3, 4, 4), np.float32)
     images[2] = 1
     for chunk in (1, 2, 16):

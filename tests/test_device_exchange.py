@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_cuda import FakeDevice, Fault, contents, install
-from networks import Array, relative_error, small_classifier
+from networks import Array, export_two_layers, relative_error
 
 import fastcam
 from fastcam.devices.exchange import DeviceTensor, borrow, is_on_device
@@ -22,11 +22,7 @@ _TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("exchange") / "dogs.onnx"
-    fastcam.export(
-        small_classifier().to_model(), path, preprocess="symmetric", gradients="full", layer=["block2", "block1"]
-    )
-    return path
+    return export_two_layers(tmp_path_factory.mktemp("exchange"))
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +141,9 @@ def test_an_array_that_is_taken_too_early_is_found(
         explainer(producer(device, batch))
 
 
-def test_version_2_of_the_interface_means_the_default_stream(device: FakeDevice, batch: Array) -> None:
+def test_version_2_of_the_interface_means_the_default_stream(
+    device: FakeDevice, batch: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
     waited = []
     producer = InterfaceProducer(device, batch)
     interface = {**producer.__cuda_array_interface__, "version": 2}
@@ -154,7 +152,7 @@ def test_version_2_of_the_interface_means_the_default_stream(device: FakeDevice,
     class Old:
         __cuda_array_interface__ = interface
 
-    device.event_record = lambda event, stream: waited.append(stream)  # type: ignore[method-assign]
+    monkeypatch.setattr(device, "event_record", lambda event, stream: waited.append(stream))
     assert borrow(Old(), device, device.stream_create()).pointer == interface["data"][0]
     assert waited == [1]
 

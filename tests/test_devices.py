@@ -75,7 +75,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Recorder]:
         CUDARuntimeError=_CudaError,
     )
     cupy, cuda = types.ModuleType("cupy"), types.ModuleType("cupy.cuda")
-    cuda.runtime = module  # type: ignore[attr-defined]
+    cuda.__dict__["runtime"] = module
     for name, value in (("cupy", cupy), ("cupy.cuda", cuda), ("cupy.cuda.runtime", module)):
         monkeypatch.setitem(sys.modules, name, value)
     sys.modules.pop("fastcam.devices.cupy_device", None)

@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import psutil
 import pytest
-from networks import Array, NetworkBuilder, relative_error, small_classifier
+from networks import Array, NetworkBuilder, overflowing_classifier, relative_error, small_classifier
 from PIL import Image
 
 import fastcam
@@ -94,8 +94,10 @@ def test_normalisation(path: Path, explainer: fastcam.Explainer, batch: Array) -
 
 def test_sizes(explainer: fastcam.Explainer, batch: Array) -> None:
     layer = explainer(batch, 1, size="layer")
-    for size, expected in (("input", (12, 12)), ((17, 23), (17, 23)), ([8, 9], (8, 9))):
-        found = explainer(batch, 1, size=size)  # type: ignore[arg-type]  # a list is taken too
+    # A list is taken, too.
+    sizes: list[tuple[Any, tuple[int, int]]] = [("input", (12, 12)), ((17, 23), (17, 23)), ([8, 9], (8, 9))]
+    for size, expected in sizes:
+        found = explainer(batch, 1, size=size)
         assert found.heatmaps.shape == (5, 1, *expected)
         np.testing.assert_array_equal(found.maps, layer.maps)
         for n in range(5):
@@ -557,9 +559,10 @@ def test_devices(path: Path, batch: Array) -> None:
         fastcam.Explainer(path, providers=[])
     with pytest.raises(DeviceError, match="has no NoSuchProvider here; it has"):
         fastcam.Explainer(path, providers=["NoSuchProvider"])
-    for threads in (0, "2", 2.0):
+    wrong: list[Any] = [0, "2", 2.0]
+    for threads in wrong:
         with pytest.raises(ArgumentError, match="threads="):
-            fastcam.Explainer(path, threads=threads)  # type: ignore[arg-type]
+            fastcam.Explainer(path, threads=threads)
     for providers in ("CPUExecutionProvider", [()], [3], [("CPUExecutionProvider",)]):
         with pytest.raises(ArgumentError, match="providers="):
             fastcam.Explainer(path, providers=providers)
@@ -594,13 +597,7 @@ def test_a_missing_matplotlib_is_named(
 
 
 def test_activations_beyond_float32_name_their_image(tmp_path: Path) -> None:
-    """Scores of 9e37, 30000 times what exceeds a threshold, are finite; 30000 / 16 times three maps of 1e36 is not."""
-    net = NetworkBuilder(("batch", 3, 4, 4))
-    layer = net.add("Relu", net.add("Mul", net.input, net.constant(np.float32(1e36))), name="layer")
-    mean = net.add("Flatten", net.add("GlobalAveragePool", layer))
-    excess = net.add("Relu", net.add("Sub", mean, net.constant(np.float32(0.999e36))))
-    scores = net.add("Gemm", excess, net.constant(np.full((3, 2), 30000, np.float32)))
-    fastcam.export(net.build(scores).to_model(), tmp_path / "large.onnx", layer="layer")
+    fastcam.export(overflowing_classifier().to_model(), tmp_path / "large.onnx", layer="layer")
     explainer = fastcam.Explainer(tmp_path / "large.onnx")
     images = np.zeros((3, 3, 4, 4), np.float32)
     images[2] = 1

@@ -12,7 +12,7 @@ from fastcam.errors import ModelError
 from fastcam.fitting import Phase, Row, fit
 
 keras = pytest.importorskip("keras", reason="needs tensorflow: pip install fastcam[train]")
-tf = pytest.importorskip("tensorflow")
+tf = pytest.importorskip("tensorflow", reason="needs tensorflow: pip install fastcam[keras]")
 
 
 def _model() -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from networks import Array, relative_error, small_classifier
+from networks import Array, export_two_layers, relative_error
 
 import fastcam
 from fastcam.providers import find_problem
@@ -25,11 +25,7 @@ _TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("gpu") / "dogs.onnx"
-    fastcam.export(
-        small_classifier().to_model(), path, preprocess="imagenet", gradients="full", layer=["block2", "block1"]
-    )
-    return path
+    return export_two_layers(tmp_path_factory.mktemp("gpu"))
 
 
 @pytest.fixture(scope="module")

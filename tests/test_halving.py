@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,8 @@ from fastcam.metadata import Metadata
 
 _NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
     "small": lambda: small_classifier().to_model(),
-    **{name: (lambda make=make: make(1)) for name, make in SOUND_NETWORKS.items()},  # type: ignore[misc]
-    **{f"opset {opset}": (lambda opset=opset: opset_networks.classifier(opset)) for opset in (7, 13, 18, 23)},  # type: ignore[misc]
+    **{name: partial(make, 1) for name, make in SOUND_NETWORKS.items()},
+    **{f"opset {opset}": partial(opset_networks.classifier, opset) for opset in (7, 13, 18, 23)},
 }
 
 

@@ -311,8 +311,10 @@ def test_named_preprocessing(name: str, pixel: tuple[int, ...], expected: tuple[
 
 @pytest.mark.parametrize(("name", "mode"), [("vgg16", "caffe"), ("imagenet", "torch"), ("symmetric", "tf")])
 def test_equals_keras(name: str, mode: str) -> None:
-    pytest.importorskip("tensorflow")
-    utils = pytest.importorskip("keras.applications.imagenet_utils")
+    pytest.importorskip("tensorflow", reason="needs tensorflow: pip install fastcam[keras]")
+    utils = pytest.importorskip(
+        "keras.applications.imagenet_utils", reason="needs tensorflow: pip install fastcam[keras]"
+    )
     pixels = np.random.default_rng(1).integers(0, 256, (2, 6, 5, 3), np.uint8)
     oracle = utils.preprocess_input(pixels.astype(np.float32), data_format="channels_last", mode=mode)
     ours = prepare(list(pixels), Preprocessing.of(name), (6, 5))
@@ -321,8 +323,8 @@ def test_equals_keras(name: str, mode: str) -> None:
 
 
 def test_equals_keras_vgg16() -> None:
-    pytest.importorskip("tensorflow")
-    vgg16 = pytest.importorskip("keras.applications.vgg16")
+    pytest.importorskip("tensorflow", reason="needs tensorflow: pip install fastcam[keras]")
+    vgg16 = pytest.importorskip("keras.applications.vgg16", reason="needs tensorflow: pip install fastcam[keras]")
     pixels = np.random.default_rng(1).integers(0, 256, (2, 6, 5, 3), np.uint8)
     ours = prepare(list(pixels), Preprocessing.of("vgg16"), (6, 5))
     np.testing.assert_array_equal(ours, vgg16.preprocess_input(pixels.astype(np.float32)))
@@ -420,8 +422,9 @@ def test_prepare_greyscale_models() -> None:
 
 
 def test_prepare_refuses() -> None:
+    unknown: Any = "CHW"
     with pytest.raises(ArgumentError, match="layout must be 'NHWC' or 'NCHW', not 'CHW'"):
-        prepare([UPRIGHT], Preprocessing.of("none"), (2, 3), "CHW")  # type: ignore[arg-type]
+        prepare([UPRIGHT], Preprocessing.of("none"), (2, 3), unknown)
     with pytest.raises(ArgumentError, match="1 or 3 input channels, not 4"):
         prepare([UPRIGHT], Preprocessing.of("none"), (2, 3), channels=4)
 
@@ -439,7 +442,7 @@ def test_jet_by_its_definition() -> None:
 
 @pytest.mark.parametrize("name", ["jet", "viridis", "turbo", "viridis_r"])
 def test_palette_equals_matplotlib(name: str) -> None:
-    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib = pytest.importorskip("matplotlib", reason="needs matplotlib: pip install fastcam[demo]")
     oracle = matplotlib.colormaps[name](np.arange(256), bytes=True)[:, :3]
     assert np.abs(palette(name).astype(int) - oracle).max() <= 1
 

@@ -20,6 +20,8 @@ from fastcam.simplifier import simplify
 
 keras = pytest.importorskip("keras", reason="needs tensorflow: pip install fastcam[keras]")
 pytest.importorskip("tensorflow", reason="needs tensorflow: pip install fastcam[keras]")
+Layer: Any = keras.layers.Layer
+Model: Any = keras.Model
 
 
 def _model(*first: Any, head: str = "flatten") -> Any:
@@ -202,7 +204,7 @@ def test_a_model_that_was_never_built_is_refused() -> None:
         import_model(keras.layers.Dense(3))
 
 
-class _Subclassed(keras.Model):  # type: ignore[misc,name-defined]  # keras has no types
+class _Subclassed(Model):
     """Features, and two heads, as ``pack`` hands them out; its call takes no ``training``."""
 
     def __init__(self, pack: Any = lambda breed, age: {"breed": breed, "age": age}) -> None:
@@ -370,7 +372,7 @@ def test_policies_are_left_as_they_were() -> None:
 
 
 def test_half_floats_that_a_layer_insists_on_are_widened() -> None:
-    class Half(keras.layers.Layer):  # type: ignore[misc,name-defined]  # keras has no types
+    class Half(Layer):
         def call(self, x: Any) -> Any:
             return keras.ops.cast(keras.ops.cast(x, "float16") * 2, "float32")
 
@@ -382,7 +384,7 @@ def test_half_floats_that_a_layer_insists_on_are_widened() -> None:
 def test_an_op_that_the_converter_lacks_is_named() -> None:
     import tensorflow as tf
 
-    class Gamma(keras.layers.Layer):  # type: ignore[misc,name-defined]  # keras has no types
+    class Gamma(Layer):
         def call(self, x: Any) -> Any:
             return tf.math.lgamma(x)
 

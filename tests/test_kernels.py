@@ -411,7 +411,7 @@ def _resize_pairs() -> list[tuple[tuple[int, int], tuple[int, int]]]:
 def test_resize_like_cv2(
     viewers: Kernels, rng: np.random.Generator, source: tuple[int, int], target: tuple[int, int]
 ) -> None:
-    cv2 = pytest.importorskip("cv2")
+    cv2 = pytest.importorskip("cv2", reason="needs opencv-python-headless: pip install fastcam[peers]")
     maps = rng.random((1, 1, *source), np.float32)
     expected = cv2.resize(maps[0, 0], (target[1], target[0]), interpolation=cv2.INTER_LINEAR)
     # cv2 keeps positions in float32: off by eps times the largest position, times a slope of at most 1.
@@ -422,14 +422,14 @@ def test_resize_like_cv2(
 def test_resize_like_torch(
     viewers: Kernels, rng: np.random.Generator, source: tuple[int, int], target: tuple[int, int]
 ) -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="needs torch: pip install fastcam[torch]")
     maps = rng.random((2, 3, *source), np.float32)
     expected = torch.nn.functional.interpolate(torch.from_numpy(maps), target, mode="bilinear", align_corners=False)
     assert np.abs(viewers.resize(maps, target) - expected.numpy()).max() <= 4 * EPS * max(*source, *target)
 
 
 def test_pipeline_like_cv2(kernels: Kernels, rng: np.random.Generator) -> None:
-    cv2 = pytest.importorskip("cv2")
+    cv2 = pytest.importorskip("cv2", reason="needs opencv-python-headless: pip install fastcam[peers]")
     case = random_case(rng, (1, 64, 7, 7), 1, size=(60, 80), overlay=True)
     result = case.run(kernels)
     assert result.overlays is not None
@@ -515,6 +515,7 @@ def test_first_not_finite(kernels: Kernels, rng: np.random.Generator, columns: t
 
 
 def test_first_not_finite_reads_no_other_memory() -> None:
-    for wrong in (np.zeros((2, 2)), np.zeros((4, 4), np.float32)[:, ::2], np.float32(0)):
+    arrays: list[Any] = [np.zeros((2, 2)), np.zeros((4, 4), np.float32)[:, ::2], np.float32(0)]
+    for wrong in arrays:
         with pytest.raises((ValueError, TypeError), match="array"):
-            _cpu.first_not_finite(wrong)  # type: ignore[arg-type]
+            _cpu.first_not_finite(wrong)

@@ -178,9 +178,10 @@ def test_devices_are_read() -> None:
     assert ask("tensorrt", None) == Request("tensorrt", 0, [])
     assert ask("auto", [(CUDA, {"device_id": 2}), CPU]) == Request("cuda", 2, [(CUDA, {"device_id": 2}), (CPU, {})])
     assert ask("auto", ["CoreMLExecutionProvider"]).kind == "cpu"
-    for name in ("cuda:", "cuda:x", "cpu:0", "auto:1", "gpu", "CUDA", None, 3):
+    wrong: list[Any] = ["cuda:", "cuda:x", "cpu:0", "auto:1", "gpu", "CUDA", None, 3]
+    for name in wrong:
         with pytest.raises(ArgumentError, match="is not known; choose one of 'auto', 'cpu', 'cuda', 'tensorrt'"):
-            ask(name, None)  # type: ignore[arg-type]
+            ask(name, None)
 
 
 class _RefusalError(Exception):
@@ -207,7 +208,7 @@ def _refuses_the_cpu(device: FakeDevice, *, always: bool) -> Callable[..., Any]:
 
 @contextmanager
 def _options_that_tell(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    class Options(onnxruntime.SessionOptions):  # type: ignore[misc]
+    class Options(onnxruntime.SessionOptions):
         def has_config_entry(self, key: str) -> bool:
             try:
                 return bool(self.get_session_config_entry(key))

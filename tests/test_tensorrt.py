@@ -222,17 +222,18 @@ def test_an_engine_half_written_by_a_killed_process_is_built_again(tmp_path: Pat
 
 def test_a_building_that_fails_is_not_taken_for_whole(exported: Path) -> None:
     plan = tensorrt.plan(exported)
-    assert plan.folder is not None
+    folder = plan.folder
+    assert folder is not None
 
     def fail() -> None:
         with plan.building():
-            (plan.folder / "small.engine").write_text("half")  # type: ignore[operator]
+            (folder / "small.engine").write_text("half")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fail()
     with plan.building():
-        assert not (plan.folder / "small.engine").exists()
+        assert not (folder / "small.engine").exists()
 
 
 def test_a_whole_engine_is_opened_by_many_at_once(exported: Path) -> None:
@@ -323,9 +324,9 @@ def test_a_context_model_keeps_the_metadata_and_finds_its_engine(
     monkeypatch.setattr(onnxruntime, "InferenceSession", _built(embed))
     out = tmp_path / "shipped" / "small_ctx.onnx"
     out.parent.mkdir()
-    sizes = {"batches": (1, 8, 64), "targets": (1, 1, 3)}
+    sizes: dict[str, Any] = {"batches": (1, 8, 64), "targets": (1, 1, 3)}
     for _ in range(2):
-        assert tensorrt.write_context(exported, out, embed=embed, **sizes) == out  # type: ignore[arg-type]
+        assert tensorrt.write_context(exported, out, embed=embed, **sizes) == out
     model = onnx.load(out)
     properties = {entry.key: entry.value for entry in model.metadata_props}
     assert Metadata.from_properties(properties, "context").classes == tuple("abcde")

@@ -24,6 +24,10 @@ from fastcam.errors import ArgumentError, UnsupportedOpError
 from fastcam.graph import Graph, TensorType
 from fastcam.vjps import VJPS, Step, Vjp, defvjp
 
+# Their own `_run` take other arguments than their base says, and so do those below.
+_ConvTranspose: Any = op_conv_transpose.ConvTranspose
+_LpPool: Any = op_lp_pool.LpPool
+
 
 class Erf(OpRun):
     """Erf in the input's precision: onnx.reference rounds it to float32."""
@@ -45,24 +49,24 @@ class Gelu(OpRun):
         return (0.5 * x * (1 + _erf(x / np.sqrt(2))),)
 
 
-class ConvTranspose(op_conv_transpose.ConvTranspose):
+class ConvTranspose(_ConvTranspose):
     """ConvTranspose with groups: onnx.reference does not split the kernel by them."""
 
     op_domain = ""
 
-    def _run(self, x: Array, w: Array, b: Array | None = None, group: int = 1, **attributes: Any) -> tuple[Array]:  # type: ignore[override]
+    def _run(self, x: Array, w: Array, b: Array | None = None, group: int = 1, **attributes: Any) -> tuple[Array]:
         base: Any = super()
         parts = zip(np.split(x, group, axis=1), np.split(w, group), strict=True)
         y = np.concatenate([base._run(*part, group=1, **attributes)[0] for part in parts], axis=1)
         return (y if b is None else y + b.reshape(-1, *[1] * (x.ndim - 2)),)
 
 
-class LpPool(op_lp_pool.LpPool):
+class LpPool(_LpPool):
     """LpPool with padding: onnx.reference scales the windows at the border as if they were full."""
 
     op_domain = ""
 
-    def _run(self, x: Array, **attributes: Any) -> tuple[Array]:  # type: ignore[override]
+    def _run(self, x: Array, **attributes: Any) -> tuple[Array]:
         base: Any = super()
         return tuple(base._run(x, **{**attributes, "count_include_pad": 1}))
 

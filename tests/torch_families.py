@@ -11,6 +11,7 @@ from networks import Array
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install fastcam[torch]")
 nn, functional = torch.nn, torch.nn.functional
+Module: Any = nn.Module
 
 SIDE, CLASSES = 32, 5
 
@@ -20,7 +21,7 @@ def _conv(inputs: int, outputs: int, size: int = 3, stride: int = 1, groups: int
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), act())
 
 
-class _Residual(nn.Module):  # type: ignore[misc,name-defined]  # torch's classes are unknown here
+class _Residual(Module):
     """ResNet's basic block: one ReLU module, called twice, in place."""
 
     def __init__(self, channels: int) -> None:
@@ -35,7 +36,7 @@ class _Residual(nn.Module):  # type: ignore[misc,name-defined]  # torch's classe
         return self.relu(y + x)
 
 
-class _Dense(nn.Module):  # type: ignore[misc,name-defined]
+class _Dense(Module):
     """DenseNet's layer: what it makes is joined to what it read."""
 
     def __init__(self, channels: int) -> None:
@@ -46,7 +47,7 @@ class _Dense(nn.Module):  # type: ignore[misc,name-defined]
         return torch.cat([x, self.conv(functional.relu(self.norm(x)))], 1)
 
 
-class _Gate(nn.Module):  # type: ignore[misc,name-defined]
+class _Gate(Module):
     """Squeeze and excitation."""
 
     def __init__(self, channels: int, act: Any) -> None:
@@ -58,7 +59,7 @@ class _Gate(nn.Module):  # type: ignore[misc,name-defined]
         return x * self.act(self.up(functional.relu(self.down(gate))))
 
 
-class _ConvNext(nn.Module):  # type: ignore[misc,name-defined]
+class _ConvNext(Module):
     """Depthwise convolution, then a dense block with the channels last."""
 
     def __init__(self, channels: int) -> None:
@@ -72,7 +73,7 @@ class _ConvNext(nn.Module):  # type: ignore[misc,name-defined]
         return x + y.permute(0, 3, 1, 2)
 
 
-class _Branches(nn.Module):  # type: ignore[misc,name-defined]
+class _Branches(Module):
     """Inception's module."""
 
     def __init__(self, channels: int) -> None:
@@ -84,7 +85,7 @@ class _Branches(nn.Module):  # type: ignore[misc,name-defined]
         return torch.cat([self.one(x), self.three(x), self.pool(x)], 1)
 
 
-class _Shuffled(nn.Module):  # type: ignore[misc,name-defined]
+class _Shuffled(Module):
     """ShuffleNet's unit: half of the channels goes through, then both are interleaved."""
 
     def __init__(self, channels: int) -> None:
@@ -97,7 +98,7 @@ class _Shuffled(nn.Module):  # type: ignore[misc,name-defined]
         return joined.view(x.size(0), -1, *x.shape[2:])
 
 
-class _Classifier(nn.Module):  # type: ignore[misc,name-defined]
+class _Classifier(Module):
     def __init__(self, features: Any, channels: int) -> None:
         super().__init__()
         self.features = features
@@ -107,7 +108,7 @@ class _Classifier(nn.Module):  # type: ignore[misc,name-defined]
         return self.fc(self.drop(torch.flatten(self.pool(self.features(x)), 1)))
 
 
-class Vgg(nn.Module):  # type: ignore[misc,name-defined]
+class Vgg(Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = nn.Sequential(
@@ -166,3 +167,21 @@ def family(name: str) -> Any:
 
 def images_for(count: int = 2) -> Array:
     return np.random.default_rng(1).normal(size=(count, 3, SIDE, SIDE)).astype(np.float32)
+
+
+def scores_and_activations(model: Any, layer: str, images: Array) -> tuple[Any, Any]:
+    """Return what a module makes of images, and what its layer gave on the way, for torch's autograd.
+
+    Of a layer that is called several times it is the last call.
+    """
+    kept: list[Any] = []
+
+    def keep(_: Any, __: Any, output: Any) -> Any:
+        kept.append(output)
+        # A module behind may overwrite it in place.
+        return output.clone()
+
+    hook = model.get_submodule(layer).register_forward_hook(keep)
+    scores = model(torch.tensor(images))
+    hook.remove()
+    return scores, kept[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,10 +131,8 @@ class Lane:
         return data.view(np.dtype(slot.dtype)).reshape(shape)
 
     def _held(self) -> tuple[Block, Block, Layout]:
-        assert self._memory is not None  # noqa: S101  # `fit` comes first
-        assert self._staging is not None  # noqa: S101
-        assert self._layout is not None  # noqa: S101
-        return self._memory, self._staging, self._layout
+        """Return memory, staging and layout, which are there: `fit` comes first."""
+        return cast("tuple[Block, Block, Layout]", (self._memory, self._staging, self._layout))
 
 
 class LanePool:

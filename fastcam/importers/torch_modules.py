@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib
 import logging
 import warnings
 from collections import Counter
@@ -38,7 +39,8 @@ def is_torch(model: object) -> bool:
 def import_torch(model: Any, options: ImportOptions) -> ImportedModel:
     """Import a torch module; raises ModelError, ArgumentError, MissingExtraError."""
     try:
-        import onnxscript  # noqa: F401  # torch's exporter needs it, and says so late
+        # torch's exporter needs it, and says so late.
+        importlib.import_module("onnxscript")
         import torch
     except ImportError as error:
         raise MissingExtraError(

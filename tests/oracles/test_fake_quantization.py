@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ class _Head:
     def __init__(self, model: onnx.ModelProto) -> None:
         self._nodes = list(model.graph.node)
         self._constants = _constants(model)
+        self._ops: dict[str, Callable[..., Any]] = {
+            "QuantizeLinear": self._quantize,
+            "DequantizeLinear": lambda x, scale, zero: x,
+            "MaxPool": lambda x: torch.nn.functional.max_pool2d(x, 2),
+            "Flatten": lambda x: x.flatten(1),
+            "Gemm": lambda x, weight, bias: x @ weight + bias,
+        }
 
     def __call__(self, layer: Any) -> Any:
         values: dict[str, Any] = {_LAYER: layer}
@@ -41,28 +49,15 @@ class _Head:
                     scale, zero = scale.reshape(shape), zero.reshape(shape)
                 values[node.output[0]] = torch.tensor((numbers - zero) * scale)
             elif node.input[0] in values and node.op_type != "Softmax":
-                values[node.output[0]] = getattr(self, f"_{node.op_type}")(
-                    node, *(values.get(x, x) for x in node.input)
-                )
+                arguments = (values.get(name, name) for name in node.input)
+                values[node.output[0]] = self._ops[node.op_type](*arguments)
                 logits = values[node.output[0]]
         return logits
 
-    def _QuantizeLinear(self, node: onnx.NodeProto, x: Any, scale: str, zero: str) -> Any:  # noqa: N802
+    def _quantize(self, x: Any, scale: str, zero: str) -> Any:
         limits = np.iinfo(self._constants[zero].dtype)
         step, start = float(self._constants[scale]), int(self._constants[zero])
         return torch.fake_quantize_per_tensor_affine(x, step, start, limits.min, limits.max)
-
-    def _DequantizeLinear(self, node: onnx.NodeProto, x: Any, scale: str, zero: str) -> Any:  # noqa: N802
-        return x
-
-    def _MaxPool(self, node: onnx.NodeProto, x: Any) -> Any:  # noqa: N802
-        return torch.nn.functional.max_pool2d(x, 2)
-
-    def _Flatten(self, node: onnx.NodeProto, x: Any) -> Any:  # noqa: N802
-        return x.flatten(1)
-
-    def _Gemm(self, node: onnx.NodeProto, x: Any, weight: Any, bias: Any) -> Any:  # noqa: N802
-        return x @ weight + bias
 
 
 def test_gradients_are_those_of_fake_quantisation(tmp_path: Path, rng: np.random.Generator) -> None:

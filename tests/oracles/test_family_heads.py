@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 from networks import Array, relative_error
-from torch_families import CLASSES, FAMILIES, SIDE, family, images_for
+from torch_families import CLASSES, FAMILIES, SIDE, family, images_for, scores_and_activations
 
 import fastcam
 from fastcam.importers import ImportOptions
@@ -53,19 +53,10 @@ def _ours(model: onnx.ModelProto, value: str, image: Array, folder: Path) -> Arr
 
 
 def _autograd(model: Any, layer: str, image: Array) -> Array:
-    kept: list[Any] = []
-
-    def keep(_: Any, __: Any, output: Any) -> Any:
-        kept.append(output)
-        # A module behind may overwrite it in place.
-        return output.clone()
-
-    hook = model.get_submodule(layer).register_forward_hook(keep)
-    scores = model(torch.tensor(image))
-    hook.remove()
-    # Of a module that is called several times it is the last call.
-    found = [torch.autograd.grad(scores[0, target], kept[-1], retain_graph=True)[0][0].numpy() for target in _TARGETS]
-    return np.stack(found)
+    scores, activations = scores_and_activations(model, layer, image)
+    return np.stack(
+        [torch.autograd.grad(scores[0, target], activations, retain_graph=True)[0][0].numpy() for target in _TARGETS]
+    )
 
 
 def _onnx_ad(model: onnx.ModelProto, value: str, image: Array) -> Array:

@@ -17,6 +17,8 @@ keras = pytest.importorskip("keras", reason="needs tensorflow: pip install fastc
 pytest.importorskip("tensorflow", reason="needs tensorflow: pip install fastcam[keras]")
 
 layers = keras.layers
+Layer: Any = layers.Layer
+Model: Any = keras.Model
 
 # DESIGN's bound for whole float32 networks.
 _BOUND = 1e-4
@@ -96,7 +98,7 @@ def _rescaled() -> Any:
     return _plain(layers.Rescaling(1 / 100, offset=-1.2))
 
 
-class _Gate(layers.Layer):  # type: ignore[misc,name-defined]  # keras has no types
+class _Gate(Layer):
     """A layer of one's own: weights, and arithmetic on them."""
 
     def build(self, shape: Any) -> None:
@@ -106,7 +108,7 @@ class _Gate(layers.Layer):  # type: ignore[misc,name-defined]  # keras has no ty
         return x * keras.ops.sigmoid(x * self.scale)
 
 
-class _Subclassed(keras.Model):  # type: ignore[misc,name-defined]
+class _Subclassed(Model):
     """Layers called in a method; its call takes no ``training``."""
 
     def __init__(self) -> None:

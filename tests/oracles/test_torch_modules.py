@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from networks import Array, relative_error
-from torch_families import CLASSES, FAMILIES, SIDE, Vgg, family, images_for, stacked
+from torch_families import CLASSES, FAMILIES, SIDE, Vgg, family, images_for, scores_and_activations, stacked
 
 import fastcam
 from fastcam.errors import ArgumentError, LayerError, MissingExtraError, ModelError
@@ -18,6 +18,7 @@ from fastcam.errors import ArgumentError, LayerError, MissingExtraError, ModelEr
 torch = pytest.importorskip("torch", reason="needs torch: pip install fastcam[torch]")
 pytest.importorskip("onnxscript", reason="needs onnxscript: pip install fastcam[torch]")
 nn, functional = torch.nn, torch.nn.functional
+Module: Any = nn.Module
 
 _TARGETS = [0, 3]
 _BOUND = 1e-4
@@ -25,20 +26,11 @@ _BOUND = 1e-4
 
 def _autograd(model: Any, layer: str, images: Array) -> tuple[Array, Array]:
     """Grad-CAM before normalisation (N,K,h,w), and the scores."""
-    kept: list[Any] = []
-
-    def keep(_: Any, __: Any, output: Any) -> Any:
-        kept.append(output)
-        # A module behind may overwrite it in place.
-        return output.clone()
-
-    hook = model.get_submodule(layer).register_forward_hook(keep)
-    scores = model(torch.tensor(images))
-    hook.remove()
+    scores, activations = scores_and_activations(model, layer, images)
     maps = []
     for target in _TARGETS:
-        (gradient,) = torch.autograd.grad(scores[:, target].sum(), kept[-1], retain_graph=True)
-        maps.append(functional.relu((gradient.mean((2, 3), keepdim=True) * kept[-1]).sum(1)).detach().numpy())
+        (gradient,) = torch.autograd.grad(scores[:, target].sum(), activations, retain_graph=True)
+        maps.append(functional.relu((gradient.mean((2, 3), keepdim=True) * activations).sum(1)).detach().numpy())
     return np.stack(maps, axis=1), scores.detach().numpy()
 
 
@@ -120,7 +112,7 @@ def test_calls_of_one_module_are_told_apart(tmp_path: Path) -> None:
         assert relative_error(found.maps, _autograd(model, "features.2", images_for())[0]) < _BOUND
 
 
-class _TwoHeads(nn.Module):  # type: ignore[misc,name-defined]
+class _TwoHeads(Module):
     def __init__(self) -> None:
         super().__init__()
         self.base, self.breed, self.colour = stacked(), nn.Linear(CLASSES, 4), nn.Linear(CLASSES, 3)
@@ -149,7 +141,7 @@ def test_half_precision_is_exported_in_float32(tmp_path: Path) -> None:
     assert relative_error(found.logits, model.float()(torch.tensor(images_for())).detach().numpy()) < _BOUND
 
 
-class _Undecided(nn.Module):  # type: ignore[misc,name-defined]
+class _Undecided(Module):
     def forward(self, x: Any) -> Any:
         return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
 

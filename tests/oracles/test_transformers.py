@@ -37,9 +37,10 @@ def _check(path: Path, image: Array, expected: Array, scores: Array) -> None:
 def _keras_transformer(class_token: bool) -> Any:
     keras = pytest.importorskip("keras", reason="needs tensorflow: pip install fastcam[keras]")
     layers = keras.layers
+    Layer: Any = layers.Layer
     keras.utils.set_random_seed(1)
 
-    class ClassToken(layers.Layer):  # type: ignore[misc,name-defined]  # keras has no types
+    class ClassToken(Layer):
         def build(self, shape: Any) -> None:
             self.token = self.add_weight(shape=(1, 1, shape[-1]), initializer="random_normal", name="token")
 
@@ -107,9 +108,10 @@ def _torch_transformer(registers: int, pooled: bool) -> Any:
     torch = pytest.importorskip("torch", reason="needs torch: pip install torch")
     pytest.importorskip("onnxscript", reason="needs onnxscript: pip install onnxscript")
     nn = torch.nn
+    Module: Any = nn.Module
     torch.manual_seed(2)
 
-    class Attention(nn.Module):  # type: ignore[misc,name-defined]  # torch's classes are unknown here
+    class Attention(Module):
         def __init__(self) -> None:
             super().__init__()
             self.qkv, self.out = nn.Linear(_CHANNELS, 3 * _CHANNELS), nn.Linear(_CHANNELS, _CHANNELS)
@@ -120,7 +122,7 @@ def _torch_transformer(registers: int, pooled: bool) -> Any:
             mixed = nn.functional.scaled_dot_product_attention(q, k, v)
             return self.out(mixed.transpose(1, 2).reshape(n, t, c))
 
-    class Block(nn.Module):  # type: ignore[misc,name-defined]
+    class Block(Module):
         def __init__(self) -> None:
             super().__init__()
             self.norm1, self.norm2 = nn.LayerNorm(_CHANNELS), nn.LayerNorm(_CHANNELS)
@@ -131,7 +133,7 @@ def _torch_transformer(registers: int, pooled: bool) -> Any:
             x = x + self.attention(self.norm1(x))
             return x + self.mlp(self.norm2(x))
 
-    class Transformer(nn.Module):  # type: ignore[misc,name-defined]
+    class Transformer(Module):
         def __init__(self) -> None:
             super().__init__()
             self.patches = nn.Conv2d(3, _CHANNELS, 4, 4)
