@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from . import kernels
 from .errors import ArgumentError, FastcamError, ImageError, NonFiniteError
+from .explained import LARGEST_HEATMAP
 from .explainer import Explainer, check_count
 from .explanation import Explanation
 from .files import replacing, writing
@@ -49,8 +50,6 @@ _THUMBNAIL_SIDE = 240
 # The report draws at a thumbnail's size: finer maps would only make the page heavy.
 _FINEST_MAP = 56
 _TOP = 5
-# Pixels of one drawing: a gigabyte of float32.
-_LARGEST_SIZE = 2**28
 # Each stream holds a batch and the model's buffers for it.
 _MOST_STREAMS = 8
 
@@ -229,8 +228,8 @@ def explain_files(
     A line of ``results.jsonl`` holds ``path``, ``id`` and either ``error`` or ``image_size`` (height, width),
     ``classes`` (of each explained class: ``index``, ``label``, ``probability``, ``file`` and, for the report, ``map``:
     the explained layer's map, 8 bits a value, row by row, in base 64), ``map_size``, ``top`` (the five best classes),
-    ``thumbnail``, ``notes``, ``stamp`` (bytes of the picture's file, and
-    nanoseconds of its last change) and ``seconds`` (``read``, ``model``: the image's share of its batch, ``write``).
+    ``thumbnail``, ``notes``, ``stamp`` (bytes of the picture's file, and nanoseconds of its last change) and
+    ``seconds`` (``read``, ``model``: the image's share of its batch, ``write``).
 
     Raises
     ------
@@ -293,7 +292,11 @@ def _run(
     for subfolder in (job.drawing.subfolder, *(["thumbnails"] if job.drawing.report else [])):
         with writing(folder / subfolder):
             (folder / subfolder).mkdir(exist_ok=True)
-    earlier = {source.id for source in sources if journal.is_done(source.id, _stamp(source.path))}
+    earlier = {
+        source.id
+        for source in sources
+        if journal.is_done(source.id) and journal.is_done(source.id, _stamp(source.path))
+    }
     resumed = done = len(earlier)
     todo = list(_todo(sources, earlier, journal, batch))
     failures = []
@@ -515,7 +518,7 @@ def _fixed_size(size: Any, explainer: Explainer) -> tuple[int, int] | None:
     for side in size:
         check_count("size", side)
     height, width = int(size[0]), int(size[1])
-    if height * width > _LARGEST_SIZE:
+    if height * width > LARGEST_HEATMAP:
         raise ArgumentError(f"size={size!r}: give (height, width), 2**28 pixels in all at most")
     return height, width
 
