@@ -24,13 +24,10 @@ _PACKAGES = ("fastcam", "tensorflow", "keras", "numpy")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=int, default=96)
-    parser.add_argument("--seconds", type=float, default=120, help="of timing")
+    parser.add_argument("--photos", type=int, default=48)
+    parser.add_argument("--seconds", type=float, default=60, help="of timing")
     options = parser.parse_args()
-    contestants = _contestants(options.photos)
-    for run in contestants.values():
-        run()
-    timings = interleave(contestants, Pace(options.seconds, slow=math.inf))
+    timings = interleave(_contestants(options.photos), Pace(options.seconds, slow=math.inf))
     once, cached, whole = (timings[name].median for name in ("features, once", "epoch on them", "epoch through all"))
     rows = [
         (name, f"{timing.median:.3f} s", f"{timing.spread[0]:.3f}..{timing.spread[1]:.3f} s")
