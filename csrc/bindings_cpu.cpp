@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "cam_cpu.hpp"
+#include "instruction_sets.hpp"
+#include "pictures.hpp"
 #include "thread_pool.hpp"
 
 namespace py = pybind11;
@@ -221,6 +223,34 @@ std::optional<std::size_t> view_arrays(const py::array& maps, std::size_t height
     return view({static_cast<std::size_t>(count[0]), static_cast<std::size_t>(count[1])}, job, threads);
 }
 
+void prepare_array(const py::array& image, const py::array& levels, bool reversed_order, bool channels_last,
+                   py::array target) {
+    require(image.ndim() == 3 && has_type(image, 'u', 1) && image.shape(2) == 3 && is_dense(image), "image",
+            "not uint8 (H, W, 3), contiguous");
+    require(has_type(levels, 'f', 4) && shape_of(levels) == Shape{3, 256} && is_dense(levels) && is_aligned(levels),
+            "levels", "not float32 (3, 256), contiguous and aligned");
+    require(target.ndim() == 3, "target", "not of three axes");
+    const py::ssize_t rows = channels_last ? 0 : 1;
+    const Shape shape{target.shape(rows), target.shape(rows + 1)};
+    PrepareJob job{};
+    job.pixels = static_cast<const std::uint8_t*>(image.data());
+    job.source = {extent(image, 0), extent(image, 1)};
+    job.target = {extent(target, rows), extent(target, rows + 1)};
+    job.levels = static_cast<const float*>(levels.data());
+    job.reversed_order = reversed_order;
+    job.channels_last = channels_last;
+    job.input = output<float>(
+        target, channels_last ? Shape{shape[0], shape[1], 3} : Shape{3, shape[0], shape[1]}, 'f', "target");
+    require(job.source.area() > 0 && job.target.area() > 0, "image", "empty");
+    require(fits_positions(job.source) && job.source.height / job.target.height < most_shrinking &&
+                job.source.width / job.target.width < most_shrinking,
+            "image", "too large");
+    require_apart({memory_of(target, "target")}, {memory_of(image, "image"), memory_of(levels, "levels")});
+
+    const py::gil_scoped_release release;
+    prepare(job);
+}
+
 std::optional<std::size_t> first_not_finite_row(const py::array& array) {
     require(array.ndim() > 0 && has_type(array, 'f', 4) && is_dense(array) && is_aligned(array), "array",
             "not float32, contiguous and aligned");
@@ -252,6 +282,8 @@ PYBIND11_MODULE(_cpu, module, py::mod_gil_not_used()) {
     module.def("view", &view_arrays, py::arg("maps").noconvert(), py::arg("height"), py::arg("width"),
                py::arg("heatmaps").noconvert(), py::arg("images").noconvert(), py::arg("palette").noconvert(),
                py::arg("alpha"), py::arg("overlays").noconvert(), py::arg("threads"));
+    module.def("prepare", &prepare_array, py::arg("image").noconvert(), py::arg("levels").noconvert(),
+               py::arg("reversed_order"), py::arg("channels_last"), py::arg("target").noconvert());
     module.def("first_not_finite", &first_not_finite_row, py::arg("array").noconvert());
     module.def("instruction_sets", &instruction_sets);
     module.def("instruction_set", &instruction_set);

@@ -8,33 +8,12 @@
 #include <limits>
 #include <memory>
 #include <new>
-#include <stdexcept>
-#include <string>
 
+#include "instruction_sets.hpp"
 #include "thread_pool.hpp"
 
 namespace fastcam {
 namespace {
-
-std::vector<const SimdKernels*> supported_kernels() {
-    std::vector<const SimdKernels*> kernels;
-#if defined(FASTCAM_X86)
-    __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-        kernels.push_back(&avx512_kernels);
-    }
-    if (avx2) kernels.push_back(&avx2_kernels);
-#endif
-    kernels.push_back(&baseline_kernels);
-    return kernels;
-}
-
-std::atomic<const SimdKernels*>& chosen_kernels() {
-    static std::atomic<const SimdKernels*> kernels{supported_kernels().front()};
-    return kernels;
-}
 
 struct Release {
     static constexpr std::align_val_t alignment{64};
@@ -289,8 +268,8 @@ public:
             right_[x] = at.high;
             fraction_[x] = at.fraction;
         }
-        for (std::size_t i = 0; job.overlays && i < palette_.size(); ++i) {
-            std::copy_n(job.palette + 3 * i, 3, palette_[i].bytes);
+        for (std::size_t i = 0; job.overlays && i < tints_.size(); ++i) {
+            for (std::size_t c = 0; c < 3; ++c) tints_[i].components[c] = job.alpha * job.palette[3 * i + c];
         }
     }
 
@@ -312,14 +291,14 @@ public:
         const Floats scratch(3 * width);
         Lines lines{map_of(image, map), scratch.get(), scratch.get() + width};
         float* const spare_row = scratch.get() + 2 * width;
-        std::vector<std::uint8_t> blend_scratch(job_.overlays ? 4 * width + 1 : 0);
+        std::vector<std::int32_t> blend_scratch(job_.overlays ? width : 0);
         for (std::size_t y = rows.first; y < rows.first + rows.count; ++y) {
             const std::size_t row = index * job_.size.height + y;
             float* const heat = job_.heatmaps ? job_.heatmaps + row * width : spare_row;
             draw_row(y, lines, heat);
             if (job_.overlays) {
                 const std::uint8_t* pixels = job_.pixels + static_cast<std::ptrdiff_t>(image) * job_.pixels_stride;
-                kernels_.blend_row(heat, pixels + y * width * 3, width, palette_.data(), job_.alpha,
+                kernels_.blend_row(heat, pixels + y * width * 3, width, tints_.data(), 1 - job_.alpha,
                                    blend_scratch.data(), job_.overlays + row * width * 3);
             }
         }
@@ -366,7 +345,7 @@ private:
     std::vector<std::uint32_t> left_;
     std::vector<std::uint32_t> right_;
     std::vector<float> fraction_;
-    std::array<Color, 256> palette_{};
+    std::array<Tint, 256> tints_{};
 };
 
 // The smallest index that any thread reports.
@@ -393,7 +372,7 @@ void for_each(std::size_t tasks, std::size_t threads, const std::function<void(s
 }  // namespace
 
 std::optional<std::size_t> render(Count count, const MapJob& map_job, const ViewJob& view_job, std::size_t threads) {
-    const SimdKernels& kernels = *chosen_kernels();
+    const SimdKernels& kernels = chosen_kernels();
     const Maps maps(kernels, count, map_job, view_job.map_size);
     const Views views(kernels, count, view_job);
     First bad;
@@ -443,7 +422,7 @@ std::optional<std::size_t> render(Count count, const MapJob& map_job, const View
 }
 
 std::optional<std::size_t> view(Count count, const ViewJob& job, std::size_t threads) {
-    const SimdKernels& kernels = *chosen_kernels();
+    const SimdKernels& kernels = chosen_kernels();
     const Views views(kernels, count, job);
     const std::size_t all_maps = count.images * count.maps;
     for (std::size_t index = 0; index < all_maps; ++index) {
@@ -458,29 +437,11 @@ std::optional<std::size_t> view(Count count, const ViewJob& job, std::size_t thr
 }
 
 std::optional<std::size_t> first_not_finite(const float* values, std::size_t rows, std::size_t columns) {
-    const SimdKernels& kernels = *chosen_kernels();
+    const SimdKernels& kernels = chosen_kernels();
     for (std::size_t row = 0; row < rows; ++row) {
         if (!kernels.within(values + row * columns, columns, std::numeric_limits<float>::max())) return row;
     }
     return std::nullopt;
-}
-
-std::vector<std::string_view> instruction_sets() {
-    std::vector<std::string_view> names;
-    for (const SimdKernels* kernels : supported_kernels()) names.emplace_back(kernels->name);
-    return names;
-}
-
-std::string_view instruction_set() { return chosen_kernels().load()->name; }
-
-void use_instruction_set(std::string_view name) {
-    for (const SimdKernels* kernels : supported_kernels()) {
-        if (kernels->name == name) {
-            chosen_kernels() = kernels;
-            return;
-        }
-    }
-    throw std::invalid_argument("this processor has no instruction set '" + std::string(name) + "'");
 }
 
 }  // namespace fastcam

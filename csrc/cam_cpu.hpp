@@ -4,10 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
-#include <string_view>
-#include <vector>
 
 #include "simd_kernels.hpp"
+#include "size.hpp"
 
 namespace fastcam {
 
@@ -19,12 +18,6 @@ struct Batch {
     const void* data;
     std::ptrdiff_t image_stride;
     Scalar scalar;
-};
-
-struct Size {
-    std::size_t height;
-    std::size_t width;
-    std::size_t area() const { return height * width; }
 };
 
 // From activations (images, channels, size) and weights to maps (images, maps, size).
@@ -66,11 +59,5 @@ std::optional<std::size_t> first_not_finite(const float* values, std::size_t row
 
 // Half of the largest float32: the difference of two such values is finite.
 constexpr float view_limit = 0x1.fffffep126f;
-
-// The instruction sets that this processor has, best first.
-std::vector<std::string_view> instruction_sets();
-std::string_view instruction_set();
-// For tests. Throws std::invalid_argument for one that this processor lacks.
-void use_instruction_set(std::string_view name);
 
 }  // namespace fastcam

@@ -21,7 +21,7 @@ constexpr std::size_t lanes = 4;
 #endif
 
 typedef float Vector __attribute__((vector_size(lanes * sizeof(float))));
-typedef std::int32_t Mask __attribute__((vector_size(lanes * sizeof(std::int32_t))));
+typedef std::int32_t Ints __attribute__((vector_size(lanes * sizeof(std::int32_t))));
 
 struct Half {
     std::uint16_t bits;
@@ -100,11 +100,11 @@ template <class T>
 inline Vector load_rest(const T* row, std::size_t columns) {
     const std::size_t rest = columns % lanes;
     if (columns < lanes) return load_few(row, rest);
-    Mask lane{};
+    Ints lane{};
     for (std::size_t i = 0; i < lanes; ++i) lane[i] = static_cast<std::int32_t>(i);
-    const Mask wanted = lane >= static_cast<std::int32_t>(lanes - rest);
+    const Ints wanted = lane >= static_cast<std::int32_t>(lanes - rest);
     const Vector last = load(row + columns - lanes);
-    return reinterpret_cast<Vector>(reinterpret_cast<Mask>(last) & wanted);
+    return reinterpret_cast<Vector>(reinterpret_cast<Ints>(last) & wanted);
 }
 
 inline float sum(Vector vector) {
@@ -126,6 +126,58 @@ inline Vector smaller(Vector a, Vector b) { return a < b ? a : b; }
 template <class T>
 inline T least(T a, T b) {
     return b < a ? b : a;
+}
+
+// The three components of a pixel and one to spare.
+typedef std::int32_t Pixel __attribute__((vector_size(4 * sizeof(std::int32_t))));
+typedef double ExactPixel __attribute__((vector_size(4 * sizeof(double))));
+
+// Reads a byte behind the pixel.
+inline Pixel load_pixel(const std::uint8_t* source) {
+#if defined(__AVX2__)
+    std::int32_t bytes;
+    __builtin_memcpy(&bytes, source, sizeof bytes);
+    return reinterpret_cast<Pixel>(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(bytes)));
+#else
+    return Pixel{source[0], source[1], source[2], 0};
+#endif
+}
+
+// Components 0..255. Writes a byte behind the pixel.
+inline void store_pixel(Pixel pixel, std::uint8_t* target) {
+#if defined(__AVX2__)
+    const __m128i lowest_bytes = _mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+    const std::int32_t bytes = _mm_cvtsi128_si32(_mm_shuffle_epi8(reinterpret_cast<__m128i>(pixel), lowest_bytes));
+    __builtin_memcpy(target, &bytes, sizeof bytes);
+#else
+    for (std::size_t c = 0; c < 3; ++c) target[c] = static_cast<std::uint8_t>(pixel[c]);
+#endif
+}
+
+// As many bytes as there are lanes.
+inline Ints load_bytes(const std::uint8_t* source) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Ints>(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source))));
+#elif defined(__AVX2__)
+    return reinterpret_cast<Ints>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(source))));
+#else
+    Ints bytes;
+    for (std::size_t lane = 0; lane < lanes; ++lane) bytes[lane] = source[lane];
+    return bytes;
+#endif
+}
+
+// Values 0..255.
+inline void store_bytes(Ints values, std::uint8_t* target) {
+#if defined(__AVX512F__)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(target), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(values)));
+#elif defined(__AVX2__)
+    const __m256i all = reinterpret_cast<__m256i>(values);
+    const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(target), _mm_packus_epi16(words, words));
+#else
+    for (std::size_t lane = 0; lane < lanes; ++lane) target[lane] = static_cast<std::uint8_t>(values[lane]);
+#endif
 }
 
 }  // namespace

@@ -417,7 +417,7 @@ void add(const float* source, std::size_t count, float* target) {
 }
 
 bool within(const float* values, std::size_t count, float limit) {
-    Mask good = Mask{} == 0;
+    Ints good = Ints{} == 0;
     std::size_t i = 0;
     for (; i + lanes <= count; i += lanes) {
         const Vector value = load(values + i);
@@ -492,22 +492,68 @@ void interpolate_rows(const float* __restrict top, const float* __restrict botto
 constexpr float round_float = 0x1.8p23f;
 constexpr double round_double = 0x1.8p52;
 
-void blend_row(const float* __restrict values, const std::uint8_t* __restrict pixels, std::size_t width,
-               const Color* __restrict palette, double alpha, std::uint8_t* __restrict scratch,
-               std::uint8_t* __restrict overlay) {
-    std::uint8_t* const index = scratch;
-    std::uint8_t* const tint = scratch + width;
-    for (std::size_t x = 0; x < width; ++x) {
-        const float positive = values[x] > 0 ? values[x] : 0.0f;
-        const float value = positive < 1 ? positive : 1.0f;
-        index[x] = static_cast<std::uint8_t>(static_cast<std::int32_t>((255 * value + round_float) - round_float));
+// Where in the palette each value is.
+void palette_indices(const float* values, std::size_t width, std::int32_t* indices) {
+    const auto index_of = [](auto value, auto zero, auto one) {
+        const auto positive = value > zero ? value : zero;  // zero for NaN
+        const auto clipped = positive < one ? positive : one;
+        return (255 * clipped + round_float) - round_float;
+    };
+    std::size_t x = 0;
+    for (; x + lanes <= width; x += lanes) {
+        const Ints index = __builtin_convertvector(index_of(load(values + x), Vector{}, broadcast(1)), Ints);
+        __builtin_memcpy(indices + x, &index, sizeof index);
     }
-    // The spare byte of each colour is overwritten by the next.
-    for (std::size_t x = 0; x < width; ++x) __builtin_memcpy(tint + 3 * x, palette + index[x], sizeof(Color));
-    const double rest = 1 - alpha;
-    for (std::size_t i = 0; i < 3 * width; ++i) {
-        const double blended = rest * pixels[i] + alpha * tint[i];
-        overlay[i] = static_cast<std::uint8_t>(static_cast<std::int32_t>((blended + round_double) - round_double));
+    for (; x < width; ++x) indices[x] = static_cast<std::int32_t>(index_of(values[x], 0.0f, 1.0f));
+}
+
+void blend_row(const float* values, const std::uint8_t* pixels, std::size_t width, const Tint* tints, double rest,
+               std::int32_t* scratch, std::uint8_t* overlay) {
+    if (width == 0) return;
+    palette_indices(values, width, scratch);
+    const std::size_t last = width - 1;
+    // In double, as the specification: in float32 some values would be rounded the other way.
+    for (std::size_t x = 0; x < last; ++x) {
+        ExactPixel tint;
+        __builtin_memcpy(&tint, tints[scratch[x]].components, sizeof tint);
+        const ExactPixel blended = rest * __builtin_convertvector(load_pixel(pixels + 3 * x), ExactPixel) + tint;
+        store_pixel(__builtin_convertvector((blended + round_double) - round_double, Pixel), overlay + 3 * x);
+    }
+    // The byte behind the last pixel belongs to the next row, or to nobody.
+    for (std::size_t c = 0; c < 3; ++c) {
+        const double blended = rest * pixels[3 * last + c] + tints[scratch[last]].components[c];
+        overlay[3 * last + c] =
+            static_cast<std::uint8_t>(static_cast<std::int32_t>((blended + round_double) - round_double));
+    }
+}
+
+// Rounded weights may add up to a little more than one, hence the limit of 255.
+constexpr std::int32_t filter_half = std::int32_t{1} << (filter_bits - 1);
+
+void filter_columns(const std::uint8_t* row, const std::uint32_t* first, const std::int32_t* coefficients,
+                    std::size_t taps, std::size_t width, std::uint8_t* target) {
+    for (std::size_t x = 0; x < width; ++x) {
+        const std::uint8_t* const source = row + 3 * std::size_t{first[x]};
+        Pixel total = Pixel{} + filter_half;
+        for (std::size_t t = 0; t < taps; ++t) total += coefficients[x * taps + t] * load_pixel(source + 3 * t);
+        total >>= filter_bits;
+        store_pixel(total < 255 ? total : Pixel{} + 255, target + 3 * x);
+    }
+}
+
+void filter_rows(const std::uint8_t* const* rows, const std::int32_t* coefficients, std::size_t taps,
+                 std::size_t count, std::uint8_t* target) {
+    std::size_t i = 0;
+    for (; i + lanes <= count; i += lanes) {
+        Ints total = Ints{} + filter_half;
+        for (std::size_t t = 0; t < taps; ++t) total += coefficients[t] * load_bytes(rows[t] + i);
+        total >>= filter_bits;
+        store_bytes(total < 255 ? total : Ints{} + 255, target + i);
+    }
+    for (; i < count; ++i) {
+        std::int32_t total = filter_half;
+        for (std::size_t t = 0; t < taps; ++t) total += coefficients[t] * rows[t][i];
+        target[i] = static_cast<std::uint8_t>(least(total >> filter_bits, 255));
     }
 }
 
@@ -534,6 +580,8 @@ const SimdKernels FASTCAM_KERNELS = {
     interpolate_columns,
     interpolate_rows,
     blend_row,
+    filter_columns,
+    filter_rows,
 };
 
 }  // namespace fastcam

@@ -24,9 +24,12 @@ constexpr std::size_t scratch_floats(std::size_t columns, std::size_t maps) {
     return block_floats + maps * (padded < panel_columns ? padded : panel_columns);
 }
 
-// Red, green, blue and a byte to spare, so that a colour is copied at once.
-struct Color {
-    std::uint8_t bytes[4];
+// Bits behind the point of the weights that a picture is resized with.
+constexpr int filter_bits = 22;
+
+// A colour times its weight in the overlay, and a component to spare, so that a pixel is one vector.
+struct Tint {
+    double components[4];
 };
 
 // T, U stand for float32 or float16 behind `const void*`; the tables are indexed by Scalar.
@@ -76,10 +79,19 @@ struct SimdKernels {
     // target = top + fraction * (bottom - top)
     void (*interpolate_rows)(const float* top, const float* bottom, float fraction, std::size_t width, float* target);
 
-    // One row of the overlay.  pixels, overlay: (width, 3); palette: 256; alpha: weight of the palette's colour;
-    // scratch: 4 * width + 1 bytes.
-    void (*blend_row)(const float* values, const std::uint8_t* pixels, std::size_t width, const Color* palette,
-                      double alpha, std::uint8_t* scratch, std::uint8_t* overlay);
+    // One row of the overlay: rest * pixel + tint of the value.  pixels, overlay: (width, 3); tints: 256; scratch: width.
+    void (*blend_row)(const float* values, const std::uint8_t* pixels, std::size_t width, const Tint* tints,
+                      double rest, std::int32_t* scratch, std::uint8_t* overlay);
+
+    // One row of a picture at another width: pixel x is the sum over t of coefficients[x][t] * row[first[x] + t],
+    // rounded.  row: pixels of three bytes, and a byte that may be read behind the last; target: (width, 3) and a byte
+    // that may be written behind.
+    void (*filter_columns)(const std::uint8_t* row, const std::uint32_t* first, const std::int32_t* coefficients,
+                           std::size_t taps, std::size_t width, std::uint8_t* target);
+
+    // target[i] = sum over t of coefficients[t] * rows[t][i], rounded.
+    void (*filter_rows)(const std::uint8_t* const* rows, const std::int32_t* coefficients, std::size_t taps,
+                        std::size_t count, std::uint8_t* target);
 };
 
 extern const SimdKernels baseline_kernels;

@@ -53,9 +53,10 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
                 if durable:
                     os.fsync(file.fileno())
             temporary.replace(path)
-    finally:
+    except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        raise
 
 
 @contextlib.contextmanager

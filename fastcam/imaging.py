@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from . import kernels
 from .errors import ArgumentError, ImageError, WriteError
 from .files import check_writable, replacing
 
@@ -341,7 +342,8 @@ def prepare(
     """Resize and normalise pictures into one input batch.
 
     The whole picture is squashed to `size`, without cropping and whatever its aspect ratio, so that a heatmap
-    stretched over the picture covers all of it. Resizing is Pillow's bilinear filter, antialiased when shrinking.
+    stretched over the picture covers all of it. Resizing is Pillow's bilinear filter, antialiased when shrinking, to
+    the width first.
 
     Parameters
     ----------
@@ -372,23 +374,28 @@ def prepare(
         raise ArgumentError(f"pictures fit models of 1 or 3 input channels, not {channels}. Pass a float batch instead")
     if channels == 1 and (len(set(preprocessing.mean)) > 1 or len(set(preprocessing.scale)) > 1):
         raise ArgumentError(f"a greyscale model needs three equal means and three equal scales, not {preprocessing}")
-    height, width = size
-    step = -1 if preprocessing.order == "BGR" else 1
-    mean, scale = (np.array(values[:channels], np.float32) for values in (preprocessing.mean, preprocessing.scale))
-    if layout == "NHWC":
-        # Those of a whole row: NumPy is several times as fast along rows as along triples.
-        shape: tuple[int, ...] = (height, width * channels)
-        mean, scale = (np.tile(values, width) for values in (mean, scale))
-    else:
-        shape = (channels, height, width)
-        mean, scale = (values.reshape(channels, 1, 1) for values in (mean, scale))
+    shape = (*size, channels) if layout == "NHWC" else (channels, *size)
     batch = np.empty((len(images), *shape), np.float32)
+    levels = _levels(preprocessing)
     for image, place in zip(images, batch, strict=True):
-        pixels = resize_image(image, size, channels)[..., ::step]
-        pixels = np.ascontiguousarray(pixels if layout == "NHWC" else pixels.transpose(2, 0, 1))
-        np.subtract(pixels.reshape(shape), mean, out=place)
-        np.multiply(place, scale, out=place)
-    return batch if layout == "NCHW" else batch.reshape(len(images), height, width, channels)
+        if channels == 1:
+            place.reshape(size)[...] = levels[0][resize_image(image, size, 1)[..., 0]]
+        else:
+            kernels.prepare(
+                np.ascontiguousarray(image),
+                levels,
+                place,
+                reversed_order=preprocessing.order == "BGR",
+                channels_last=layout == "NHWC",
+            )
+    return batch
+
+
+def _levels(preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Return what each pixel value becomes, float32 (3,256), by channel of the model's input."""
+    mean, scale = (np.array(values, np.float32)[:, None] for values in (preprocessing.mean, preprocessing.scale))
+    levels: NDArray[np.float32] = (np.arange(256, dtype=np.float32) - mean) * scale
+    return levels
 
 
 def resize_image(image: Pixels, size: tuple[int, int], channels: int = 3) -> Pixels:
@@ -399,8 +406,10 @@ def resize_image(image: Pixels, size: tuple[int, int], channels: int = 3) -> Pix
     picture = Image.fromarray(image)
     if channels == 1:
         picture = picture.convert("L")
-    resized = picture.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(resized).reshape(height, width, channels)
+    # As `kernels.prepare`. In one call, Pillow 13 starts with the height of some tall pictures, which rounds otherwise.
+    for step in ((width, picture.height), (width, height)):
+        picture = picture.resize(step, Image.Resampling.BILINEAR)
+    return np.asarray(picture).reshape(height, width, channels)
 
 
 def shrink_image(image: Pixels, factor: int) -> Pixels:

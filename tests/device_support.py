@@ -127,7 +127,7 @@ class HostedKernels(Kernels):
         uploaded = self.memory.upload(ordered)
         return DeviceArray(uploaded.pointer, array.shape, uploaded.dtype)
 
-    def prepare(self, images: Bytes, channels_last: bool, **how: Any) -> Floats:
+    def prepare_resized(self, images: Bytes, channels_last: bool, **how: Any) -> Floats:
         n, h, w, c = images.shape
         shape = (n, h, w, c) if channels_last else (n, c, h, w)
         call = DevicePrepare(
@@ -140,3 +140,8 @@ class HostedKernels(Kernels):
         self, maps: Floats, size: tuple[int, int], heatmaps: Floats | None, overlay: Overlay | None, threads: int
     ) -> int | None:
         raise NotImplementedError("a device draws only what it has computed")
+
+    def _prepare(
+        self, image: Bytes, levels: Floats, input_out: Floats, *, reversed_order: bool, channels_last: bool
+    ) -> None:
+        raise NotImplementedError("a device takes pictures of the network's size")

@@ -152,7 +152,7 @@ def test_prepare(
     images = rng.integers(0, 256, (3, *size, 3), np.uint8)
     expected = imaging.prepare(list(images), preprocessing, size, "NHWC" if last else "NCHW", channels)
     pictures = images if channels == 3 else np.stack([imaging.resize_image(image, size, 1) for image in images])
-    found = backend.prepare(pictures, last, reversed_order=order == "BGR", mean=mean, scale=scale)
+    found = backend.prepare_resized(pictures, last, reversed_order=order == "BGR", mean=mean, scale=scale)
     assert np.array_equal(found, expected)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -209,6 +210,55 @@ def test_views_refuse_the_rest(kernels: Kernels) -> None:
         kernels.colorize(maps, images, palette=palette, overlays_out=np.empty((N, K, 9, 8, 3), np.uint8))
 
 
+def good_prepare() -> dict[str, Any]:
+    return {
+        "image": np.zeros((H, W, 3), np.uint8),
+        "levels": np.zeros((3, 256), np.float32),
+        "input_out": np.empty((8, 9, 3), np.float32),
+    }
+
+
+# (argument, wrong value, part of the message)
+PREPARES: list[tuple[str, Callable[[], Any], str]] = [
+    ("image", lambda: [[1]], "list; give a NumPy array"),
+    ("image", lambda: np.zeros((H, W, 3)), "dtype '<f8'; convert it to uint8"),
+    ("image", lambda: np.zeros((H, W), np.uint8), "needs 3 axes"),
+    ("image", lambda: np.zeros((H, W, 4), np.uint8), "needs (H, W, 3)"),
+    ("image", lambda: np.zeros((0, W, 3), np.uint8), "at least 1"),
+    ("image", lambda: np.zeros((H, 2 * W, 3), np.uint8)[:, ::2], "C-contiguous"),
+    ("image", lambda: np.zeros((9 * 2**21, 1, 3), np.uint8), "too large for an input of 8 x 9"),
+    ("levels", lambda: np.zeros((3, 256)), "dtype"),
+    ("levels", lambda: np.zeros((3, 255), np.float32), "needs (3, 256)"),
+    ("levels", lambda: np.zeros((256, 3), np.float32).T, "C-contiguous"),
+    ("levels", lambda: misaligned((3, 256), np.float32), "not aligned"),
+    ("input_out", lambda: np.empty((8, 9, 3)), "dtype"),
+    ("input_out", lambda: np.empty((1, 8, 9, 3), np.float32), "needs 3 axes"),
+    ("input_out", lambda: np.empty((3, 8, 9), np.float32), "the result has shape (3, 8, 3)"),
+    ("input_out", lambda: np.empty((8, 0, 3), np.float32), "at least 1"),
+    ("input_out", lambda: np.empty((8, 18, 3), np.float32)[:, ::2], "C-contiguous"),
+    ("input_out", lambda: read_only((8, 9, 3), np.float32), "read-only"),
+]
+
+
+@pytest.mark.parametrize("kernels", BACKENDS)
+@pytest.mark.parametrize(
+    ("argument", "wrong", "message"), PREPARES, ids=[f"{w[0]}-{i}" for i, w in enumerate(PREPARES)]
+)
+def test_prepare_refuses(kernels: Kernels, argument: str, wrong: Callable[[], Any], message: str) -> None:
+    kernels.prepare(**good_prepare())
+    with pytest.raises(KernelError, match=re.escape(message)) as caught:
+        kernels.prepare(**(good_prepare() | {argument: wrong()}))
+    assert str(caught.value).startswith(f"{argument}: ")
+
+
+@pytest.mark.parametrize("kernels", BACKENDS)
+def test_prepare_needs_memory_of_its_own(kernels: Kernels) -> None:
+    arguments = good_prepare()
+    arguments["input_out"] = arguments["levels"].reshape(-1)[: 8 * 9 * 3].reshape(8, 9, 3)
+    with pytest.raises(KernelError, match="input_out: shares memory with levels"):
+        kernels.prepare(**arguments)
+
+
 # The native module by itself: only what keeps memory safe.
 
 
@@ -243,6 +293,17 @@ def native_view(**changes: Any) -> None:
         "threads": 2,
     }
     assert _cpu.view(**(arguments | changes)) is None
+
+
+def native_prepare(**changes: Any) -> None:
+    arguments: dict[str, Any] = {
+        "image": np.zeros((H, W, 3), np.uint8),
+        "levels": np.zeros((3, 256), np.float32),
+        "reversed_order": False,
+        "channels_last": True,
+        "target": np.empty((8, 9, 3), np.float32),
+    }
+    _cpu.prepare(**(arguments | changes))
 
 
 SHARED = np.zeros((N, K, 8, 9), np.float32)
@@ -298,3 +359,32 @@ def test_native_view_is_memory_safe(changes: dict[str, Any]) -> None:
     native_view()
     with pytest.raises(ValueError, match=r"\S"):
         native_view(**changes)
+
+
+LEVELS = np.zeros((3, 256), np.float32)
+NATIVE_PREPARE: list[dict[str, Any]] = [
+    {"image": np.zeros((H, W, 3))},
+    {"image": np.zeros((H, W), np.uint8)},
+    {"image": np.zeros((H, W, 4), np.uint8)},
+    {"image": np.zeros((0, W, 3), np.uint8)},
+    {"image": np.zeros((H, 2 * W, 3), np.uint8)[:, ::2]},
+    {"image": np.zeros((9 * 2**21, 1, 3), np.uint8)},
+    {"levels": np.zeros((3, 256))},
+    {"levels": np.zeros((3, 255), np.float32)},
+    {"levels": misaligned((3, 256), np.float32)},
+    {"channels_last": False},
+    {"target": np.empty((8, 9), np.float32)},
+    {"target": np.empty((8, 9, 3))},
+    {"target": np.empty((8, 9, 4), np.float32)},
+    {"target": np.empty((8, 0, 3), np.float32)},
+    {"target": np.empty((8, 18, 3), np.float32)[:, ::2]},
+    {"target": read_only((8, 9, 3), np.float32)},
+    {"levels": LEVELS, "target": LEVELS.reshape(-1)[: 8 * 9 * 3].reshape(8, 9, 3)},
+]
+
+
+@pytest.mark.parametrize("changes", NATIVE_PREPARE, ids="-".join)
+def test_native_prepare_is_memory_safe(changes: dict[str, Any]) -> None:
+    native_prepare()
+    with pytest.raises(ValueError, match=r"\S"):
+        native_prepare(**changes)

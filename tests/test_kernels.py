@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_support import EPS, Case, assert_same, channels_last, random_case, relative_error, weights_shape
 from numpy.typing import NDArray
+from PIL import Image
 
 from fastcam import kernels as public
 from fastcam.errors import ArgumentError, NonFiniteError
@@ -499,6 +500,54 @@ def test_render_outputs_is_render(
     with pytest.raises(NonFiniteError, match="image 1 is not finite") as caught:
         kernels.render_outputs(case.activations, case.weights, normalize, size, 1)
     assert caught.value.image == 1
+
+
+def resized_by_pillow(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """To the width, then to the height."""
+    picture = Image.fromarray(image).resize((width, image.shape[0]), Image.Resampling.BILINEAR)
+    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+
+
+SIDES = st.one_of(st.integers(1, 12), st.integers(1, 90), st.integers(1, 600))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    source=st.tuples(SIDES, SIDES),
+    target=st.tuples(SIDES, SIDES),
+    # Of black and white alone, many sums lie exactly between two roundings.
+    values=st.sampled_from([(0, 255), tuple(range(256))]),
+    last=st.booleans(),
+    reverse=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_prepare_is_pillow_and_the_levels(
+    viewers: Kernels,
+    source: tuple[int, int],
+    target: tuple[int, int],
+    values: tuple[int, ...],
+    last: bool,
+    reverse: bool,
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    image = rng.choice(np.array(values, np.uint8), (*source, 3))
+    levels = rng.normal(size=(3, 256)).astype(np.float32)
+    found = np.full((*target, 3) if last else (3, *target), np.nan, np.float32)
+    viewers.prepare(image, levels, found, reversed_order=reverse, channels_last=last)
+    pixels = resized_by_pillow(image, *target)
+    planes = [levels[c][pixels[..., 2 - c if reverse else c]] for c in range(3)]
+    np.testing.assert_array_equal(found, np.stack(planes, -1 if last else 0))
+
+
+@pytest.mark.parametrize("side", [(1, 300_000), (300_000, 1)])
+def test_prepare_shrinks_much(viewers: Kernels, side: tuple[int, int]) -> None:
+    """Thousands of weights a pixel, whose roundings add up."""
+    levels = np.tile(np.arange(256, dtype=np.float32), (3, 1))
+    found = np.empty((1, 1, 3), np.float32)
+    image = np.full((*side, 3), 255, np.uint8)
+    viewers.prepare(image, levels, found)
+    np.testing.assert_array_equal(found, resized_by_pillow(image, 1, 1))
 
 
 @pytest.mark.parametrize("columns", [(1,), (7,), (3, 5, 5), (130,)])

@@ -16,6 +16,8 @@
 #include <vector>
 
 #include "cam_cpu.hpp"
+#include "instruction_sets.hpp"
+#include "pictures.hpp"
 #include "thread_pool.hpp"
 
 namespace {
@@ -344,6 +346,54 @@ void test_first_not_finite() {
     }
 }
 
+// The triangle filter in double, without rounding in between: each of the two roundings is off by half a level.
+double naive_resized(const std::uint8_t* pixels, Size source, Size target, std::size_t y, std::size_t x, std::size_t c) {
+    const auto weight = [](std::size_t input, std::size_t inputs, std::size_t output, std::size_t outputs) {
+        const double scale = static_cast<double>(inputs) / static_cast<double>(outputs);
+        const double distance = static_cast<double>(input) + 0.5 - (static_cast<double>(output) + 0.5) * scale;
+        return std::max(0.0, 1 - std::abs(distance) / std::max(scale, 1.0));
+    };
+    double total = 0;
+    double weights = 0;
+    for (std::size_t row = 0; row < source.height; ++row) {
+        const double of_row = weight(row, source.height, y, target.height);
+        for (std::size_t column = 0; of_row > 0 && column < source.width; ++column) {
+            const double both = of_row * weight(column, source.width, x, target.width);
+            total += both * pixels[(row * source.width + column) * 3 + c];
+            weights += both;
+        }
+    }
+    return total / weights;
+}
+
+void test_prepare(std::mt19937& random) {
+    const Size sizes[] = {{1, 1}, {1, 7}, {6, 1}, {5, 9}, {16, 16}, {33, 20}, {90, 70}};
+    const auto levels = exact<float>(3 * 256);
+    for (std::size_t i = 0; i < 3 * 256; ++i) levels[i] = static_cast<float>(i);
+    for (const Size source : sizes) {
+        for (const Size target : sizes) {
+            const auto pixels = exact<std::uint8_t>(source.area() * 3);
+            std::generate_n(pixels.get(), source.area() * 3, [&] { return static_cast<std::uint8_t>(random()); });
+            const auto input = exact<float>(target.area() * 3);
+            const bool reversed = source.height % 2 == 0;
+            for (const bool last : {false, true}) {
+                prepare({pixels.get(), source, target, levels.get(), reversed, last, input.get()});
+                double worst = 0;
+                for (std::size_t i = 0; i < target.area() * 3; ++i) {
+                    const std::size_t channel = last ? i % 3 : i / target.area();
+                    const std::size_t place = last ? i / 3 : i % target.area();
+                    const double expected = naive_resized(pixels.get(), source, target, place / target.width,
+                                                          place % target.width, reversed ? 2 - channel : channel);
+                    const double found = static_cast<double>(input[i]) - static_cast<double>(256 * channel);
+                    worst = std::max(worst, std::abs(found - expected));
+                }
+                // Two roundings, and weights of 22 bits.
+                check(worst <= 1 + 1e-2, std::string(instruction_set()) + ": prepared picture");
+            }
+        }
+    }
+}
+
 int main() {
     std::mt19937 random(1);
     for (const std::string_view name : instruction_sets()) {
@@ -353,6 +403,7 @@ int main() {
         test_non_finite(random);
         test_empty();
         test_first_not_finite();
+        test_prepare(random);
     }
     test_pool();
     std::printf("%d passed, %d failed\n", passed, failed);

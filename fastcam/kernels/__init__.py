@@ -1,4 +1,4 @@
-"""Grad-CAM from activations and weights: maps, heatmaps and overlays, as one fused call.
+"""Grad-CAM from activations and weights: maps, heatmaps and overlays, as one fused call; and the network's input.
 
 Two backends do the same work behind one boundary (`boundary`): `cpu`, the native module, and `reference`, NumPy in
 float64, which is the specification. The environment variable ``FASTCAM_BACKEND`` ("native", the default, or
@@ -13,7 +13,17 @@ import os
 from ..errors import ArgumentError
 from .boundary import Kernels, Rendered
 
-__all__ = ["Kernels", "Rendered", "colorize", "describe", "first_not_finite", "render", "render_outputs", "resize"]
+__all__ = [
+    "Kernels",
+    "Rendered",
+    "colorize",
+    "describe",
+    "first_not_finite",
+    "prepare",
+    "render",
+    "render_outputs",
+    "resize",
+]
 
 _MODULES = {"native": "cpu", "reference": "reference"}
 
@@ -32,5 +42,6 @@ render = _kernels.render
 render_outputs = _kernels.render_outputs
 resize = _kernels.resize
 colorize = _kernels.colorize
+prepare = _kernels.prepare
 first_not_finite = _kernels.first_not_finite
 describe = _kernels.describe

@@ -289,6 +289,53 @@ class Kernels(ABC):
         _check_viewed(self._view(maps, (height, width), None, overlay, self._threads(threads)), k)
         return overlay.out
 
+    def prepare(
+        self,
+        image: Bytes,
+        levels: Floats,
+        input_out: Floats,
+        *,
+        reversed_order: bool = False,
+        channels_last: bool = True,
+    ) -> None:
+        """Write a picture to its place in a network's input: resize, order the channels, normalise.
+
+        Parameters
+        ----------
+        image
+            (H0, W0, 3) uint8, RGB, C-contiguous.
+        levels
+            (3, 256) float32, C-contiguous: what each pixel value becomes, by channel of the input.
+        input_out
+            (H, W, 3) float32, or (3, H, W) when not `channels_last`, C-contiguous, to write to. Resizing is Pillow's
+            ``Resampling.BILINEAR``, to the width and then to the height, bit by bit: half-pixel centres, antialiased
+            when shrinking, rounded to 8 bits after each.
+        reversed_order
+            Whether the input's channels are blue, green, red.
+
+        Raises
+        ------
+        KernelError
+            An argument has a wrong dtype, shape or memory layout, the output overlaps another argument, or a side
+            would shrink 2**21 times or more.
+        """
+        _check_array("image", image, 3, (_UINT8,))
+        if image.shape[2] != 3 or 0 in image.shape or not image.flags.c_contiguous:
+            raise KernelError(f"image: shape {image.shape}; it needs (H, W, 3), H and W at least 1, C-contiguous")
+        _check_array("levels", levels, 2, (_FLOAT32,))
+        if levels.shape != (3, 256) or not levels.flags.c_contiguous:
+            raise KernelError(f"levels: shape {levels.shape}; it needs (3, 256), C-contiguous")
+        _check_array("input_out", input_out, 3, (_FLOAT32,))
+        height, width = input_out.shape[:2] if channels_last else input_out.shape[1:]
+        shape = (height, width, 3) if channels_last else (3, height, width)
+        if 0 in shape:
+            raise KernelError(f"input_out: shape {input_out.shape}; H and W must be at least 1")
+        _output("input_out", input_out, shape, _FLOAT32)
+        _check_apart({"input_out": input_out}, {"image": image, "levels": levels})
+        if max(image.shape[0] // height, image.shape[1] // width) >= 2**21:
+            raise KernelError(f"image: shape {image.shape}; it is too large for an input of {height} x {width}")
+        self._prepare(image, levels, input_out, reversed_order=reversed_order, channels_last=channels_last)
+
     @abstractmethod
     def first_not_finite(self, array: Floats) -> int | None:
         """Return the first row of a float32 array (N, ...), C-contiguous, that holds NaN or infinity; None for none."""
@@ -306,6 +353,12 @@ class Kernels(ABC):
         self, maps: Floats, size: tuple[int, int], heatmaps: Floats | None, overlay: Overlay | None, threads: int
     ) -> int | None:
         """Fill the outputs that are given; return the first map with a value that is NaN or beyond `VIEW_LIMIT`."""
+
+    @abstractmethod
+    def _prepare(
+        self, image: Bytes, levels: Floats, input_out: Floats, *, reversed_order: bool, channels_last: bool
+    ) -> None:
+        """Fill the output."""
 
     @abstractmethod
     def _default_threads(self) -> int:

@@ -50,6 +50,11 @@ class CpuKernels(Kernels):
         height, width = size
         return _cpu.view(maps, height, width, heatmaps, *_overlay_arguments(overlay), threads)
 
+    def _prepare(
+        self, image: Bytes, levels: Floats, input_out: Floats, *, reversed_order: bool, channels_last: bool
+    ) -> None:
+        _cpu.prepare(image, levels, reversed_order, channels_last, input_out)
+
 
 def _overlay_arguments(overlay: Overlay | None) -> tuple[Bytes | None, Bytes | None, float, Bytes | None]:
     if overlay is None:

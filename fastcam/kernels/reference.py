@@ -53,6 +53,19 @@ class ReferenceKernels(Kernels):
         _blend(values, overlay)
         return None
 
+    def _prepare(
+        self, image: Bytes, levels: Floats, input_out: Floats, *, reversed_order: bool, channels_last: bool
+    ) -> None:
+        from PIL import Image
+
+        height, width = input_out.shape[:2] if channels_last else input_out.shape[1:]
+        picture = Image.fromarray(image)
+        for size in ((width, picture.height), (width, height)):
+            picture = picture.resize(size, Image.Resampling.BILINEAR)
+        pixels = np.asarray(picture)
+        values = levels[np.arange(3), pixels[..., ::-1] if reversed_order else pixels]
+        input_out[...] = values if channels_last else values.transpose(2, 0, 1)
+
 
 def weighted_sum(activations: NDArray[np.floating], weights: NDArray[np.floating], weighting: Weighting) -> Doubles:
     """Sum over channels of weight * activation (eq. 2 before the ReLU), (N, K, h, w)."""
