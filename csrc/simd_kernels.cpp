@@ -176,6 +176,47 @@ inline void for_each_tile(std::size_t vectors, const Tile& tile) {
     }
 }
 
+// Some rows of one map at a time, in order: where nothing is used twice, memory is read fastest like that.
+// term(row, start, total) adds the row's vector that starts there to the total; it has to hold what it needs by value, or
+// the compiler reads it anew for each vector, as it might have been stored over.
+template <std::size_t Rows, class Term>
+inline void add_rows(const Panel& panel, const Term& term, float* sums) {
+    const auto add = [&](std::size_t start, float* target) {
+        Vector total{};
+#pragma GCC unroll 8
+        for (std::size_t r = 0; r < Rows; ++r) total = term(r, start, total);
+        store(load(target) + total, target);
+    };
+    const std::size_t last = panel.vectors - 1;
+    for (std::size_t column = 0; column < last * lanes; column += lanes) add(column, sums + column);
+    add(panel.start(last), sums + last * lanes);
+}
+
+// add(number of rows as a constant, first row) for all rows.
+template <class Add>
+inline void for_each_few(std::size_t rows, const Add& add) {
+    constexpr std::size_t few = 4;
+    std::size_t r = 0;
+    for (; r + few <= rows; r += few) add(Constant<few>{}, r);
+    for (; r < rows; ++r) add(Constant<1>{}, r);
+}
+
+template <class T, class Load>
+void weighted_map(const Block<T>& block, const Panel& panel, const float* coefficients, Load load_vector, float* sums) {
+    for_each_few(block.rows, [&](auto few, std::size_t first) {
+        const std::size_t stride = block.stride;
+        const T* const rows = block.first + first * stride;
+        Vector factors[few.value];
+        for (std::size_t r = 0; r < few.value; ++r) factors[r] = broadcast(coefficients[first + r]);
+        add_rows<few.value>(
+            panel,
+            [=](std::size_t r, std::size_t start, Vector total) {
+                return multiply_add(load_vector(rows + r * stride + start), factors[r], total);
+            },
+            sums);
+    });
+}
+
 // One tile of columns for all maps in turn, while the tile is in the level 1 cache.
 template <std::size_t Vectors, class T, class Load>
 void weighted_columns(const Block<T>& block, const Panel& panel, std::size_t first_vector, std::size_t maps,
@@ -196,6 +237,10 @@ void weighted_maps(const Block<T>& block, const Panel& panel, std::size_t maps, 
                    float* scratch) {
     if (panel.columns.count < lanes) {
         weighted_columns<1>(block, panel, 0, maps, coefficients, LoadFew{panel.columns.count}, scratch);
+        return;
+    }
+    if (maps == 1) {
+        weighted_map(block, panel, coefficients.first, LoadWhole{}, scratch);
         return;
     }
     for_each_tile(panel.vectors, [&](auto vectors, std::size_t first) {
@@ -258,34 +303,29 @@ void weighted_row_sum(const void* rows, std::size_t row_count, std::size_t colum
     });
 }
 
-template <std::size_t Vectors, class T, class U, class Load>
-inline void element_tile(const Block<T>& block, const U* weights, const Panel& panel, std::size_t first_vector,
-                         Load load_vector, float* scratch) {
-    std::size_t starts[Vectors];
-    for (std::size_t v = 0; v < Vectors; ++v) starts[v] = panel.start(first_vector + v);
-    Vector sums[Vectors];
-    for (std::size_t v = 0; v < Vectors; ++v) sums[v] = Vector{};
-    for (std::size_t r = 0; r < block.rows; ++r) {
-        const T* const row = block.first + r * block.stride;
-        const U* const weight = weights + r * block.stride;
-        prefetch_all(row, starts, block.prefetch_ahead);
-        prefetch_all(weight, starts, block.prefetch_ahead);
-        for (std::size_t v = 0; v < Vectors; ++v) {
-            sums[v] = multiply_add(load_vector(row + starts[v]), load_vector(weight + starts[v]), sums[v]);
-        }
-    }
-    add_to(sums, scratch + first_vector * lanes);
+template <class T, class U, class Load>
+void element_map(const Block<T>& block, const U* weights, const Panel& panel, Load load_vector, float* sums) {
+    for_each_few(block.rows, [&](auto few, std::size_t first) {
+        const std::size_t stride = block.stride;
+        const T* const rows = block.first + first * stride;
+        const U* const row_weights = weights + first * stride;
+        add_rows<few.value>(
+            panel,
+            [=](std::size_t r, std::size_t start, Vector total) {
+                const std::size_t at = r * stride + start;
+                return multiply_add(load_vector(rows + at), load_vector(row_weights + at), total);
+            },
+            sums);
+    });
 }
 
 template <class T, class U>
-void element_block(const Block<T>& block, const U* weights, const Panel& panel, float* scratch) {
+void element_block(const Block<T>& block, const U* weights, const Panel& panel, float* sums) {
     if (panel.columns.count < lanes) {
-        element_tile<1>(block, weights, panel, 0, LoadFew{panel.columns.count}, scratch);
-        return;
+        element_map(block, weights, panel, LoadFew{panel.columns.count}, sums);
+    } else {
+        element_map(block, weights, panel, LoadWhole{}, sums);
     }
-    for_each_tile(panel.vectors, [&](auto vectors, std::size_t first) {
-        element_tile<vectors.value>(block, weights, panel, first, LoadWhole{}, scratch);
-    });
 }
 
 template <class T, class U>
