@@ -47,7 +47,7 @@ def cases(settings: Settings) -> list[Case]:
         return [Case("tiny", 5, _measuring(settings, "tiny", _exporting(network), 16, network))]
     # As many photos as fill batches for two processors evenly: a lone last batch would run on one of them.
     return [
-        Case("VGG16", 90, _measuring(settings, "VGG16", _exporting(vgg16()), 32, vgg16())),
+        Case("VGG16", 200, _measuring(settings, "VGG16", _exporting(vgg16()), 64, vgg16())),
         Case("EfficientNet-Lite0", 30, _measuring(settings, "EfficientNet-Lite0", _export_lite0, 192, None)),
         Case("MobileNetV2", 40, _measuring(settings, "MobileNetV2", _export_mobilenet, 192, None)),
         Case(
