@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import onnx
 import pytest
@@ -49,6 +50,16 @@ def test_a_refusal_keeps_its_words_and_the_child(child: Quarantine) -> None:
 def test_memory_is_bounded(child: Quarantine) -> None:
     with pytest.raises(ModelError):
         child(_asked_to("hog"))
+    assert child(_asked_to("nothing")).producer_name == "child"
+
+
+def test_modules_in_the_current_folder_are_not_taken(
+    child: Quarantine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clone of fastcam, say, whose kernels are not built."""
+    for name in ("fastcam", "onnx"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
     assert child(_asked_to("nothing")).producer_name == "child"
 
 

@@ -78,14 +78,15 @@ class Quarantine:
         if self._child is None or self._owner != os.getpid() or self._child.poll() is not None:
             self._owner = os.getpid()
             module, _, name = self._work.partition(":")
-            code = f"from {module} import {name}; from {__name__} import serve; serve({name})"
-            # The child finds modules where this process does, and keeps its own crash to itself.
+            # The child finds modules where this process does, and not in the current folder, as -c would have it; its
+            # crash it keeps to itself.
+            path = f"import sys; sys.path[:] = {sys.path!r}"
+            code = f"{path}; from {module} import {name}; from {__name__} import serve; serve({name})"
             self._child = subprocess.Popen(  # noqa: S603  # our own code, run by this interpreter
                 [sys.executable, "-c", code],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             )
             atexit.register(self.close)
         return self._child
