@@ -201,8 +201,8 @@ inline void for_each_few(std::size_t rows, const Add& add) {
     for (; r < rows; ++r) add(Constant<1>{}, r);
 }
 
-template <class T, class Load>
-void weighted_map(const Block<T>& block, const Panel& panel, const float* coefficients, Load load_vector, float* sums) {
+template <class T>
+void weighted_map(const Block<T>& block, const Panel& panel, const float* coefficients, float* sums) {
     for_each_few(block.rows, [&](auto few, std::size_t first) {
         const std::size_t stride = block.stride;
         const T* const rows = block.first + first * stride;
@@ -211,7 +211,7 @@ void weighted_map(const Block<T>& block, const Panel& panel, const float* coeffi
         add_rows<few.value>(
             panel,
             [=](std::size_t r, std::size_t start, Vector total) {
-                return multiply_add(load_vector(rows + r * stride + start), factors[r], total);
+                return multiply_add(load(rows + r * stride + start), factors[r], total);
             },
             sums);
     });
@@ -240,7 +240,7 @@ void weighted_maps(const Block<T>& block, const Panel& panel, std::size_t maps, 
         return;
     }
     if (maps == 1) {
-        weighted_map(block, panel, coefficients.first, LoadWhole{}, scratch);
+        weighted_map(block, panel, coefficients.first, scratch);
         return;
     }
     for_each_tile(panel.vectors, [&](auto vectors, std::size_t first) {

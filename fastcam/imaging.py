@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from . import kernels
 from .errors import ArgumentError, ImageError, WriteError
 from .files import check_writable, replacing
+from .kernels.reference import resized_picture
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -406,10 +407,7 @@ def resize_image(image: Pixels, size: tuple[int, int], channels: int = 3) -> Pix
     picture = Image.fromarray(image)
     if channels == 1:
         picture = picture.convert("L")
-    # As `kernels.prepare`. In one call, Pillow 13 starts with the height of some tall pictures, which rounds otherwise.
-    for step in ((width, picture.height), (width, height)):
-        picture = picture.resize(step, Image.Resampling.BILINEAR)
-    return np.asarray(picture).reshape(height, width, channels)
+    return np.asarray(resized_picture(picture, size)).reshape(height, width, channels)
 
 
 def shrink_image(image: Pixels, factor: int) -> Pixels:

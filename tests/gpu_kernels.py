@@ -121,7 +121,7 @@ def _open_cuda() -> tuple[LaunchedKernels, RuntimeMemory]:
 
 @cache
 def _open_nvrtc() -> tuple[LaunchedKernels, CupyMemory]:
-    cupy = pytest.importorskip("cupy", reason="CuPy is not installed", exc_type=ImportError)
+    cupy = pytest.importorskip("cupy", reason="needs CuPy and a GPU: pip install fastcam[gpu]", exc_type=ImportError)
     from fastcam.kernels.nvrtc import NvrtcKernels
 
     try:

