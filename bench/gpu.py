@@ -25,7 +25,7 @@ import numpy as np
 import onnxruntime
 
 import fastcam
-from fastcam.providers import find_problem
+from fastcam.explaining.providers import find_problem
 
 from .harness import Pace, Timing, interleave, save, table
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from fastcam.errors import FastcamError
 from fastcam.kernels import reference
 from fastcam.kernels.boundary import Weighting
-from fastcam.kernels.device import DeviceArray, DeviceKernels, DeviceOverlay, DeviceRender, DeviceType
+from fastcam.kernels.cuda.interface import DeviceArray, DeviceKernels, DeviceOverlay, DeviceRender, DeviceType
 
 from .harness import Timing, save, table
 
@@ -80,7 +80,7 @@ class Runtime:
     """A stream, and memory that is freed together."""
 
     def __init__(self) -> None:
-        from fastcam.kernels import _cuda
+        from fastcam.kernels.cuda import _cuda
 
         self.calls = _cuda
         self.stream = _cuda.create_stream()
@@ -244,11 +244,11 @@ def measure(runtime: Runtime, backends: dict[str, DeviceKernels], workload: Work
 
 def open_backends() -> dict[str, DeviceKernels]:
     """Return the kernels of nvcc, and those of NVRTC where CuPy is installed."""
-    from fastcam.kernels.cuda import CudaKernels
+    from fastcam.kernels.cuda.native import CudaKernels
 
     backends: dict[str, DeviceKernels] = {"nvcc": CudaKernels()}
     if importlib.util.find_spec("cupy") is not None:
-        from fastcam.kernels.nvrtc import NvrtcKernels
+        from fastcam.kernels.cuda.nvrtc import NvrtcKernels
 
         backends["nvrtc"] = NvrtcKernels()
     return backends

@@ -15,8 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from fastcam.checkpoint import read_state_dict
-from fastcam.demo import efficientnet_lite0
+from fastcam.demo.checkpoint import read_state_dict
+from fastcam.demo.network import efficientnet_lite0
 
 Floats = NDArray[np.float32]
 

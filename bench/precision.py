@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastcam
-from fastcam.demo import PREPROCESSING
-from fastcam.imaging import read_image
+from fastcam.demo.run import PREPROCESSING
+from fastcam.pictures.reading import read_image
 
 from .harness import save, table
 from .networks import lite0

@@ -14,16 +14,17 @@ from .errors import (
     UnsupportedOpError,
     WriteError,
 )
-from .explainer import Explainer
-from .explanation import DeviceExplanation, Explanation, ImageExplanation
-from .exporter import ExportResult, export
-from .imaging import Preprocessing
-from .inspection import ModelInfo, inspect
-from .jobs import JobProgress, JobResult, explain_files
-from .report import write_report
-from .splitter import split
-from .training import TrainingProgress, TrainingResult, finetune
-from .vjps import Step, defvjp
+from .explaining.explainer import Explainer
+from .explaining.explanation import DeviceExplanation, Explanation, ImageExplanation
+from .explaining.inspection import ModelInfo, inspect
+from .explaining.tensorrt import write_context
+from .exporting.exporter import ExportResult, export
+from .exporting.gradients.table import Step, defvjp
+from .exporting.splitter import split
+from .folders.jobs import JobProgress, JobResult, explain_files
+from .folders.report import write_report
+from .preprocessing import Preprocessing
+from .training.finetune import TrainingProgress, TrainingResult, finetune
 
 __all__ = [
     "ArgumentError",
@@ -58,6 +59,7 @@ __all__ = [
     "finetune",
     "inspect",
     "split",
+    "write_context",
     "write_report",
 ]
 

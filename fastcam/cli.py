@@ -17,10 +17,10 @@ import click
 import fastcam
 
 from .errors import FastcamError, WriteError
-from .imaging import Preprocessing
-from .jobs import FORMATS
+from .explaining.methods import METHODS
+from .folders.jobs import FORMATS
 from .metadata import PRECISIONS
-from .methods import METHODS
+from .preprocessing import Preprocessing
 
 # Exit statuses beside 0: the work or a part of it was refused; the command line was wrong (click's own); Ctrl-C, as
 # shells count it.
@@ -340,7 +340,7 @@ def demo(out: Path) -> None:
 
     Nothing is downloaded: weights, photos and class names come with the [demo] extra.
     """
-    from .demo import run
+    from .demo.run import run
 
     run(out, say=_say)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import ArgumentError, ModelError
-from .imaging import Preprocessing
+from .preprocessing import Preprocessing
 
 # A member of the .keras archive, beside Keras' own, which reads past it.
 MEMBER = "fastcam.json"

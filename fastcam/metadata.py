@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
 from .errors import ArgumentError, FileFormatError
-from .imaging import Layout, Preprocessing
+from .preprocessing import Layout, Preprocessing
 
 FORMAT_VERSION = "1"
 READABLE_VERSIONS = ("1",)

@@ -11,9 +11,9 @@ import pytest
 import shim_kernels
 from gpu_support import reasons_against_gpus
 
-import fastcam.exporter
+import fastcam.exporting.exporter
+from fastcam.exporting.writer import write_model
 from fastcam.graph import Graph
-from fastcam.storage import write_model
 
 # TensorFlow's start-up report would drown the tests' output.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -34,7 +34,7 @@ def every_exported_graph_runs_on_gpus() -> Iterator[None]:
         return write_model(graph, path, metadata)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fastcam.exporter, "write_model", write_checked)
+        patch.setattr(fastcam.exporting.exporter, "write_model", write_checked)
         yield
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -47,6 +50,7 @@ def test_public_names() -> None:
         "finetune",
         "inspect",
         "split",
+        "write_context",
         "write_report",
     ]
     for name in fastcam.__all__:
@@ -91,59 +95,77 @@ def test_explaining_needs_neither_onnx_nor_tensorflow(tmp_path: Path) -> None:
     assert not {"onnx", "tensorflow", "tf2onnx", "matplotlib", "cmap"} & loaded
 
 
-def test_modules_import_one_way() -> None:
-    """Each module imports what stands to its left in the way of the data, and errors; nothing imports back."""
-    order = [
-        "errors",
-        "files",
-        "kernels",
-        "imaging",
-        "labels",
-        "metadata",
-        "tensorrt",
-        "methods",
-        "graph",
-        "importers",
-        "fusions",
-        "simplifier",
-        "batching",
-        "tokens",
-        "splitter",
-        "vjps",
-        "autodiff",
-        "storage",
-        "halving",
-        "exporter",
-        "devices",
-        "explanation",
-        "targets",
-        "explained",
-        "providers",
-        "sessions",
-        "engines",
-        "explainer",
-        "inspection",
-        "sources",
-        "photos",
-        "backbones",
-        "fitting",
-        "figures",
-        "training",
-        "journal",
-        "report",
-        "jobs",
-        "checkpoint",
-        "demo",
-        "cli",
-    ]
-    package = Path(fastcam.__file__).parent
-    modules = {path.stem for path in package.glob("*.py")} | {"devices", "engines", "importers", "kernels"}
-    assert modules - {"__init__"} == set(order)
+# From the ground up: each package may import those to its left.
+_PACKAGES = "ground kernels pictures exporting explaining folders training demo cli".split()
+_GROUND = {"errors", "files", "graph", "preprocessing", "metadata", "labels"}
+# What has to stay apart although the order would allow it.
+_APART = {
+    ("exporting", "kernels"),
+    ("exporting", "pictures"),
+    ("explaining", "exporting"),
+    ("folders", "exporting"),
+    ("training", "exporting"),
+    ("training", "explaining"),
+    ("training", "folders"),
+}
+_ROOT = Path(fastcam.__file__).parent
+
+
+def _package(module: Sequence[str]) -> str:
+    """Return the package of ``fastcam.<module>``."""
+    return "ground" if module[0] in _GROUND else module[0]
+
+
+def _imports(path: Path) -> Iterator[list[str]]:
+    """Yield every module of fastcam that a file imports, as a list of names."""
+    here = list(path.relative_to(_ROOT).with_suffix("").parts)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        base = here[: len(here) - node.level] + (node.module.split(".") if node.module else [])
+        # `from . import name` at the top names the module itself.
+        yield from ([*base, *([alias.name] if not base else [])] for alias in node.names)
+
+
+def test_packages_import_one_way() -> None:
+    """Exporting and explaining do not know each other, and an export needs no compiled code."""
+    names = {path.stem for path in _ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert names - {"__init__"} == {*_PACKAGES, *_GROUND} - {"ground"}
+    for path in sorted(_ROOT.rglob("*.py")):
+        package = _package(path.relative_to(_ROOT).with_suffix("").parts)
+        if package == "__init__":
+            continue
+        for module in _imports(path):
+            other = _package(module)
+            assert _PACKAGES.index(other) <= _PACKAGES.index(package), f"{path} imports {module}"
+            assert (package, other) not in _APART, f"{path} imports {module}"
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    modules = {".".join(path.relative_to(_ROOT).with_suffix("").parts): path for path in _ROOT.rglob("*.py")}
+    imports = {
+        name: {other for module in _imports(path) if (other := ".".join(module)) in modules}
+        for name, path in modules.items()
+    }
+    TopologicalSorter(imports).prepare()
+
+
+def test_the_ground_imports_one_way() -> None:
+    order = ["errors", "files", "graph", "preprocessing", "labels", "metadata"]
+    assert set(order) == _GROUND
     for position, name in enumerate(order):
-        allowed = {*order[:position], *order[position : position + 1]}
-        folder = package / name
-        files = list(folder.glob("*.py")) if folder.is_dir() else [package / f"{name}.py"]
-        above = ".." if folder.is_dir() else "."
-        lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-        imported = {line.split()[1].removeprefix(above) for line in lines if line.strip().startswith(f"from {above}")}
-        assert {item.split(".")[0] for item in imported if item} <= allowed - {name}, name
+        assert {module[0] for module in _imports(_ROOT / f"{name}.py")} <= set(order[:position]), name
+
+
+@pytest.mark.parametrize("package", sorted(path.parent for path in _ROOT.rglob("__init__.py") if path.parent != _ROOT))
+def test_each_package_says_what_it_is_for(package: Path) -> None:
+    """What comes in, what goes out, and what it may import."""
+    docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8"))) or ""
+    assert "Imports" in docstring or package.name == "rules", docstring
+    assert "In: " in docstring or package.name == "rules", docstring
+
+
+def test_exporting_loads_no_compiled_code() -> None:
+    code = "import sys, fastcam; fastcam.export; print([name for name in sys.modules if 'kernels' in name])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.strip() == b"[]"

@@ -29,8 +29,8 @@ from PIL import Image
 import fastcam
 from fastcam import cli
 from fastcam.errors import WriteError
-from fastcam.jobs import FORMATS
-from fastcam.methods import METHODS
+from fastcam.explaining.methods import METHODS
+from fastcam.folders.jobs import FORMATS
 
 # A test run in the background of a script ignores Ctrl-C, and so would its children.
 _HEARING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
@@ -438,7 +438,7 @@ def test_demo_runs_in_the_folder(monkeypatch: pytest.MonkeyPatch, arguments: lis
         called.append(out_dir)
         say("a line")
 
-    monkeypatch.setattr("fastcam.demo.run", run)
+    monkeypatch.setattr("fastcam.demo.run.run", run)
     result = _invoke("demo", *arguments)
     assert called == [Path(folder)]
     assert result.output == "a line\n"
@@ -452,7 +452,7 @@ def test_a_refusal_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     def run(out_dir: Path, say: Any) -> None:
         raise WriteError(f"cannot make the folder '{out_dir}' (full). Choose another with --out")
 
-    monkeypatch.setattr("fastcam.demo.run", run)
+    monkeypatch.setattr("fastcam.demo.run.run", run)
     monkeypatch.setattr(sys, "argv", ["fastcam", "demo", "--out", "x"])
     with pytest.raises(SystemExit) as stopped:
         cli.main()

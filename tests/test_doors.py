@@ -83,7 +83,7 @@ def test_explainer_takes_anything(tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", range(4))
 def test_thousands_of_mutations_neither_crash_nor_hang(script: str, part: int, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    command = [sys.executable, str(Path(__file__).with_name(script)), str(tmp_path), str(part * _MUTATIONS)]
+    command = [sys.executable, str(Path(__file__).with_name("support") / script), str(tmp_path), str(part * _MUTATIONS)]
     done = subprocess.run([*command, str(_MUTATIONS)], check=False, capture_output=True, text=True, timeout=550)
     seed = (tmp_path / "seed").read_text(encoding="utf-8")
     assert done.returncode == 0, f"seed {seed}: {done.stderr[-2000:]}"

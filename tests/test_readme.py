@@ -15,7 +15,7 @@ from photo_folders import make_class_folders
 from PIL import Image
 from textbook import make_layers_he
 
-from fastcam.vjps import VJPS
+from fastcam.exporting.gradients.table import VJPS
 
 _README = Path(__file__).parents[1] / "README.md"
 _TEXT = _README.read_text(encoding="utf-8")

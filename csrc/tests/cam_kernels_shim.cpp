@@ -1,7 +1,7 @@
 // The kernels of cam_kernels.cuh as a library of C functions, for the tests in Python.
 #include "cuda_shim.hpp"
 
-#include "../cam_kernels.cuh"
+#include "../cuda/cam_kernels.cuh"
 
 namespace {
 

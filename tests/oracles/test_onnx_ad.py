@@ -12,8 +12,8 @@ from onnx import ModelProto
 from op_cases import CASES, OpCase
 from op_support import TARGETS, drawn_values, gradient_graph, op_graph
 
+from fastcam.exporting.gradients.table import VJPS
 from fastcam.graph import static_dims
-from fastcam.vjps import VJPS
 
 onnx_ad = pytest.importorskip("onnx_ad", reason="needs onnx-ad: pip install onnx-ad")
 

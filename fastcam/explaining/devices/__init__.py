@@ -1,0 +1,163 @@
+"""CUDA devices: memory, streams and events, through the native module or through CuPy.
+
+Addresses and handles are plain integers, as ONNX Runtime takes them. Nothing but `Device.stream_synchronize` and
+`Device.event_synchronize` waits for the device.
+
+In: host arrays and foreign device arrays. Out: device memory, streams and copies. Imports `kernels` and the ground.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import DeviceError
+from ...kernels.cuda.interface import DeviceKernels
+
+Bytes = NDArray[np.uint8]
+
+
+class Device(Protocol):
+    """One device. Methods may be called from any thread that called `activate` before."""
+
+    index: int
+    """Number of the device in this process."""
+
+    dlpack_type: int
+    """Type that its arrays have in DLPack: 2, kDLCUDA."""
+
+    def activate(self) -> None:
+        """Make it the device of the calling thread."""
+
+    def allocate(self, size: int) -> int:
+        """Return the address of ``size`` bytes of device memory, 256-byte aligned.
+
+        Raises
+        ------
+        DeviceMemoryError
+            There are not as many free.
+        """
+
+    def free(self, pointer: int) -> None:
+        """Give memory of `allocate` back; no work that uses it may be under way."""
+
+    def allocate_pinned(self, size: int) -> int:
+        """Return the address of ``size`` bytes of page-locked host memory.
+
+        Raises
+        ------
+        DeviceMemoryError
+            There are not as many free.
+        """
+
+    def free_pinned(self, pointer: int) -> None:
+        """Give memory of `allocate_pinned` back."""
+
+    def view(self, pointer: int, size: int, *, writes: bool) -> Bytes:
+        """Return pinned memory as bytes, for one access: to write to it, or to read what was copied there."""
+
+    def stream_create(self) -> int:
+        """Return a stream that does not wait for the legacy default stream."""
+
+    def stream_destroy(self, stream: int) -> None:
+        """Give a stream back."""
+
+    def stream_synchronize(self, stream: int) -> None:
+        """Wait for all work on the stream."""
+
+    def stream_wait_event(self, stream: int, event: int) -> None:
+        """Let what is enqueued on the stream from now on wait for the event."""
+
+    def event_create(self) -> int:
+        """Return an event without timing."""
+
+    def event_destroy(self, event: int) -> None:
+        """Give an event back."""
+
+    def event_record(self, event: int, stream: int) -> None:
+        """Let the event stand for all that is enqueued on the stream so far."""
+
+    def event_synchronize(self, event: int) -> None:
+        """Wait for what the event stands for."""
+
+    def copy_in(self, device: int, host: int, size: int, stream: int) -> None:
+        """Enqueue a copy of ``size`` bytes from pinned to device memory."""
+
+    def copy_out(self, host: int, device: int, size: int, stream: int) -> None:
+        """Enqueue a copy of ``size`` bytes from device to pinned memory."""
+
+    def copy_between(self, target: int, source: int, size: int, stream: int) -> None:
+        """Enqueue a copy of ``size`` bytes within device memory."""
+
+
+class Backend(NamedTuple):
+    """Where devices and kernels come from.
+
+    Attributes
+    ----------
+    needs : str
+        Module that is missing where the backend is.
+    device, kernels : tuple of str
+        Module and name of the class of its devices, and of its kernels, which work on the thread's device.
+    """
+
+    needs: str
+    device: tuple[str, str]
+    kernels: tuple[str, str]
+
+    def is_there(self) -> bool:
+        """Whether its module can be imported."""
+        try:
+            importlib.import_module(self.needs, _PACKAGE)
+        except ImportError:
+            return False
+        return True
+
+    def open(self, index: int) -> tuple[Device, DeviceKernels]:
+        """Return the device of this number and the kernels."""
+        module, name = self.device
+        device: Device = getattr(importlib.import_module(module, _PACKAGE), name)(index)
+        return device, _kernels(*self.kernels)
+
+
+@functools.cache
+def _kernels(module: str, name: str) -> DeviceKernels:
+    """Return the kernels of a backend, one for all: they may compile themselves, which takes seconds."""
+    kernels: DeviceKernels = getattr(importlib.import_module(module, _PACKAGE), name)()
+    return kernels
+
+
+_PACKAGE = __package__.partition(".")[0]
+BACKENDS = (
+    Backend(".kernels._cuda", (".devices.native", "NativeDevice"), (".kernels.cuda", "CudaKernels")),
+    Backend("cupy", (".devices.cupy_device", "CupyDevice"), (".kernels.nvrtc", "NvrtcKernels")),
+)
+
+
+def find_backend() -> Backend | None:
+    """Return the first backend that is installed."""
+    return next((backend for backend in BACKENDS if backend.is_there()), None)
+
+
+def open_device(index: int) -> tuple[Device, DeviceKernels]:
+    """Return a device and its kernels.
+
+    Raises
+    ------
+    DeviceError
+        Neither backend is installed, or there is no device of this number.
+    """
+    backend = find_backend()
+    if backend is None:
+        raise DeviceError(NO_KERNELS)
+    return backend.open(index)
+
+
+NO_KERNELS = (
+    "there are no kernels for CUDA: this build of fastcam has none, and CuPy is missing. "
+    'Run pip install "fastcam[gpu]", or build fastcam where nvcc is installed'
+)

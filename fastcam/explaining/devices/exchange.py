@@ -1,0 +1,304 @@
+"""Arrays on a device, from and to other libraries: DLPack and the CUDA array interface (version 3).
+
+https://dmlc.github.io/dlpack/latest/python_spec.html
+https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import ImageError
+from . import Device
+from .memory import Block
+
+_CPU, _CUDA, _CUDA_MANAGED = 1, 2, 13
+_TYPE_CODES = {"i": 0, "u": 1, "f": 2}
+_LEGACY_STREAM = 1
+_NAME, _USED = b"dltensor", b"used_dltensor"
+
+
+class _DLDevice(ctypes.Structure):
+    _fields_ = (("type", ctypes.c_int32), ("id", ctypes.c_int32))
+
+
+class _DLDataType(ctypes.Structure):
+    _fields_ = (("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16))
+
+
+class _DLTensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device", _DLDevice),
+        ("ndim", ctypes.c_int32),
+        ("dtype", _DLDataType),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+class _DLManagedTensor(ctypes.Structure):
+    pass
+
+
+_Deleter = ctypes.CFUNCTYPE(None, ctypes.POINTER(_DLManagedTensor))
+_Destructor = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_DLManagedTensor._fields_ = (  # how ctypes declares a structure that its own callback takes
+    ("tensor", _DLTensor),
+    ("context", ctypes.c_void_p),
+    ("deleter", _Deleter),
+)
+
+_new_capsule = ctypes.pythonapi.PyCapsule_New
+_new_capsule.restype, _new_capsule.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, _Destructor)
+_set_name = ctypes.pythonapi.PyCapsule_SetName
+_set_name.restype, _set_name.argtypes = ctypes.c_int, (ctypes.py_object, ctypes.c_char_p)
+_pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
+_pointer_of.restype, _pointer_of.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+# Of a capsule that is being destroyed: it has no references left to count.
+_is_named = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_IsValid", ctypes.pythonapi))
+_pointer_in = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
+
+
+class HasDLPack(Protocol):
+    """An array that DLPack hands over."""
+
+    def __dlpack__(self, *, stream: Any = ...) -> Any: ...
+
+    def __dlpack_device__(self) -> Any: ...
+
+
+class HasInterface(Protocol):
+    """An array with the CUDA array interface."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A dense array in device memory that another library owns.
+
+    Attributes
+    ----------
+    pointer : int
+    shape : tuple of int
+    dtype : numpy.dtype
+    owner : object
+        What keeps the memory alive.
+    """
+
+    pointer: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    owner: object
+
+
+def is_on_device(value: Any) -> bool:
+    """Whether it is an array in the memory of a CUDA device."""
+    kind = getattr(value, "__dlpack_device__", None)
+    if kind is not None:
+        return int(kind()[0]) in (_CUDA, _CUDA_MANAGED)
+    return hasattr(value, "__cuda_array_interface__")
+
+
+def borrow(value: Any, device: Device, stream: int) -> Foreign:
+    """Take an array of another library; work enqueued on ``stream`` from now on comes after what filled it.
+
+    Raises
+    ------
+    ImageError
+        It is on another device, not dense, or its library does not give it.
+    """
+    take = _from_dlpack if hasattr(value, "__dlpack__") else _from_interface
+    try:
+        return take(value, device, stream)
+    except ImageError:
+        raise
+    except Exception as error:  # each library refuses in its own way, for example a tensor that requires gradients
+        raise ImageError(f"cannot take the {type(value).__name__} on the device: {error}") from error
+
+
+def _from_dlpack(value: Any, device: Device, stream: int) -> Foreign:
+    _check_place(int(value.__dlpack_device__()[1]), device)
+    capsule = value.__dlpack__(stream=stream)
+    managed = _Managed(capsule)
+    tensor = managed.tensor
+    shape = tuple(tensor.shape[: tensor.ndim])
+    strides = tuple(tensor.strides[: tensor.ndim]) if tensor.strides else None
+    codes = {code: kind for kind, code in _TYPE_CODES.items()}
+    if tensor.dtype.code not in codes or tensor.dtype.lanes != 1:
+        raise ImageError("the array on the device holds neither integers nor floats: convert it to float32 or uint8")
+    dtype = np.dtype(f"{codes[tensor.dtype.code]}{tensor.dtype.bits // 8}")
+    _check_dense(shape, strides)
+    return Foreign((tensor.data or 0) + tensor.byte_offset, shape, dtype, managed)
+
+
+def _from_interface(value: Any, device: Device, stream: int) -> Foreign:
+    interface = value.__cuda_array_interface__
+    _check_place(getattr(getattr(value, "device", None), "id", device.index), device)
+    shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
+    strides = interface.get("strides")
+    _check_dense(shape, None if strides is None else tuple(step // dtype.itemsize for step in strides))
+    producer = interface.get("stream")
+    # Version 2 has no stream: what it means by synchronising is left to the default stream.
+    if interface.get("version", 0) < 3:
+        producer = _LEGACY_STREAM
+    if producer is not None:
+        event = device.event_create()
+        device.event_record(event, producer)
+        device.stream_wait_event(stream, event)
+        device.event_destroy(event)
+    return Foreign(int(interface["data"][0]), shape, dtype, value)
+
+
+def _check_place(index: int, device: Device) -> None:
+    if index != device.index:
+        raise ImageError(
+            f"the array is on device {index}, the model on device {device.index}: "
+            f'copy it, or open Explainer(..., device="cuda:{index}")'
+        )
+
+
+def _check_dense(shape: tuple[int, ...], strides: tuple[int, ...] | None) -> None:
+    if strides is None:
+        return
+    expected = 1
+    for side, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if side != 1 and stride != expected:
+            raise ImageError(
+                f"the array on the device has shape {shape} and strides {strides}, in elements: make it contiguous"
+            )
+        expected *= side
+
+
+class _Managed:
+    """A tensor that was taken out of its capsule, and is given back with this object."""
+
+    _pointer: Any = None
+
+    def __init__(self, capsule: object) -> None:
+        self._pointer = ctypes.cast(_pointer_of(capsule, _NAME), ctypes.POINTER(_DLManagedTensor))
+        _set_name(capsule, _USED)
+        self.tensor: Any = self._pointer.contents.tensor
+
+    def __del__(self) -> None:
+        # There is no tensor where the capsule held none.
+        deleter = self._pointer.contents.deleter if self._pointer else None
+        if deleter:
+            deleter(self._pointer)
+
+
+# What consumers hold: tensors handed out and not yet given back, by number.
+_handed_out: dict[int, tuple[object, ...]] = {}
+_numbers = itertools.count(1)
+
+
+def _give_back(managed: Any) -> None:
+    _handed_out.pop(managed.contents.context, None)
+
+
+def _destroy(capsule: Any) -> None:
+    """Give back a tensor that nobody took."""
+    if _is_named(capsule, _NAME):
+        managed = ctypes.cast(_pointer_in(capsule, _NAME), ctypes.POINTER(_DLManagedTensor))
+        _give_back(managed)
+
+
+# Callbacks live as long as the process: a consumer may call them at any time.
+_deleter, _destructor = _Deleter(_give_back), _Destructor(_destroy)
+
+
+class DeviceTensor:
+    """A dense array in device memory, complete: nothing on the device still writes to it.
+
+    Other libraries take it without a copy: ``torch.from_dlpack(tensor)``, ``cupy.from_dlpack(tensor)``,
+    ``jax.dlpack.from_dlpack(tensor)``, or whatever reads the CUDA array interface. The memory is freed with the last
+    array that looks at it.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    dtype : numpy.dtype
+    """
+
+    def __init__(self, device: Device, shape: tuple[int, ...], dtype: Any) -> None:
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+        self._device = device
+        self._block = Block(device, max(1, self.nbytes))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array."""
+        return math.prod(self.shape) * int(self.dtype.itemsize)
+
+    @property
+    def pointer(self) -> int:
+        """Address of the first element."""
+        return self._block.pointer
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"DeviceTensor(shape={self.shape}, dtype={self.dtype}, device={self._device.index})"
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """The array by version 3 of the interface; no stream to wait for."""
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.pointer, False),
+            "version": 3,
+            "strides": None,
+            "stream": None,
+        }
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """Type and number of the device."""
+        return self._device.dlpack_type, self._device.index
+
+    def __dlpack__(self, *, stream: Any = None, **_: Any) -> Any:
+        """Return a DLPack capsule; the array is complete, so every stream may read it at once."""
+        number = next(_numbers)
+        sides = (ctypes.c_int64 * len(self.shape))(*self.shape)
+        managed = _DLManagedTensor(
+            _DLTensor(
+                self.pointer,
+                _DLDevice(*self.__dlpack_device__()),
+                len(self.shape),
+                _DLDataType(_TYPE_CODES[self.dtype.kind], self.dtype.itemsize * 8, 1),
+                sides,
+                None,
+                0,
+            ),
+            number,
+            _deleter,
+        )
+        _handed_out[number] = (managed, sides, self._block)
+        return _new_capsule(ctypes.addressof(managed), _NAME, _destructor)
+
+    def numpy(self) -> NDArray[Any]:
+        """Copy to the host, and wait for it."""
+        self._device.activate()
+        pinned = Block(self._device, max(1, self.nbytes), pinned=True)
+        stream = self._device.stream_create()
+        try:
+            self._device.copy_out(pinned.pointer, self.pointer, self.nbytes, stream)
+            self._device.stream_synchronize(stream)
+        finally:
+            self._device.stream_destroy(stream)
+        data = self._device.view(pinned.pointer, self.nbytes, writes=False)
+        return np.array(data.view(self.dtype).reshape(self.shape))

@@ -1,0 +1,115 @@
+"""Maps and heatmaps on the host, from a session's outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ... import kernels
+from ...errors import FileFormatError, NonFiniteError
+from ...kernels.boundary import Normalize
+from ...kernels.reference import normalized
+from ..explained_model import DEFAULT_METHOD, ExplainedModel
+from ..methods import find_method
+from . import Drawing, Results
+
+Floats: TypeAlias = NDArray[np.float32]
+Indices: TypeAlias = NDArray[np.int64]
+
+
+class HostDrawing:
+    """Draws with the kernels of the CPU.
+
+    Parameters
+    ----------
+    model : ExplainedModel
+    threads : int or None
+        Threads of the kernels.
+    """
+
+    def __init__(self, model: ExplainedModel, threads: int | None) -> None:
+        self._model = model
+        self._threads = threads
+
+    def draw(self, drawing: Drawing, logits: Floats, targets: Indices, layers: Sequence[Floats], start: int) -> Results:
+        """Return heatmaps, maps, targets and logits of one batch, whose first image is number ``start``.
+
+        Raises
+        ------
+        NonFiniteError
+            NaN or infinity in an image's scores, activations or gradients.
+        """
+        advice = self._model.metadata.overflow_advice
+        check_scores(logits, start, advice)
+        try:
+            if len(layers) == 2:
+                rendered = self._render(drawing, layers[0], layers[1], drawing.size)
+                return Results(rendered.heatmaps, rendered.maps, targets, logits)
+            pairs = zip(layers[::2], layers[1::2], strict=True)
+            maps = [self._render(drawing, *pair, None).maps for pair in pairs]
+        except NonFiniteError as error:
+            raise maps_not_finite(start + error.image, advice) from error
+        return Results(*fuse(maps, drawing.size, drawing.normalize), targets, logits)
+
+    def check_shapes(self, n: int, k: int, logits: Floats, targets: Indices, layers: Sequence[Floats]) -> None:
+        """Refuse outputs of a changed file that do not fit each other, which the kernels take for granted.
+
+        Raises
+        ------
+        FileFormatError
+            They do not.
+        """
+        fits = logits.shape == (n, self._model.class_count) and targets.shape == (n, k)
+        for activations, second in zip(layers[::2], layers[1::2], strict=True):
+            c = activations.shape[1]
+            whole = (n, k, c) if second.ndim == 3 else (n, k, c, *activations.shape[2:])
+            fits = fits and activations.shape[0] == n and second.shape == whole and activations.size > 0
+        if not fits:
+            raise FileFormatError(f"{self._model.path}: its outputs do not fit each other: export the model again")
+
+    def _render(
+        self, drawing: Drawing, activations: Floats, second: Floats, size: tuple[int, int] | None
+    ) -> kernels.Rendered:
+        if drawing.method == DEFAULT_METHOD:
+            return kernels.render_outputs(activations, second, drawing.normalize, size, self._threads)
+        row = find_method(drawing.method)
+        # What overflows here is found and named by the kernel.
+        with np.errstate(over="ignore", invalid="ignore"):
+            weights = row.weights(activations, second)
+        return kernels.render(
+            activations,
+            weights,
+            weighting=row.weighting,
+            normalize=drawing.normalize,
+            size=size,
+            threads=self._threads,
+        )
+
+
+def check_scores(logits: Floats, start: int, advice: str) -> None:
+    """Raise NonFiniteError for the first image whose scores are not finite; ``start`` is the number of the first."""
+    bad = kernels.first_not_finite(logits)
+    if bad is not None:
+        raise NonFiniteError(f"the scores of image {start + bad} are not finite: {advice}", start + bad)
+
+
+def maps_not_finite(image: int, advice: str) -> NonFiniteError:
+    """Return the error of an image whose maps are not finite; ``advice`` says what to do."""
+    return NonFiniteError(f"the activations or gradients of image {image} are not finite: {advice}", image)
+
+
+def fuse(maps: Sequence[Floats], size: tuple[int, int] | None, normalize: Normalize) -> tuple[Floats, Floats]:
+    """Return the mean of several layers' maps as heatmaps of ``size`` and as maps of the largest layer's size."""
+    largest = max((single.shape[2:] for single in maps), key=math.prod)
+    heatmaps, fused = (_mean(maps, chosen, normalize) for chosen in (size or largest, largest))
+    return heatmaps, fused
+
+
+def _mean(maps: Sequence[Floats], size: tuple[int, int], normalize: Normalize) -> Floats:
+    """Return the mean of several layers' maps (N,K,h,w) at one size, normalised as they were."""
+    mean = np.mean([kernels.resize(single, size) for single in maps], axis=0, dtype=np.float64)
+    return normalized(np.asarray(mean), normalize).astype(np.float32)

@@ -1,0 +1,156 @@
+"""An explained model as its session shows it: checked names, types and shapes, and the file's metadata."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import ArgumentError, FileFormatError
+from ..metadata import LARGEST_BATCH, Metadata, layer_outputs
+from .methods import METHODS, find_method
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+DEFAULT_METHOD = "gradcam"
+# Pixels of one heatmap: a gigabyte of float32.
+LARGEST_HEATMAP = 2**28
+
+# Element type and rank of what the file gives: once, and of every layer.
+_OUTPUTS = {"logits": ("float", 2), "targets": ("int64", 2)}
+_PER_TARGET = ("targets", "weights", "gradients")
+_LAYER_OUTPUTS = {"activations": ("float", 4), "weights": ("float", 3)}
+
+
+class Value(NamedTuple):
+    """An input or output of the file; ``shape`` holds a number, or a name or None where a dimension is open."""
+
+    name: str
+    type: str
+    shape: tuple[Any, ...]
+
+
+class ExplainedModel:
+    """Facts of a file that a session has opened.
+
+    Attributes
+    ----------
+    path : Path
+    metadata : Metadata
+    inputs, outputs : dict of str to Value
+        Inputs (but the target) and outputs.
+    input_name : str
+    image_shape : tuple of int
+        Shape of one image of the model's input.
+    fixed_batch : int or None
+        Number of images that the file takes, None for any.
+    class_count : int
+
+    Raises
+    ------
+    FileFormatError
+        The file was not made by `fastcam.export`, or was changed.
+    """
+
+    def __init__(self, path: Path, session: onnxruntime.InferenceSession) -> None:
+        self.path = path
+        self.metadata = Metadata.from_properties(_properties(path, session), str(path))
+        self.inputs, self.outputs = _signature(path, session)
+        self._layer_outputs = [layer_outputs(position) for position in range(len(self.metadata.layers))]
+        self.has_gradients = all(layer.gradients in self.outputs for layer in self._layer_outputs)
+        self._check_outputs()
+        if len(self.inputs) != 1:
+            raise FileFormatError(f"{path}: it has {len(self.inputs)} inputs beside the target: export the model again")
+        self.input_name, image = next(iter(self.inputs.items()))
+        self._check_input(image)
+        batch, *sides = image.shape
+        self.image_shape: tuple[int, ...] = tuple(sides)
+        self.fixed_batch: int | None = batch if isinstance(batch, int) else None
+        if self.fixed_batch is not None and not 0 < self.fixed_batch <= LARGEST_BATCH:
+            raise FileFormatError(f"{path}: it takes batches of {self.fixed_batch} images: export the model again")
+        self.class_count = int(self.outputs["logits"].shape[1])
+        classes = self.metadata.classes
+        if classes is not None and len(classes) != self.class_count:
+            raise FileFormatError(
+                f"{path}: its metadata entry 'fastcam.classes' holds {len(classes)} names for "
+                f"{self.class_count} classes: export the model again"
+            )
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Methods that the file can be explained by."""
+        return tuple(METHODS) if self.has_gradients else (DEFAULT_METHOD,)
+
+    def side(self, axis: str) -> int:
+        """Return the size of one axis of the image, "H", "W" or "C"."""
+        return self.image_shape[self.metadata.input_layout.index(axis) - 1]
+
+    def output_shape(self, name: str, images: int, maps: int) -> tuple[Any, ...]:
+        """Return the shape of an output for so many images and maps of each; what the file leaves open stays a name."""
+        rows = (images, maps) if name.partition("_")[0] in _PER_TARGET else (images,)
+        return (*rows, *self.outputs[name].shape[len(rows) :])
+
+    def fetched(self, positions: Sequence[int], second: str) -> tuple[str, ...]:
+        """Return the outputs that explain these layers: logits and targets, then activations and ``second`` of each."""
+        layers = [self._layer_outputs[position] for position in positions]
+        return (*_OUTPUTS, *(name for layer in layers for name in (layer.activations, getattr(layer, second))))
+
+    def gives(self, method: str) -> str:
+        """Return which of a layer's outputs the method starts from.
+
+        Raises
+        ------
+        ArgumentError
+            There is no such method, or the file does not hold what it needs.
+        """
+        find_method(method)
+        if method not in self.methods:
+            raise ArgumentError(
+                f"method={method!r} needs the full gradients, and {self.path} holds pooled ones: "
+                'export the model again with gradients="full"'
+            )
+        return "weights" if method == DEFAULT_METHOD else "gradients"
+
+    def _check_input(self, image: Value) -> None:
+        sides = image.shape[1:]
+        whole = len(sides) == 3 and all(isinstance(side, int) and side > 0 for side in sides)
+        if image.type != "tensor(float)" or not whole or math.prod(sides) > LARGEST_HEATMAP:
+            raise FileFormatError(
+                f"{self.path}: its input {image.name!r} is {image.type} {list(image.shape)}, "
+                "not a batch of pictures: export the model again"
+            )
+
+    def _check_outputs(self) -> None:
+        expected = dict(_OUTPUTS)
+        for layer in self._layer_outputs:
+            expected |= {getattr(layer, name): type_ for name, type_ in _LAYER_OUTPUTS.items()}
+            if self.has_gradients:
+                expected[layer.gradients] = ("float", 5)
+        for name, (kind, rank) in expected.items():
+            found = self.outputs.get(name)
+            known = found is not None and found.type == f"tensor({kind})" and len(found.shape) == rank
+            if not known or (name == "logits" and not isinstance(self.outputs[name].shape[1], int)):
+                raise FileFormatError(f"{self.path}: its output {name!r} is missing or changed: export the model again")
+
+
+def _signature(path: Path, session: onnxruntime.InferenceSession) -> tuple[dict[str, Value], dict[str, Value]]:
+    try:
+        inputs, outputs = (
+            {item.name: Value(item.name, item.type, tuple(item.shape)) for item in items}
+            for items in (session.get_inputs(), session.get_outputs())
+        )
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{path}: a name in it is damaged ({error}): export the model again") from error
+    # TensorRT's copy of the file has no default for it, so that it counts as an input.
+    inputs.pop("target", None)
+    return inputs, outputs
+
+
+def _properties(path: Path, session: onnxruntime.InferenceSession) -> Mapping[str, str]:
+    try:
+        properties: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{path}: its metadata are damaged ({error}): export the model again") from error
+    return properties

@@ -1,0 +1,425 @@
+"""`Explainer`: from pictures to scores and heatmaps, with an explained model in ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import kernels
+from ..errors import ArgumentError, ImageError, LayerError, suggest
+from ..kernels.boundary import Normalize
+from ..pictures.preparing import prepare
+from ..pictures.reading import read_image
+from ..preprocessing import Layout, Preprocessing
+from .devices.exchange import HasDLPack, HasInterface, is_on_device
+from .engines import Drawing, Results
+from .engines.cuda import CudaEngine
+from .engines.inputs import DeviceInputs, Inputs, Pictures, Tensors
+from .engines.opening import open_engine
+from .explained_model import DEFAULT_METHOD, LARGEST_HEATMAP
+from .explanation import DeviceExplanation, Explanation, Floats, ImageSource, Indices, Pixels, is_whole
+from .providers import ask
+from .targets import Target, Targets
+
+Images: TypeAlias = "ImageSource | npt.NDArray[np.floating[Any]] | Sequence[ImageSource] | HasDLPack | HasInterface"
+
+
+class Explainer:
+    """Runs a model written by `fastcam.export` and draws why it decided.
+
+    One Explainer may be called from many threads at once; each call gives what it would give alone.
+
+    Parameters
+    ----------
+    path : path
+        The .onnx file.
+    device : {"auto", "cpu", "cuda", "tensorrt"}
+        Where to run; the second GPU is "cuda:1" or "tensorrt:1". "auto" takes the first GPU where driver, provider,
+        cuDNN and kernels are there. Where a GPU is there and one of them is missing it takes the CPU and warns once,
+        saying what is missing; where there is no GPU it takes the CPU.
+    providers : sequence, optional
+        ONNX Runtime execution providers (names, or pairs of name and options) instead of ``device``. The first must
+        really be in use. Options of CUDA are ONNX Runtime's, but for ``use_tf32``, which is 0 unless given: TF32 is
+        faster and changes the third digit of heatmaps. ``enable_cuda_graph=1`` captures a CUDA graph for each size of
+        batch: faster for small networks, but nothing else in the process may use the GPU while one is captured.
+    threads : int, optional
+        Threads of the model and of the kernels; by default all processors.
+
+    Raises
+    ------
+    FileFormatError
+        The file was not made by `fastcam.export`.
+    ModelError
+        The file is missing, or ONNX Runtime cannot load it.
+    DeviceError
+        The device or provider is not available.
+    MissingExtraError
+        ONNX Runtime is not installed.
+
+    Examples
+    --------
+    >>> explainer = fastcam.Explainer("dogs.onnx")  # doctest: +SKIP
+    >>> explanation = explainer("dog.jpg", target="top3")  # doctest: +SKIP
+    >>> explanation[0].save("why.png")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        providers: Sequence[Any] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self._threads = _checked_threads(threads)
+        self._model, self._session, self._engine = open_engine(Path(path), ask(device, providers), self._threads)
+        self._targets = Targets(str(path), self.classes, self.class_count)
+        self._image_shape = self._model.image_shape
+        self._first_layer = self._model.fetched([0], "weights")
+
+    @property
+    def path(self) -> Path:
+        """The explained model's file."""
+        return self._model.path
+
+    @property
+    def providers(self) -> list[str]:
+        """Execution providers in use, the first one first."""
+        return list(self._session.get_providers())
+
+    @property
+    def signature(self) -> tuple[dict[str, tuple[Any, ...]], dict[str, tuple[Any, ...]]]:
+        """Shapes of inputs (but the target) and outputs by name; a text or None is an open dimension."""
+        inputs, outputs = (
+            {name: value.shape for name, value in part.items()} for part in (self._model.inputs, self._model.outputs)
+        )
+        return inputs, outputs
+
+    @property
+    def framework(self) -> str:
+        """Where the model came from: "keras", "torch" or "onnx"."""
+        return self._model.metadata.framework
+
+    @property
+    def precision(self) -> str:
+        """What the network computes in, "fp32" or "fp16"; its gradients are float32 always."""
+        return self._model.metadata.precision
+
+    @property
+    def layer(self) -> str:
+        """Name of the explained layer, the first of several."""
+        return self._model.metadata.layers[0]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of all explained layers."""
+        return self._model.metadata.layers
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Methods that this file can be explained by: all of them where it gives full gradients."""
+        return self._model.methods
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Layers that `export` could have explained, from the last to the first."""
+        return self._model.metadata.candidates
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names by index, None where `export` was given none."""
+        return self._model.metadata.classes
+
+    @property
+    def class_count(self) -> int:
+        """Number of classes."""
+        return self._model.class_count
+
+    @property
+    def input_layout(self) -> Layout:
+        """Order of the input's axes: "NHWC" or "NCHW"."""
+        return self._model.metadata.input_layout
+
+    @cached_property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the model's input, in pixels."""
+        return self._model.side("H"), self._model.side("W")
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How a picture becomes the model's input; None where the file does not say."""
+        return self._model.metadata.preprocessing
+
+    def prepare(self, images: ImageSource | Sequence[ImageSource]) -> Floats:
+        """Turn pictures into the model's input.
+
+        The whole picture is resized to the input's size, without cropping, so that heatmaps cover all of it.
+
+        Parameters
+        ----------
+        images
+            A path, PIL image or uint8 array (H,W,3), or a list that mixes them.
+
+        Returns
+        -------
+        ndarray
+            float32 (N,H,W,channels) or (N,channels,H,W), as the model takes it.
+
+        Raises
+        ------
+        ImageError
+            A picture cannot be read, or the file does not say how to preprocess.
+        """
+        return self._prepared([read_image(source) for source in _as_list(images)])
+
+    def _prepared(self, pictures: Sequence[Pixels]) -> Floats:
+        if self.preprocessing is None:
+            raise ImageError(
+                f"{self.path} does not say how a picture becomes the model's input: "
+                "export it again with preprocess=..., or give a preprocessed float32 batch"
+            )
+        return prepare(pictures, self.preprocessing, self.input_size, self.input_layout, self._model.side("C"))
+
+    @overload
+    def __call__(
+        self,
+        images: Images,
+        target: Target = ...,
+        *,
+        method: str = ...,
+        layer: str | Sequence[str] | None = ...,
+        size: str | tuple[int, int] = ...,
+        normalize: str | None = ...,
+        batch: int = ...,
+        on_device: Literal[False] = ...,
+    ) -> Explanation: ...
+
+    @overload
+    def __call__(
+        self,
+        images: Images,
+        target: Target = ...,
+        *,
+        method: str = ...,
+        layer: str | Sequence[str] | None = ...,
+        size: str | tuple[int, int] = ...,
+        normalize: str | None = ...,
+        batch: int = ...,
+        on_device: Literal[True],
+    ) -> DeviceExplanation: ...
+
+    def __call__(
+        self,
+        images: Images,
+        target: Target = None,
+        *,
+        method: str = DEFAULT_METHOD,
+        layer: str | Sequence[str] | None = None,
+        size: str | tuple[int, int] = "input",
+        normalize: str | None = "max",
+        batch: int = 16,
+        on_device: bool = False,
+    ) -> Explanation | DeviceExplanation:
+        """Score images and explain the scores.
+
+        Grad-CAM (Selvaraju et al. 2017, eq. 1 and 2): ReLU(sum over channels of alpha times activations), alpha being
+        the mean over the map of the gradient of the target's logit. The other methods weigh differently.
+
+        Parameters
+        ----------
+        images
+            A path, PIL image or uint8 array (H,W,3), a list that mixes them, or a preprocessed float32 batch. On CUDA
+            also an array on the device, of CuPy, torch or whatever has ``__dlpack__`` or ``__cuda_array_interface__``:
+            a preprocessed float32 batch, or uint8 pictures (N,H,W,3) of the input's size. It is not copied to the host.
+        target
+            What to explain: None, the top class; "top3" (any number), the best three; a class index or name; a list of
+            those, for every image; one list an image; or an array (N,K) of indices.
+        method
+            "gradcam"; or, with a file exported with ``gradients="full"``, "gradcam++" (Chattopadhay et al. 2018, eq. 5
+            and 19), "xgradcam" (Fu et al. 2020), "hirescam" (Draelos and Carin 2020) or "layercam" (Jiang et al. 2021,
+            eq. 5 and 6).
+        layer
+            Which of the file's layers, `layers`; None, the first. For a list of them the heatmap is the mean of theirs,
+            normalised again, and ``maps`` have the size of the largest.
+        size
+            Size of the heatmaps: "input", the model's input; "layer", the explained layer; or (height, width).
+        normalize
+            "max" divides each map by its maximum, "minmax" maps its range to 0..1, None leaves it raw.
+        batch
+            Largest number of images given to the model at once; bounds the memory. On CUDA a batch that does not fit
+            into the memory is halved, and so are all later ones.
+        on_device : bool
+            Leave the results on the CUDA device, for other libraries to take without a copy. For methods "gradcam" and
+            "hirescam", and one layer.
+
+        Returns
+        -------
+        Explanation
+            `DeviceExplanation` with ``on_device``.
+
+        Raises
+        ------
+        ImageError
+            An image cannot be read, or does not fit the model.
+        TargetError
+            A target does not exist.
+        LayerError
+            The file does not explain a layer.
+        ArgumentError
+            Another argument is wrong.
+        NonFiniteError
+            NaN or infinity in an image's scores, activations or gradients.
+        DeviceError
+            Not even one image fits into the device's memory.
+        """
+        chosen_size = self._checked_size(size)
+        normalization = _checked_normalize(normalize)
+        check_count("batch", batch)
+        fetched = self._first_layer
+        if layer is not None or method != DEFAULT_METHOD:
+            fetched = self._model.fetched([0] if layer is None else self._positions(layer), self._model.gives(method))
+        pictures, inputs = self._read(images)
+        if not pictures:
+            raise ImageError("there are no images to explain: the list or batch is empty")
+        targets = self._targets.resolve(target, len(pictures))
+        drawing = Drawing(fetched, method, normalization, chosen_size)
+        if on_device or isinstance(inputs, DeviceInputs):
+            return self._explain_on_device(inputs, pictures, targets, drawing, batch, on_device)
+        return self._explanation(self._engine.explain(inputs, targets, drawing, batch), pictures)
+
+    def _explain_on_device(
+        self,
+        inputs: Inputs | DeviceInputs,
+        pictures: list[Pixels | None],
+        targets: Indices,
+        drawing: Drawing,
+        batch: int,
+        on_device: bool,
+    ) -> Explanation | DeviceExplanation:
+        if not isinstance(self._engine, CudaEngine):
+            what = "the results" if on_device else "the images"
+            raise ArgumentError(
+                f"{what} cannot be on a GPU: the model runs on {self.providers[0]}. "
+                'Open Explainer(..., device="cuda"), or use arrays on the host'
+            )
+        results = self._engine.explain(inputs, targets, drawing, batch, on_device=on_device)
+        if not on_device:
+            return self._explanation(results, pictures)
+        return DeviceExplanation(*results, self.classes, self._model.metadata.score_activation)
+
+    def _explanation(self, results: Results, pictures: list[Pixels | None]) -> Explanation:
+        return Explanation(
+            heatmaps=results.heatmaps,
+            maps=results.maps,
+            targets=results.targets,
+            logits=results.logits,
+            images=pictures,
+            classes=self.classes,
+            score_activation=self._model.metadata.score_activation,
+        )
+
+    def _read(self, images: Any) -> tuple[list[Pixels | None], Inputs | DeviceInputs]:
+        """Return the pictures, None for those that were not given as such on the host, and what the engine takes."""
+        if isinstance(images, np.ndarray) and images.dtype.kind == "f":
+            tensor = self._checked_batch(images)
+            return [None] * len(tensor), Tensors(tensor)
+        if not isinstance(images, np.ndarray | list | tuple | str) and is_on_device(images):
+            count = self._count_on_device(images)
+            return [None] * count, DeviceInputs(images, count)
+        pictures = [read_image(source) for source in _as_list(images)]
+        if isinstance(self._engine, CudaEngine):
+            # What the file does not tell is found out before anything is enqueued.
+            self._prepared([])
+        return list(pictures), Pictures(pictures, self._prepared)
+
+    def _count_on_device(self, images: Any) -> int:
+        """Return the number of images in an array on a device, which fits the model."""
+        shape = tuple(int(side) for side in images.shape)
+        kind = str(images.dtype).rpartition(".")[2]  # torch has its own types: torch.float32
+        pixels = tuple(self._model.side(axis) for axis in "HWC")
+        shapes = {"float32": self._image_shape, "uint8": pixels}
+        if len(shape) != 4 or shape[1:] != shapes.get(kind):
+            raise ImageError(
+                f"the array on the device is {kind} {shape}; the model takes float32 "
+                f"(N, {_sides(self._image_shape)}), preprocessed, or uint8 (N, {_sides(pixels)})"
+            )
+        if kind == "uint8":
+            self._prepared([])
+        return shape[0]
+
+    def _positions(self, layer: str | Sequence[str]) -> list[int]:
+        """Return the numbers of the layers that are named."""
+        names = [layer] if isinstance(layer, str) else list(layer)
+        for name in names:
+            if name not in self.layers:
+                raise LayerError(
+                    f"{self.path} does not explain a layer {name!r}: {suggest(str(name), self.layers)}"
+                    f"Explained: {', '.join(self.layers)}"
+                )
+        if not names or len(set(names)) != len(names):
+            raise LayerError(f"layer={layer!r}: give a name, or a list of different ones")
+        return [self.layers.index(name) for name in names]
+
+    def _checked_size(self, size: Any) -> tuple[int, int] | None:
+        """Return the heatmaps' size, None for the layer's own."""
+        if isinstance(size, str) and size == "input":
+            return self.input_size
+        if isinstance(size, str) and size == "layer":
+            return None
+        numbers = tuple(size) if isinstance(size, Sequence | np.ndarray) and not isinstance(size, str) else ()
+        if len(numbers) == 2 and all(is_whole(number) and number > 0 for number in numbers):
+            height, width = int(numbers[0]), int(numbers[1])
+            if height * width <= LARGEST_HEATMAP:
+                return height, width
+        raise ArgumentError(f"size={size!r}: give 'input', 'layer' or (height, width), at least 1 each, 2**28 in all")
+
+    def _checked_batch(self, batch: npt.NDArray[Any]) -> Floats:
+        """Return a preprocessed batch as float32 of the model's shape."""
+        if batch.ndim != 4 or batch.shape[1:] != self._image_shape:
+            raise ImageError(
+                f"the batch has shape {batch.shape}; the model takes (N, {', '.join(map(str, self._image_shape))}), "
+                f"{self.input_layout}"
+            )
+        tensor = np.ascontiguousarray(batch, np.float32)
+        bad = kernels.first_not_finite(tensor)
+        if bad is not None:
+            raise ImageError(f"image {bad} of the batch holds NaN or infinity, or a number beyond float32")
+        return tensor
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return ", ".join(map(str, shape))
+
+
+_NORMALIZATIONS: dict[str | None, Normalize] = {"max": "max", "minmax": "minmax", None: None}
+
+
+def _checked_normalize(normalize: Any) -> Normalize:
+    if not isinstance(normalize, str | None) or normalize not in _NORMALIZATIONS:
+        raise ArgumentError(f"normalize={normalize!r}: choose 'max', 'minmax' or None")
+    return _NORMALIZATIONS[normalize]
+
+
+def _checked_threads(threads: int | None) -> int | None:
+    if threads is not None:
+        check_count("threads", threads)
+    return threads
+
+
+def check_count(name: str, number: int) -> None:
+    """Raise ArgumentError where the argument ``name`` is no whole number, at least 1."""
+    if not is_whole(number) or number < 1:
+        raise ArgumentError(f"{name}={number!r}: give a whole number, at least 1")
+
+
+def _as_list(images: Any) -> list[Any]:
+    """Return the single pictures: a list's items, an array's (N,H,W,3) rows, or the one that is given."""
+    if isinstance(images, np.ndarray):
+        return list(images) if images.ndim == 4 else [images]
+    return list(images) if isinstance(images, list | tuple) else [images]

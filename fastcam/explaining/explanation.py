@@ -1,0 +1,274 @@
+"""`Explanation`: what the model said about pictures, and why, ready to look at."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import kernels
+from ..errors import ArgumentError, MissingExtraError
+from ..pictures.reading import read_image
+from ..pictures.writing import palette, write_image
+from .devices.exchange import DeviceTensor
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+    from PIL import Image
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+Indices: TypeAlias = npt.NDArray[np.int64]
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | Pixels"
+
+
+@dataclass(frozen=True, eq=False)
+class ImageExplanation:
+    """What the model said about one image, and why.
+
+    Attributes
+    ----------
+    heatmaps : ndarray
+        (K,H,W) float32, one for each target.
+    maps : ndarray
+        (K,h,w) float32, the same at the size of the explained layer.
+    targets : ndarray
+        (K,) int64, the explained classes.
+    labels : list of str
+        Their names; the index as text where the model has no names.
+    logits : ndarray
+        (classes,) float32.
+    probabilities : ndarray
+        (classes,) float32.
+    image : ndarray or None
+        The picture, uint8 (H0,W0,3) RGB at its own size; None where the model's input was given directly.
+    """
+
+    heatmaps: Floats
+    maps: Floats
+    targets: Indices
+    labels: list[str]
+    logits: Floats
+    probabilities: Floats
+    image: Pixels | None
+
+    def overlay(
+        self, k: int = 0, *, colormap: str = "jet", alpha: float = 0.5, image: ImageSource | None = None
+    ) -> Pixels:
+        """Blend one heatmap over the picture.
+
+        Parameters
+        ----------
+        k : int
+            Which of the image's targets.
+        colormap : str
+            Name of a colour map of the cmap library, for example "jet", "viridis" or "inferno".
+        alpha : float
+            Opacity of the heatmap, 0..1.
+        image : optional
+            Another picture to draw on; needed where the model's input was given directly.
+
+        Returns
+        -------
+        ndarray
+            uint8 (H0,W0,3) RGB at the picture's own size.
+
+        Raises
+        ------
+        ArgumentError
+            ``k`` is out of range, the colour map unknown, or there is no picture.
+        """
+        if not is_whole(k) or not -len(self.maps) <= k < len(self.maps):
+            raise ArgumentError(f"k={k!r}: this image has {len(self.maps)} heatmaps, 0..{len(self.maps) - 1}")
+        picture = self.image if image is None else read_image(image)
+        if picture is None:
+            raise ArgumentError("the model's input was given directly, so there is no picture: pass overlay(image=...)")
+        drawn = kernels.colorize(
+            np.ascontiguousarray(_within_unit(self.maps[k])[None, None]),
+            picture[None],
+            palette=palette(colormap),
+            alpha=alpha,
+        )
+        overlay: Pixels = drawn[0, 0]
+        return overlay
+
+    def save(self, path: str | os.PathLike[str], k: int = 0, *, colormap: str = "jet", alpha: float = 0.5) -> None:
+        """Write one overlay as .png, .jpg or .webp.
+
+        Raises
+        ------
+        ArgumentError
+            As `overlay`, or an unknown suffix.
+        WriteError
+            The file cannot be written; nothing is left behind.
+        """
+        write_image(self.overlay(k, colormap=colormap, alpha=alpha), path)
+
+    def plot(self, *, colormap: str = "jet", alpha: float = 0.5) -> matplotlib.figure.Figure:
+        """Draw the picture and its overlays side by side, titled by class and probability.
+
+        Raises
+        ------
+        ArgumentError
+            There is no picture: the model's input was given directly.
+        MissingExtraError
+            matplotlib is not installed.
+        """
+        if self.image is None:
+            raise ArgumentError("the model's input was given directly, so there is no picture to plot")
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise MissingExtraError(f'plot() needs matplotlib ({error}): pip install "fastcam[demo]"') from error
+        overlays = [self.overlay(k, colormap=colormap, alpha=alpha) for k in range(len(self.maps))]
+        panels = [("image", self.image), *zip(self._titles(), overlays, strict=True)]
+        figure = Figure(figsize=(3.2 * len(panels), 3.6), layout="constrained")
+        for axes, (title, picture) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+            axes.imshow(picture)
+            axes.set_title(title, fontsize=10)
+            axes.set_axis_off()
+        return figure
+
+    def _titles(self) -> list[str]:
+        return [
+            f"{label}  {self.probabilities[target]:.1%}"
+            for label, target in zip(self.labels, self.targets, strict=True)
+        ]
+
+
+def is_whole(number: Any) -> bool:
+    """Whether it is an int, Python's or NumPy's."""
+    return isinstance(number, int | np.integer)
+
+
+def _within_unit(heatmap: Floats) -> Floats:
+    """Bring a raw map (normalize=None) into the 0..1 that colours need; normalised ones stay what they are."""
+    top = heatmap.max()
+    return heatmap / top if top > 0 else heatmap
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation(Sequence[ImageExplanation]):
+    """Scores and heatmaps of N images; a sequence of `ImageExplanation`.
+
+    Attributes
+    ----------
+    heatmaps : ndarray
+        (N,K,H,W) float32. With normalize "max" or "minmax" in 0..1; a map without positive evidence is all zeros.
+    maps : ndarray
+        (N,K,h,w) float32, the same at the size of the explained layer.
+    targets : ndarray
+        (N,K) int64.
+    logits : ndarray
+        (N,classes) float32, before softmax or sigmoid.
+    images : list
+        The pictures, uint8 (H0,W0,3), None where the model's input was given directly.
+    classes : tuple of str or None
+        Class names by index.
+    score_activation : {"softmax", "sigmoid", "none"}
+        What the source model made of its logits.
+    """
+
+    heatmaps: Floats
+    maps: Floats
+    targets: Indices
+    logits: Floats
+    images: list[Pixels | None]
+    classes: tuple[str, ...] | None
+    score_activation: str
+
+    @cached_property
+    def probabilities(self) -> Floats:
+        """(N,classes) float32: the softmax or sigmoid of the source model; softmax where it ended in logits."""
+        return _PROBABILITIES[self.score_activation](self.logits)
+
+    @cached_property
+    def labels(self) -> list[list[str]]:
+        """Class names of `targets`, one list an image; the index as text where the model has no names."""
+        name = str if self.classes is None else self.classes.__getitem__
+        return [[name(index) for index in row] for row in self.targets.tolist()]
+
+    def __len__(self) -> int:
+        return len(self.heatmaps)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return one image's part; a slice gives a list of them."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = range(len(self))[index]
+        return ImageExplanation(
+            heatmaps=self.heatmaps[position],
+            maps=self.maps[position],
+            targets=self.targets[position],
+            labels=self.labels[position],
+            logits=self.logits[position],
+            probabilities=self.probabilities[position],
+            image=self.images[position],
+        )
+
+    def __iter__(self) -> Iterator[ImageExplanation]:
+        return (self[i] for i in range(len(self)))
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceExplanation:
+    """Scores and heatmaps of N images in device memory: what ``Explainer(...)(..., on_device=True)`` gives.
+
+    The arrays are complete and own their memory. Other libraries take them without a copy: ``torch.from_dlpack``.
+
+    Attributes
+    ----------
+    heatmaps : DeviceTensor
+        (N,K,H,W) float32.
+    maps : DeviceTensor
+        (N,K,h,w) float32, the same at the size of the explained layer.
+    targets : DeviceTensor
+        (N,K) int64.
+    logits : DeviceTensor
+        (N,classes) float32, before softmax or sigmoid.
+    classes : tuple of str or None
+        Class names by index.
+    score_activation : {"softmax", "sigmoid", "none"}
+        What the source model made of its logits.
+    """
+
+    heatmaps: DeviceTensor
+    maps: DeviceTensor
+    targets: DeviceTensor
+    logits: DeviceTensor
+    classes: tuple[str, ...] | None
+    score_activation: str
+
+    def __len__(self) -> int:
+        return len(self.heatmaps)
+
+    def to_host(self) -> Explanation:
+        """Copy all of it to the host."""
+        return Explanation(
+            heatmaps=self.heatmaps.numpy(),
+            maps=self.maps.numpy(),
+            targets=self.targets.numpy(),
+            logits=self.logits.numpy(),
+            images=[None] * len(self),
+            classes=self.classes,
+            score_activation=self.score_activation,
+        )
+
+
+def _softmax(logits: Floats) -> Floats:
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float32)
+
+
+def _sigmoid(logits: Floats) -> Floats:
+    # exp of a negative number only: exp(-x) would overflow for large negative logits.
+    small = np.exp(-np.abs(logits))
+    return np.asarray(np.where(logits >= 0, 1 / (1 + small), small / (1 + small)), np.float32)
+
+
+_PROBABILITIES = {"softmax": _softmax, "sigmoid": _sigmoid, "none": _softmax}

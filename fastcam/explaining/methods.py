@@ -1,0 +1,92 @@
+"""The CAM family: each method is a formula that weighs activations by gradients.
+
+y is the logit of the target, A the activations (C,h,w) of the explained layer, g = dy/dA. Every map is
+ReLU(sum over channels of weight * A); the methods differ in the weight. One weight a channel suppresses what a channel
+shows elsewhere less than one weight an element, which in turn follows single, noisy gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ArgumentError, suggest
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of `METHODS`.
+
+    Attributes
+    ----------
+    weighting : {"channel", "element"}
+        Whether there is one weight for each channel, (N,K,C), or one for each activation, (N,K,C,h,w).
+    weights : callable
+        Of activations (N,C,h,w) and gradients (N,K,C,h,w), both float32.
+    source : str
+        Paper, and equation of the weights.
+    """
+
+    weighting: Literal["channel", "element"]
+    weights: Callable[[Floats, Floats], Floats]
+    source: str
+
+
+def _mean(activations: Floats, gradients: Floats) -> Floats:
+    return np.asarray(gradients.mean(axis=(3, 4)))
+
+
+def _second_order(activations: Floats, gradients: Floats) -> Floats:
+    """Weigh each positive gradient by g^2 / (2 g^2 + sum(A) g^3), 0 where there is nothing to divide by.
+
+    The paper's exp(y) is left out: it is one factor for the whole map.
+    """
+    # float64: an infinite denominator would make a silent 0 of the weight.
+    total = activations.sum(axis=(2, 3), dtype=np.float64)[:, None, :, None, None]
+    square = np.square(gradients, dtype=np.float64)
+    denominator = 2 * square + total * square * gradients
+    share = np.divide(square, denominator, out=np.zeros_like(square), where=denominator != 0)
+    return np.asarray((share * np.maximum(gradients, 0)).sum(axis=(3, 4)), np.float32)
+
+
+def _activation_share(activations: Floats, gradients: Floats) -> Floats:
+    """Average the gradients by each activation's share in its channel; 0 for a channel that adds up to 0."""
+    total = activations.sum(axis=(2, 3), keepdims=True, dtype=np.float64)
+    share = np.divide(activations, total, out=np.zeros(activations.shape), where=total != 0)
+    return np.asarray(np.einsum("nkchw,nchw->nkc", gradients, share), np.float32)
+
+
+def _each(activations: Floats, gradients: Floats) -> Floats:
+    return gradients
+
+
+def _each_positive(activations: Floats, gradients: Floats) -> Floats:
+    return np.maximum(gradients, 0)
+
+
+METHODS: dict[str, Method] = {
+    "gradcam": Method("channel", _mean, "Selvaraju et al. 2017, Grad-CAM, eq. 1"),
+    "gradcam++": Method("channel", _second_order, "Chattopadhay et al. 2018, Grad-CAM++, eq. 5 and 19"),
+    "xgradcam": Method("channel", _activation_share, "Fu et al. 2020, Axiom-based Grad-CAM (XGrad-CAM)"),
+    "hirescam": Method("element", _each, "Draelos and Carin 2020, HiResCAM"),
+    "layercam": Method("element", _each_positive, "Jiang et al. 2021, LayerCAM, eq. 5 and 6"),
+}
+
+
+def find_method(name: str) -> Method:
+    """Return the method called ``name``.
+
+    Raises
+    ------
+    ArgumentError
+        There is none.
+    """
+    if name not in METHODS:
+        raise ArgumentError(f"method={name!r}: {suggest(str(name), METHODS)}choose one of {', '.join(METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,294 @@
+"""Where a model is to run: devices by name, ONNX Runtime's providers for them, and what keeps them from starting."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import io
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from ..errors import ArgumentError, DeviceError, FastcamError, MissingExtraError
+from . import tensorrt
+from .devices import NO_KERNELS, find_backend
+
+Provider: TypeAlias = "tuple[str, dict[str, Any]]"
+
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+_KINDS = {CUDA: "cuda", TENSORRT: "tensorrt"}
+
+# TF32 rounds float32 products to 10 bits of mantissa, and is ONNX Runtime's default: heatmaps would differ from the
+# CPU's in the third digit.
+_CUDA_DEFAULTS = {"use_tf32": "0"}
+
+_INSTALL = 'pip uninstall onnxruntime, then pip install "fastcam[gpu]"'
+_CUDNN = {"linux": "libcudnn.so.9", "win32": "cudnn64_9.dll"}
+_DRIVER = {"linux": "libcuda.so.1", "win32": "nvcuda.dll"}
+_NOTHING_VISIBLE = 100  # CUDA_ERROR_NO_DEVICE
+
+
+class Request(NamedTuple):
+    """Where the caller wants the model to run.
+
+    Attributes
+    ----------
+    kind : {"auto", "cpu", "cuda", "tensorrt"}
+        "cpu" stands for every provider whose results ONNX Runtime brings to the host.
+    number : int
+        Number of the device.
+    providers : list of (str, dict)
+        Providers that the caller named, with options; empty where a device was named.
+    """
+
+    kind: str
+    number: int
+    providers: list[Provider]
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message."""
+        return self.providers[0][0] if self.providers else f'device="{self.kind}"'
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How to open the session.
+
+    Attributes
+    ----------
+    model : Path
+        The file to open.
+    providers : list of (str, dict)
+    building : callable
+        Gives the context to open the session in.
+    largest_batch, largest_targets : int or None
+        Limits of one run.
+    """
+
+    model: Path
+    providers: list[Provider]
+    building: Callable[[], AbstractContextManager[None]] = nullcontext
+    largest_batch: int | None = None
+    largest_targets: int | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why CUDA cannot be used.
+
+    Attributes
+    ----------
+    reason : str
+        What is missing and what to do.
+    is_loss : bool
+        Whether a device of NVIDIA's is there and goes unused.
+    """
+
+    reason: str
+    is_loss: bool
+
+
+def ask(device: str, providers: Sequence[Any] | None) -> Request:
+    """Read the arguments of `Explainer`.
+
+    Raises
+    ------
+    ArgumentError
+        They name nothing that is known.
+    """
+    if providers is not None:
+        return _named_providers(providers)
+    match = re.fullmatch(r"(auto|cpu|cuda|tensorrt)|(cuda|tensorrt):(\d{1,3})", device) if _is_text(device) else None
+    if match is None:
+        raise ArgumentError(
+            f"device={device!r} is not known; choose one of {', '.join(map(repr, DEVICES))} "
+            "(a second GPU is 'cuda:1'), or name ONNX Runtime's execution providers=[...]"
+        )
+    return Request(match[1] or match[2], int(match[3] or 0), [])
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _named_providers(providers: Sequence[Any]) -> Request:
+    if isinstance(providers, str) or not providers or not all(map(_names_a_provider, providers)):
+        raise ArgumentError(f"providers={providers!r}: give a list of names, or of pairs of a name and its options")
+    pairs = [(item, {}) if isinstance(item, str) else (item[0], dict(item[1])) for item in providers]
+    kind = _KINDS.get(pairs[0][0], "cpu")
+    if kind == "cpu":
+        return Request(kind, 0, pairs)
+    options = pairs[0][1]
+    if "user_compute_stream" in options:
+        raise ArgumentError(f"providers: {pairs[0][0]} works on the Explainer's stream: leave user_compute_stream out")
+    if str(options.get("trt_cuda_graph_enable", "0")).lower() in ("1", "true"):
+        raise ArgumentError("providers: trt_cuda_graph_enable holds one graph, whatever the batch: leave it out")
+    index = str(options.get("device_id", 0))
+    if not index.isdecimal():
+        raise ArgumentError(f"providers: device_id {index!r} is no number")
+    return Request(kind, int(index), pairs)
+
+
+def _names_a_provider(item: Any) -> bool:
+    return isinstance(item, str) or (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str))
+
+
+def place(request: Request, path: Path, stream: int) -> Placement:
+    """Return how to open the session for a request that is decided, with ``stream`` to work on."""
+    return DEVICES[request.kind](request, path, stream)
+
+
+def _place_on_cpu(request: Request, path: Path, stream: int) -> Placement:
+    return Placement(path, request.providers or [(CPU, {})])
+
+
+def _place_on_cuda(request: Request, path: Path, stream: int) -> Placement:
+    return Placement(path, _completed(request.providers or [(CUDA, {})], request.number, stream))
+
+
+def _place_on_tensorrt(request: Request, path: Path, stream: int) -> Placement:
+    plan = tensorrt.plan(path, device_id=request.number, stream=stream)
+    own = dict(request.providers)
+    planned = dict(plan.providers)
+    streams = {"user_compute_stream", "has_user_compute_stream"}
+    ours = [
+        (name, {**options, **own.get(name, {}), **{key: options[key] for key in streams & options.keys()}})
+        for name, options in plan.providers
+    ]
+    return Placement(
+        plan.model,
+        ours + [(name, options) for name, options in request.providers if name not in planned],
+        plan.building,
+        plan.batches.largest,
+        plan.targets.largest,
+    )
+
+
+def find_tensorrt_problem(index: int) -> str | None:
+    """Return why TensorRT cannot be used where CUDA can, None where nothing speaks against it."""
+    try:
+        tensorrt.this_machine(index)
+    except FastcamError as error:
+        return str(error)
+    return None
+
+
+DEVICES: dict[str, Callable[[Request, Path, int], Placement]] = {
+    "auto": _place_on_cpu,
+    "cpu": _place_on_cpu,
+    "cuda": _place_on_cuda,
+    "tensorrt": _place_on_tensorrt,
+}
+
+
+def _completed(providers: list[Provider], index: int, stream: int) -> list[Provider]:
+    """Return the providers with fastcam's options where the caller gave none, on the Explainer's stream."""
+    ours = {**_CUDA_DEFAULTS, "device_id": str(index)}
+    own = {"user_compute_stream": str(stream)}
+    return [(name, {**ours, **options, **own} if name in _KINDS else options) for name, options in providers]
+
+
+def find_problem(index: int) -> Problem | None:
+    """Return why CUDA device number ``index`` cannot be used, None where nothing speaks against it."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        return Problem("the environment variable CUDA_VISIBLE_DEVICES hides every device", is_loss=False)
+    visible = _sees_device()
+    reason = next((reason for check in _CHECKS if (reason := check(index)) is not None), None)
+    return None if reason is None else Problem(reason, is_loss=visible)
+
+
+def _sees_device() -> bool:
+    """Whether an NVIDIA device is given to this process; a card without a driver is not."""
+    if sys.platform == "win32":
+        return _loads(_DRIVER["win32"]) is None
+    nodes = [path for pattern in ("nvidia[0-9]*", "nvhost-gpu") for path in Path("/dev").glob(pattern)]
+    return bool(nodes) or (Path("/dev/dxg").exists() and _loads(_DRIVER["linux"]) is None)
+
+
+def _no_driver(index: int) -> str | None:
+    problem = _loads(_DRIVER.get(sys.platform, ""))
+    return problem and f"there is no NVIDIA driver ({problem}): install it, or give the container its GPUs (--gpus all)"
+
+
+def _no_provider(index: int) -> str | None:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError(
+            f'Explainer needs onnxruntime ({error}): pip install "fastcam[cpu]" or "fastcam[gpu]"'
+        ) from error
+    if CUDA in onnxruntime.get_available_providers():
+        return None
+    return f"this ONNX Runtime has no {CUDA}: {_INSTALL}"
+
+
+def _no_kernels(index: int) -> str | None:
+    return NO_KERNELS if find_backend() is None else None
+
+
+def _no_device(index: int) -> str | None:
+    driver = ctypes.CDLL(_DRIVER[sys.platform])
+    count = ctypes.c_int()
+    status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if status and status != _NOTHING_VISIBLE:
+        return f"the NVIDIA driver does not start (CUDA error {status}): see whether nvidia-smi runs"
+    if index < count.value:
+        return None
+    return f"there is no CUDA device {index}: the driver shows {count.value}, numbered from 0"
+
+
+def _no_cudnn(index: int) -> str | None:
+    import onnxruntime
+
+    # Wheels keep CUDA's libraries where the system does not look. It prints what it does not find.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
+        onnxruntime.preload_dlls()
+    problem = _loads(_CUDNN[sys.platform])
+    return problem and f'cuDNN 9 is missing ({problem}): pip install "fastcam[gpu]", or install it with the system'
+
+
+# In the order in which they can be answered; the first that says something is the reason.
+_CHECKS: tuple[Callable[[int], str | None], ...] = (_no_driver, _no_provider, _no_kernels, _no_device, _no_cudnn)
+
+
+def _loads(library: str) -> str | None:
+    """Return why a library cannot be loaded, None where it can."""
+    try:
+        ctypes.CDLL(library)
+    except OSError as error:
+        return str(error)
+    return None if library else "NVIDIA has none for this system"
+
+
+def refuse(request: Request) -> None:
+    """Raise DeviceError where the device that is asked for cannot be used."""
+    problem = find_problem(request.number)
+    if problem is not None:
+        raise DeviceError(f"{request.name} could not start: {problem.reason}")
+
+
+def choose(request: Request) -> Request:
+    """Decide what "auto" means here: CUDA where it can be used, else the CPU.
+
+    Warns, once in a process, where a device is there and cannot be used. Nothing is lost where there is none.
+    """
+    problem = find_problem(request.number)
+    if problem is None:
+        return request._replace(kind="cuda")
+    if problem.is_loss:
+        warn_of_cpu(problem.reason)
+    return request._replace(kind="cpu")
+
+
+@functools.cache
+def warn_of_cpu(reason: str) -> None:
+    """Say once that, and why, models run on the CPU although there is a GPU."""
+    warnings.warn(f'the model runs on the CPU, not on the GPU: {reason}. device="cpu" asks for that', stacklevel=2)

@@ -1,0 +1,123 @@
+"""Sessions of ONNX Runtime, opened so that nothing falls back silently."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DeviceError, MissingExtraError, ModelError
+from ..files import why_no_file
+from .providers import CPU, CUDA, TENSORRT, Placement, Provider
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_NO_FALLBACK = "session.disable_cpu_ep_fallback"
+_FELL_BACK = "explicitly disabled by the user"
+_TELL_PLACES = "session.record_ep_graph_assignment_info"
+# What computes shapes: ONNX Runtime keeps these few integers on the host, where the next op needs them.
+_SHAPE_OPS = frozenset(
+    "Add Cast Concat Constant ConstantOfShape Div Equal Gather Max Min Mul Range ReduceProd Reshape Shape Size Slice "
+    "Squeeze Sub Unsqueeze Where".split()
+)
+
+
+def open_session(path: Path, placement: Placement, threads: int | None) -> onnxruntime.InferenceSession:
+    """Open a session whose first provider is really in use.
+
+    On CUDA the whole network runs on the device. The CPU takes over ops only where the caller's ``providers`` list it;
+    else a warning names them.
+
+    Parameters
+    ----------
+    path : Path
+        What to call the file.
+    placement : Placement
+    threads : int or None
+
+    Raises
+    ------
+    MissingExtraError
+        ONNX Runtime is not installed.
+    ModelError
+        The file is missing, or ONNX Runtime cannot load it.
+    DeviceError
+        A provider is missing or could not start.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError(
+            f'Explainer needs onnxruntime ({error}): pip install "fastcam[cpu]" or "fastcam[gpu]"'
+        ) from error
+    reason = why_no_file(path)
+    if reason is not None:
+        raise ModelError(f"{path}: {reason}")
+    names = [name for name, _ in placement.providers]
+    missing = [name for name in names if name not in onnxruntime.get_available_providers()]
+    if missing:
+        raise DeviceError(
+            f"ONNX Runtime has no {', '.join(missing)} here; it has {', '.join(onnxruntime.get_available_providers())}"
+        )
+    strict = names[0] in (CUDA, TENSORRT) and CPU not in names
+    try:
+        with placement.building():
+            whole = _create_whole(placement, threads) if strict else None
+            session = whole or _create(placement, threads, {_TELL_PLACES: "1"} if strict else {})
+    except Exception as error:  # ONNX Runtime's exception classes derive from Exception directly
+        # What it says of a model is no RuntimeError; a provider that does not start is.
+        if isinstance(error, RuntimeError | ValueError) and names[0] in (CUDA, TENSORRT):
+            raise DeviceError(f"{names[0]} could not start: {error}") from error
+        raise ModelError(
+            f"{path}: ONNX Runtime cannot load this model: {error}. Give a file of fastcam.export"
+        ) from error
+    if session.get_providers()[0] != names[0]:
+        raise DeviceError(f"{names[0]} could not start: ONNX Runtime fell back to {session.get_providers()[0]}")
+    if strict and whole is None:
+        _warn_of_ops(path, names[0], session)
+    return session
+
+
+def _create_whole(placement: Placement, threads: int | None) -> onnxruntime.InferenceSession | None:
+    """Return a session that leaves nothing to the CPU; None where it would have to."""
+    try:
+        return _create(placement, threads, {_NO_FALLBACK: "1"}, severity=4)
+    except Exception as error:
+        if _FELL_BACK in str(error):
+            return None
+        raise
+
+
+def _create(
+    placement: Placement, threads: int | None, entries: dict[str, str], severity: int = 3
+) -> onnxruntime.InferenceSession:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # Errors only: that `target` may be left out is a warning to ONNX Runtime, and the point to us.
+    options.log_severity_level = severity
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+    providers = [_plain(provider) for provider in placement.providers]
+    # Its own fallback would try the CPU, against our options, and bury why the provider does not start.
+    return onnxruntime.InferenceSession(placement.model, options, providers=providers, enable_fallback=0)
+
+
+def _plain(provider: Provider) -> Any:
+    name, options = provider
+    return (name, options) if options else name
+
+
+def _warn_of_ops(path: Path, provider: str, session: onnxruntime.InferenceSession) -> None:
+    """Name the ops that run on the CPU, with a copy each way; shapes are computed there anyway."""
+    tell = getattr(session, "get_provider_graph_assignment_info", list)  # since ONNX Runtime 1.24
+    ops = {node.op_type for part in tell() if part.ep_name == CPU for node in part.get_nodes()} - _SHAPE_OPS
+    if ops:
+        warnings.warn(
+            f"{path}: {provider} has no kernels for {', '.join(sorted(ops))}, which run on the CPU, with copies. "
+            f"List {CPU} in providers=[...] to accept that",
+            stacklevel=2,
+        )

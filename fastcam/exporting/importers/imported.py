@@ -1,0 +1,152 @@
+"""What every importer hands over, and what it settles before: one image, one vector of scores."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ...errors import ModelError, suggest
+from ...graph import Dim, Graph, TensorType
+from ...preprocessing import Preprocessing
+
+MINIMUM_OPSET = 18
+MAXIMUM_OPSET = 20
+# ONNX Runtime's CUDA provider runs MaxPool, Elu and Selu up to opset 21 only; 18 is the lowest with the ops we emit.
+TARGET_OPSET = 18
+
+# The name of an open batch.
+BATCH = "batch"
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """How to read a model that can be read in more than one way.
+
+    Attributes
+    ----------
+    output : str or None
+        The output with the scores, where there are several.
+    input_size : (int, int) or None
+        Height and width for a model that leaves them open.
+    example_input : object
+        An image batch to trace a torch module with.
+    """
+
+    output: str | None = None
+    input_size: tuple[int, int] | None = None
+    example_input: Any = None
+
+
+@dataclass
+class ImportedModel:
+    """The forward pass of a classifier.
+
+    Attributes
+    ----------
+    graph : Graph
+        One input (the images), one output (the scores).
+    framework : str
+        "keras", "onnx" or "torch".
+    layers : dict of str to str
+        Value name of every framework layer's output that the graph computes, in the order of the forward pass.
+    preprocessing : str, Preprocessing or None
+        What the architecture, or this very model, is known to be trained with; None where that is not known.
+    classes : tuple of str or None
+        Names by class index, where the model knows them.
+    notes : list of str
+        What was done to the model, or left as it was, that its owner may want to know; a sentence each.
+    """
+
+    graph: Graph
+    framework: str
+    layers: dict[str, str] = field(default_factory=dict)
+    preprocessing: str | Preprocessing | None = None
+    classes: tuple[str, ...] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def logging_from(level: int, *names: str) -> Iterator[None]:
+    """Keep what these loggers say below ``level`` out of the user's log: a converter's remarks on itself."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, before in zip(loggers, levels, strict=True):
+            logger.setLevel(before)
+
+
+def settle_signature(graph: Graph, options: ImportOptions) -> None:
+    """Leave the graph one output, and one image input of fixed size whose open batch has a name.
+
+    Raises
+    ------
+    ModelError
+        When there are several outputs or inputs to choose from, or the input is no image.
+    """
+    graph.outputs = [choose_output(graph.outputs, options.output)]
+    graph.prune()
+    if len(graph.inputs) != 1:
+        raise ModelError(f"the model has {len(graph.inputs)} inputs {list(graph.inputs)}: fastcam explains one image")
+    (name, type_) = next(iter(graph.inputs.items()))
+    if type_.dtype != np.float32 or len(type_.shape) != 4:
+        raise ModelError(
+            f"input {name!r} is {type_.dtype} of shape {type_.shape}: "
+            "an image classifier takes float32 (N,H,W,3) or (N,3,H,W)"
+        )
+    batch, *image = type_.shape
+    settled = (batch if isinstance(batch, int) else BATCH, *_with_size(name, image, options.input_size))
+    if settled != type_.shape:
+        graph.inputs[name] = TensorType(type_.dtype, settled)
+        # What was declared of the outputs may hold for the open sizes only.
+        graph.types = {}
+        graph.infer_types()
+
+
+def choose_output(outputs: list[str], wanted: str | None) -> str:
+    """Return the output called ``wanted``; None for the only one. Raises ModelError."""
+    if wanted in outputs:
+        return str(wanted)
+    if wanted is not None:
+        raise ModelError(f"the model has no output {wanted!r}: {suggest(wanted, outputs)}Outputs: {_listed(outputs)}")
+    if len(outputs) != 1:
+        raise ModelError(
+            f"the model has {len(outputs)} outputs, {_listed(outputs)}: name the one that holds the scores, "
+            f"for example output={outputs[0]!r}"
+        )
+    return outputs[0]
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def _with_size(name: str, image: list[Dim], size: tuple[int, int] | None) -> tuple[Dim, ...]:
+    """Return the three axes of an image behind the batch, with open heights and widths set."""
+    open_axes = [axis for axis in range(3) if not isinstance(image[axis], int)]
+    channels = next((axis for axis in (0, 2) if image[axis] in (1, 3)), None)
+    if not open_axes and size is None:
+        return tuple(image)
+    if channels is None:
+        raise ModelError(
+            f"input {name!r} has the open shape {('batch', *image)}: fix its channels, for example with "
+            "onnx.tools.update_model_dims, or where the model is exported"
+        )
+    if size is None:
+        raise ModelError(
+            f"input {name!r} has the open shape {('batch', *image)}: say which height and width to explain it at, "
+            "for example input_size=(224, 224)"
+        )
+    for axis, length in zip([axis for axis in range(3) if axis != channels], size, strict=True):
+        if axis not in open_axes and image[axis] != length:
+            raise ModelError(f"input {name!r} has the fixed shape {('batch', *image)}, not input_size={size}")
+        image[axis] = length
+    return tuple(image)

@@ -1,0 +1,347 @@
+"""Keras models and files into a clean `Graph` of the forward pass.
+
+The models are traced as a function whose weights are *arguments*: the converter then never sees 500 MB of constants,
+and the whole process stays below 3 GB where handing it the model itself takes more than 21 GB. The weights join as
+NumPy arrays afterwards, and what is left on them (Reshape, Squeeze, Transpose, BatchNorm arithmetic) is folded.
+
+TensorFlow and tf2onnx are imported here, when a Keras model arrives, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import os
+import re
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from ...errors import MissingExtraError, ModelError
+from ...graph import Graph, from_model, static_dims
+from ...labels import MEMBER as LABELS
+from ...labels import read_labels
+from .imported import TARGET_OPSET, ImportedModel, ImportOptions, logging_from, settle_signature
+from .keras_calls import LayerCall, choose_output, name_tensors, recorded_calls
+from .precision import widen_to_float32
+
+
+def is_keras(model: object) -> bool:
+    """Tell a Keras model without importing Keras."""
+    return any(base.__module__.startswith(("keras.", "keras_")) for base in type(model).__mro__)
+
+
+def read_keras(path: Path, options: ImportOptions) -> ImportedModel:
+    """Import a .keras or .h5 file; raises ModelError, MissingExtraError."""
+    with _keras_extra():
+        import keras
+    try:
+        model = _load_keras(keras, path)
+    except Exception as error:  # zipfile, h5py, json and Keras each raise their own
+        raise ModelError(f"{path}: Keras cannot load this model: {error}") from error
+    imported = import_keras(model, options)
+    labels = read_labels(path)
+    if labels is not None:
+        imported.classes, imported.preprocessing = labels.classes, labels.preprocessing
+    return imported
+
+
+def _load_keras(keras: Any, path: Path) -> Any:
+    """Load a Keras file.
+
+    Keras reads the weights of a .keras archive into memory before it assigns them, a third copy that takes a VGG16 to
+    3.2 GB. Extracted to disk first, it peaks at 2.7 GB.
+    """
+    members = _archive_members(path)
+    if members - {LABELS} != {"metadata.json", "config.json", "model.weights.h5"}:
+        return keras.models.load_model(path, compile=False)
+    with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
+        config = {**json.loads(archive.read("config.json")), "compile_config": None}
+        model = keras.models.model_from_json(json.dumps(config))
+        model.load_weights(archive.extract("model.weights.h5", folder))
+    return model
+
+
+def _archive_members(path: Path) -> set[str]:
+    if not zipfile.is_zipfile(path):
+        return set()
+    with zipfile.ZipFile(path) as archive:
+        return set(archive.namelist())
+
+
+def import_keras(model: Any, options: ImportOptions) -> ImportedModel:
+    """Import a Keras model; raises ModelError, MissingExtraError."""
+    with _keras_extra():
+        import keras
+        import tensorflow as tf
+        import tf2onnx
+    if keras.backend.backend() != "tensorflow":
+        raise ModelError(
+            f"Keras runs on {keras.backend.backend()!r} here: export needs its TensorFlow backend. "
+            "Save the model, set KERAS_BACKEND=tensorflow, and export the saved file."
+        )
+    variables = [model.trainable_variables, model.non_trainable_variables]
+    specs = [
+        [tf.TensorSpec(variable.shape, variable.dtype, name=f"{kind}_{index}") for index, variable in enumerate(group)]
+        for kind, group in zip(("trainable", "fixed"), variables, strict=True)
+    ]
+    image = tf.TensorSpec(_image_shape(keras, model, options.input_size), tf.float32, name=_input_name(model))
+    calls: list[LayerCall] = []
+
+    def forward(images: Any, trainable: Any, fixed: Any) -> Any:
+        calls.clear()
+        values = list(zip([*variables[0], *variables[1]], [*trainable, *fixed], strict=True))
+        scope = keras.StatelessScope(values)
+        with recorded_calls(keras, calls), _inlined_functions(tf), scope, tf.name_scope(_SCOPE):
+            outputs = model(images, training=False)
+        return choose_output(keras, outputs, calls, getattr(model, "output_names", None) or [], options.output)
+
+    signature = [image, *specs]
+    function = tf.function(forward, input_signature=signature, autograph=False)
+    with logging_from(logging.WARNING, tf2onnx.__name__), _whole_einsums():
+        proto, _ = tf2onnx.convert.from_function(
+            function, input_signature=signature, opset=TARGET_OPSET, custom_op_handlers={"Erfc": (_convert_erfc, [])}
+        )
+    _refuse_foreign_ops(proto)
+    graph = from_model(proto)
+    arguments = zip([*specs[0], *specs[1]], [*variables[0], *variables[1]], strict=True)
+    # Tensors that layers hold outside their variables (Normalization's mean) arrive as further inputs.
+    captures = function.get_concrete_function().graph.captures
+    known = {spec.name: variable for spec, variable in arguments} | {inner.name: outer for outer, inner in captures}
+    for name, value in known.items():
+        if graph.inputs.pop(name, None) is not None:
+            graph.constants[name] = np.asarray(value)
+    notes = _widen(graph, calls)
+    _size_resizes(graph)
+    settle_signature(graph, ImportOptions())
+    tensors = name_tensors(calls)
+    layers = _name_values(graph, {layer: _source_tensor(tensor).name for layer, tensor in tensors.items()})
+    graph.maps = _map_sizes(keras, {layers[layer]: tensor for layer, tensor in tensors.items() if layer in layers})
+    return ImportedModel(graph, "keras", layers, _known_preprocessing(graph, layers), notes=notes)
+
+
+def _widen(graph: Graph, calls: list[LayerCall]) -> list[str]:
+    """Widen what computes in 16 bits; return the note that says so."""
+    half_dtypes = sorted({call.half_dtype for call in calls if call.half_dtype})
+    if not widen_to_float32(graph) and not half_dtypes:
+        return []
+    return [f"The model computes in {' and '.join(half_dtypes) or '16 bits'}: it is exported in float32."]
+
+
+def _size_resizes(graph: Graph) -> None:
+    """Give every Resize the size that it had: the converter writes its scale, and 24 * float32(17 / 24) is below 17."""
+    for node in graph.nodes:
+        scales = graph.constants[node.input[2]] if node.op_type == "Resize" and len(node.input) == 3 else np.ones(0)
+        axes = [axis for axis, scale in enumerate(scales) if scale != 1]
+        if not axes:
+            continue
+        try:
+            before = static_dims(graph, node.input[0], axes)
+        except ModelError as error:
+            raise ModelError(
+                f"the model resizes a picture ({node.output[0]!r}) whose size is computed while it runs: use "
+                "keras.layers.Resizing without crop_to_aspect_ratio"
+            ) from error
+        sizes = np.array([round(size * float(scales[axis])) for axis, size in zip(axes, before, strict=True)], np.int64)
+        node.input[2] = ""
+        node.input.append(graph.emit_constant(sizes, stem="sizes"))
+        node.attribute.append(helper.make_attribute("axes", axes))
+        graph.infer_types()
+
+
+def _refuse_foreign_ops(model: onnx.ModelProto) -> None:
+    """The converter hands TensorFlow ops that it does not know on under their own names."""
+    foreign = {node.op_type for node in model.graph.node if not node.domain and not onnx.defs.has(node.op_type)}
+    if foreign:
+        raise ModelError(
+            f"tf2onnx has no ONNX for TensorFlow's {', '.join(sorted(foreign))}: replace the layers that use it"
+        )
+
+
+def _image_shape(keras: Any, model: Any, input_size: tuple[int, int] | None) -> tuple[int | None, ...]:
+    """Return the shape of a batch of images, all but the batch fixed."""
+    shapes = _input_shapes(keras, model)
+    if not shapes:
+        raise ModelError(
+            "the Keras model does not know its input: build it with keras.Input((height, width, channels)), "
+            "or call it once on an image"
+        )
+    if len(shapes) != 1:
+        raise ModelError(f"the Keras model has {len(shapes)} inputs: fastcam explains one image input")
+    (shape,) = shapes
+    if len(shape) != 4:
+        raise ModelError(f"the Keras model's input has shape {shape}: an image batch has 4 axes, (N,H,W,C)")
+    if input_size is not None:
+        shape = _with_size(shape, input_size, first=1 if keras.config.image_data_format() == "channels_last" else 2)
+    if None in shape[1:]:
+        raise ModelError(
+            f"the Keras model's input has shape {shape}: give input_size=(height, width), or build it with a fixed "
+            "(height, width, channels), for example input_shape=(224, 224, 3)"
+        )
+    return (None, *shape[1:])
+
+
+def _input_shapes(keras: Any, model: Any) -> list[tuple[int | None, ...]]:
+    """Return the shape of every input: as declared, or as a subclassed model met it in its first call."""
+    inputs = getattr(model, "inputs", None) or []
+    for tensor in inputs:
+        if not keras.backend.is_float_dtype(tensor.dtype):
+            raise ModelError(
+                f"the Keras model's input {tensor.name!r} is {tensor.dtype}, and explaining takes float32 images: "
+                'build the model with keras.Input(shape, dtype="float32")'
+            )
+    if inputs or not isinstance(model, keras.Model) or not model.built:
+        return [tuple(tensor.shape) for tensor in inputs]
+    shapes: list[tuple[int | None, ...]] = []
+    keras.tree.map_shape_structure(lambda shape: shapes.append(tuple(shape)), model.get_build_config() or {})
+    return shapes
+
+
+def _with_size(shape: tuple[int | None, ...], size: tuple[int, int], first: int) -> tuple[int | None, ...]:
+    """Put height and width where ``shape`` is open; where it is not it must hold the same."""
+    fixed = (*shape[:first], *size, *shape[first + 2 :])
+    if any(old not in (None, new) for old, new in zip(shape, fixed, strict=True)):
+        raise ModelError(f"input_size={size} does not fit the Keras model's input of shape {shape}")
+    return fixed
+
+
+def _input_name(model: Any) -> str:
+    inputs = getattr(model, "inputs", None)
+    return str(inputs[0].name).split(":")[0] if inputs else "images"
+
+
+@contextlib.contextmanager
+def _keras_extra() -> Iterator[None]:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(
+            f'exporting a Keras model needs tensorflow and tf2onnx ({error}): pip install "fastcam[keras]"'
+        ) from error
+
+
+@contextlib.contextmanager
+def _inlined_functions(tf: Any) -> Iterator[None]:
+    """Trace functions within functions in place: the converter does not look into calls (Keras' depthwise Conv)."""
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
+
+
+def _convert_erfc(context: Any, node: Any, name: str, _: Any) -> None:
+    """1 - erf(x), of which ONNX has only the second: GELU is written with it."""
+    one = context.make_const(f"{name}/one", np.array(1, np.float32))
+    node.type = "Erf"
+    context.insert_new_node_on_output("Sub", node.output[0], f"{name}/Sub", inputs=[one.output[0], node.output[0]])
+
+
+@contextlib.contextmanager
+def _whole_einsums() -> Iterator[None]:
+    """Keep attention's Einsum as it is: the converter would write it with sizes that it computes from the batch."""
+    optimizers = importlib.import_module("tf2onnx.optimizer")._optimizers  # noqa: SLF001  # there is no option for it
+    kept = dict(optimizers)
+    optimizers.pop("einsum_optimizer", None)
+    try:
+        yield
+    finally:
+        optimizers.clear()
+        optimizers.update(kept)
+
+
+def _source_tensor(tensor: Any) -> Any:
+    """Step over the Identity ops that the converter removes (Keras wraps swish in one)."""
+    while tensor.op.type in ("Identity", "IdentityN"):
+        tensor = tensor.op.inputs[tensor.value_index]
+    return tensor
+
+
+def _name_values(graph: Graph, tensors: dict[str, str]) -> dict[str, str]:
+    """Name each value after the layer that made it, and free all names of the converter's running numbers.
+
+    Returns the value of every layer; layers that hand a value on unchanged share it.
+    """
+    layer_of: dict[str, str] = {}
+    for layer, tensor in tensors.items():
+        layer_of.setdefault(tensor, layer)
+    graph.prune()
+    taken = set(graph.inputs)
+    renamed: dict[str, str] = {}
+    for node in graph.nodes:
+        for index, output in enumerate(node.output):
+            stem = layer_of.get(output) or _stem(output)
+            renamed[output] = _claim(stem, taken)
+            node.output[index] = renamed[output]
+        node.name = node.output[0]
+    for node in graph.nodes:
+        for index, name in enumerate(node.input):
+            if name in graph.constants and name not in renamed:
+                renamed[name] = _claim(f"{node.name}/{_INPUT_ROLES.get((node.op_type, index), index)}", taken)
+            node.input[index] = renamed.get(name, name)
+    graph.constants = {renamed.get(name, name): array for name, array in graph.constants.items()}
+    graph.outputs = [renamed.get(name, name) for name in graph.outputs]
+    graph.infer_types()
+    return {layer: renamed[tensor] for layer, tensor in tensors.items() if tensor in renamed}
+
+
+# A scope around the model's own, whose name (that of a private class, say) may be none for an outermost one.
+_SCOPE = "model"
+
+
+def _stem(output: str) -> str:
+    """Return a converted value's name without the model's scope and the converter's running numbers."""
+    return re.sub(rf"^{_SCOPE}/[^/]+/|(__\d+)?(:\d+)?$", "", output)
+
+
+def _map_sizes(keras: Any, tensors: dict[str, Any]) -> dict[str, tuple[int, int, int]]:
+    """Return height, width and channels of every layer's map. The converter may turn its axes, but not its sizes."""
+    if keras.config.image_data_format() != "channels_last":
+        return {}
+    shapes = {value: tuple(tensor.shape)[1:] for value, tensor in tensors.items() if tensor.shape.rank == 4}
+    return {value: shape for value, shape in shapes.items() if all(isinstance(size, int) for size in shape)}
+
+
+_INPUT_ROLES = {
+    ("Conv", 1): "kernel",
+    ("Conv", 2): "bias",
+    ("MatMul", 1): "kernel",
+    ("Add", 1): "bias",
+}
+
+
+def _claim(stem: str, taken: set[str]) -> str:
+    """Return ``stem``, numbered where it is taken, and take it."""
+    name, number = stem, 1
+    while name in taken:
+        name, number = f"{stem}_{number}", number + 1
+    taken.add(name)
+    return name
+
+
+def _known_preprocessing(graph: Graph, layers: dict[str, str]) -> str | None:
+    """Tell the preprocessing of a keras.applications architecture by its layers; "none" where the model holds it."""
+    conv = next((node for node in graph.nodes if node.op_type == "Conv"), None)
+    if conv is None:
+        return None
+    source = graph.producer(conv.input[0])
+    while source is not None and source.op_type in ("Transpose", "Identity", "Pad"):
+        source = graph.producer(source.input[0])
+    if source is not None:
+        return "none"
+    return next((name for layer, name in _PREPROCESSING_BY_LAYER.items() if layer in layers), None)
+
+
+_PREPROCESSING_BY_LAYER = {
+    "block5_conv3": "vgg16",  # keras.applications VGG16 and VGG19
+}

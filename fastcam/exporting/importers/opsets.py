@@ -1,0 +1,207 @@
+"""ONNX messages of any opset brought to one that runtimes and gradient rules know.
+
+Only the nodes are converted. The weights stay where they are: a converter that copies them would need three times
+their memory, and Protocol Buffers ends at 2 GB.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import onnx
+from onnx import defs, external_data_helper, helper, inliner, shape_inference, version_converter
+
+from ...errors import ModelError
+from ...graph import Graph, attribute, operator
+from .imported import MAXIMUM_OPSET, MINIMUM_OPSET, TARGET_OPSET
+from .quarantine import Quarantine
+
+# Between opset 20 and this one, the ops that have not changed but for wider types are known (see `_lowered`).
+_NEWEST_OPSET = 25
+
+# Arguments that the converter reads (scales, axes, ratios) are no larger.
+_ARGUMENT_SIZE = 64
+
+
+def at_supported_opset(model: onnx.ModelProto, base_dir: str) -> onnx.ModelProto:
+    """Return the model with its functions inlined and its nodes at an opset of `MINIMUM_OPSET` to `MAXIMUM_OPSET`.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        Not modified. It may come from anywhere: ONNX's C++ sees it in a process of its own.
+    base_dir : str
+        Folder of the model's external data.
+
+    Returns
+    -------
+    onnx.ModelProto
+        One that lacks the weights, which `weights_of` gives: they are among its inputs.
+
+    Raises
+    ------
+    ModelError
+        When the opset is unknown, or a node cannot be brought over.
+    """
+    return _QUARANTINE(_without_weights(model, base_dir))
+
+
+_QUARANTINE = Quarantine("fastcam.exporting.importers.opsets:converted")
+
+
+def converted(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model with its functions inlined and its nodes at a supported opset; raises ModelError."""
+    opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
+    try:
+        if model.functions:
+            model = inliner.inline_local_functions(shape_inference.infer_shapes(model), convert_version=True)
+        if opset < MINIMUM_OPSET:
+            return version_converter.convert_version(model, TARGET_OPSET)
+        return _lowered(model, opset) if opset > MAXIMUM_OPSET else model
+    except Exception as error:  # the C++ converter throws RuntimeError subclasses of its own
+        raise ModelError(
+            f"the model uses ONNX opset {opset} and cannot be brought to opset {TARGET_OPSET}: {error}. "
+            f"Export it anew with an opset between {MINIMUM_OPSET} and {MAXIMUM_OPSET}."
+        ) from error
+
+
+def weights_of(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """Yield the name and the data of every initializer, and of every Constant node that is as large as one."""
+    yield from ((tensor.name, tensor) for tensor in model.graph.initializer)
+    yield from ((node.output[0], _constant(node)) for node in model.graph.node if _is_weight(node))
+
+
+def _is_weight(node: onnx.NodeProto) -> bool:
+    return (
+        node.op_type == "Constant"
+        and [item.name for item in node.attribute] == ["value"]
+        and len(node.output) == 1
+        and not _is_argument(_constant(node))
+    )
+
+
+def _constant(node: onnx.NodeProto) -> onnx.TensorProto:
+    tensor: onnx.TensorProto = node.attribute[0].t
+    return tensor
+
+
+def _is_argument(tensor: onnx.TensorProto) -> bool:
+    return bool(math.prod(tensor.dims) <= _ARGUMENT_SIZE)
+
+
+def _without_weights(model: onnx.ModelProto, base_dir: str) -> onnx.ModelProto:
+    """Return a copy in which the weights are inputs."""
+    copy = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    source, graph = model.graph, copy.graph
+    graph.name = source.name or "model"
+    graph.node.extend(node for node in source.node if not _is_weight(node))
+    graph.output.extend(source.output)
+    graph.value_info.extend(source.value_info)
+    graph.sparse_initializer.extend(source.sparse_initializer)
+    weights = dict(weights_of(model))
+    graph.initializer.extend(_with_data(filter(_is_argument, source.initializer), base_dir))
+    graph.input.extend(info for info in source.input if info.name not in weights)
+    # The small ones too: the inliner takes types from there, and the converter asks for it in old files.
+    graph.input.extend(
+        helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)) for name, tensor in weights.items()
+    )
+    return copy
+
+
+def _with_data(tensors: Iterable[onnx.TensorProto], base_dir: str) -> list[onnx.TensorProto]:
+    copies = []
+    for tensor in tensors:
+        copy = onnx.TensorProto()
+        copy.CopyFrom(tensor)
+        if external_data_helper.uses_external_data(copy):
+            try:
+                external_data_helper.load_external_data_for_tensor(copy, base_dir)
+            except Exception as error:  # the file system, and onnx's checks of paths and sizes
+                raise ModelError(f"the model's weights cannot be read: {error}") from error
+        copies.append(copy)
+    return copies
+
+
+def _lowered(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """Call a newer opset by an older number.
+
+    From opset 21 to 25 the ops took further element types, and attributes that older nodes cannot hold. A node that is
+    valid at opset 20 means the same there, GroupNormalization apart, which `expand_group_normalization` has replaced.
+    Ops that are newer are written out by the function that defines them.
+    """
+    if opset > _NEWEST_OPSET:
+        raise ModelError(f"opset {opset} is newer than this version of fastcam, which knows {_NEWEST_OPSET}")
+    newer = sorted({node.op_type for node in model.graph.node if _is_newer(node, opset)})
+    if newer:
+        # Definitions depend on what their inputs are.
+        typed = shape_inference.infer_shapes(model, data_prop=True)
+        model = inliner.inline_selected_functions(typed, [("", op) for op in newer], inline_schema_functions=True)
+        del model.graph.value_info[:]
+    for item in model.opset_import:
+        if item.domain in ("", "ai.onnx"):
+            item.version = MAXIMUM_OPSET
+    return model
+
+
+def _is_newer(node: onnx.NodeProto, opset: int) -> bool:
+    return operator(node) == node.op_type and defs.has(node.op_type) and not _exists(node.op_type, MAXIMUM_OPSET)
+
+
+def _exists(op: str, opset: int) -> bool:
+    try:
+        return bool(defs.get_schema(op, opset))
+    except defs.SchemaError:
+        return False
+
+
+def expand_group_normalization(graph: Graph, opset: int) -> None:
+    """Write GroupNormalization with older ops (Wu and He 2018, eq. 1, 2 and 6).
+
+    Opset 18 defined it with a scale per group, which ONNX then withdrew; opset 21 with a scale per channel.
+
+    Parameters
+    ----------
+    graph : Graph
+        Changed in place.
+    opset : int
+        The opset that the model was written in.
+    """
+    for node in [node for node in graph.nodes if operator(node) == "GroupNormalization"]:
+        graph.nodes[graph.nodes.index(node) : graph.nodes.index(node) + 1] = _group_normalization(graph, node, opset)
+    graph.infer_types()
+
+
+def _group_normalization(graph: Graph, node: onnx.NodeProto, opset: int) -> list[onnx.NodeProto]:
+    """Normalise (N,groups,rest) per instance, which is what a group is."""
+    x, scale, bias = node.input
+    groups, y = attribute(node, "num_groups"), node.output[0]
+    by_channel = opset >= 21
+    shape, grouped, normalized, restored, scaled = (
+        graph.unused_name(f"{y}/{part}") for part in ("shape", "grouped", "normalized", "restored", "scaled")
+    )
+    rows = graph.emit_constant(np.array([0, groups, -1], np.int64), stem="shape")
+    weights = [scale, bias]
+    if by_channel:
+        dtype = graph.type(x).dtype
+        weights = [graph.emit_constant(fill(groups, dtype)) for fill in (np.ones, np.zeros)]
+    epsilon = attribute(node, "epsilon", 1e-5)
+    nodes = [
+        helper.make_node("Shape", [x], [shape], name=shape),
+        helper.make_node("Reshape", [x, rows], [grouped], name=grouped),
+        helper.make_node("InstanceNormalization", [grouped, *weights], [normalized], name=normalized, epsilon=epsilon),
+        helper.make_node("Reshape", [normalized, shape], [restored if by_channel else y], name=restored),
+    ]
+    if by_channel:
+        wide = graph.emit_constant(np.array([-1, *[1] * (len(graph.shape(x)) - 2)], np.int64), stem="shape")
+        columns = [graph.unused_name(f"{y}/{part}") for part in ("scale", "bias")]
+        nodes += [
+            helper.make_node("Reshape", [name, wide], [column], name=column)
+            for name, column in zip((scale, bias), columns, strict=True)
+        ]
+        nodes += [
+            helper.make_node("Mul", [restored, columns[0]], [scaled], name=scaled),
+            helper.make_node("Add", [scaled, columns[1]], [y], name=node.name),
+        ]
+    return nodes

@@ -1,0 +1,94 @@
+"""The outputs of an explained model, and the input `target`: nodes that are appended to the classifier's graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import helper
+
+from ..errors import ModelError
+from ..graph import Graph, TensorType, static_dims
+from ..metadata import LARGEST_BATCH, MAXIMUM_RANK, layer_outputs
+from .gradients.autodiff import target_gradients
+from .gradients.pooling import pooled_gradients
+
+
+def add_explanation(graph: Graph, values: Sequence[str], *, full: bool) -> None:
+    """Add ``target``, and of every layer ``activations``, ``weights`` and, if asked, ``gradients`` to the graph."""
+    scores = graph.outputs[0]
+    for name in (scores, *values):
+        if graph.type(name).dtype != np.float32:
+            raise ModelError(f"value {name!r} is {graph.type(name).dtype}: fastcam explains float32 networks")
+    names = [layer_outputs(position) for position in range(len(values))]
+    logits, *explained = graph.outputs = _rename_all(graph, [scores, *values], forward_outputs(values))
+    pooled, whole = pooled_gradients(graph, _seeds(graph, logits), explained, explained if full else ())
+    for output, gradient in zip(names, pooled, strict=True):
+        _name_output(graph, graph.emit("Transpose", gradient, perm=[1, 0, 2], stem=output.weights), output.weights)
+    for output, gradient in zip(names, whole, strict=False):
+        turned = graph.emit("Transpose", gradient, perm=[1, 0, 2, 3, 4], stem=output.gradients)
+        _name_output(graph, turned, output.gradients)
+
+
+def forward_outputs(layers: Sequence[str]) -> list[str]:
+    """Return the outputs that the network makes without its gradients."""
+    return ["logits", *(layer_outputs(position).activations for position in range(len(layers)))]
+
+
+def _rename_all(graph: Graph, values: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Give the values these names, whatever else bears them giving way; one may bear another one's."""
+    passing = [graph.unused_name("explained") for _ in values]
+    for value, name in zip(values, passing, strict=True):
+        graph.rename(value, name)
+    for value, name in zip(passing, names, strict=True):
+        _reserve(graph, name)
+        graph.rename(value, name)
+    return list(names)
+
+
+def _name_output(graph: Graph, value: str, name: str) -> str:
+    """Make ``value`` an output called ``name``, whatever else bears that name giving way."""
+    if value != name:
+        _reserve(graph, name)
+        graph.rename(value, name)
+    graph.outputs = [*(output for output in graph.outputs if output != name), name]
+    return name
+
+
+def _reserve(graph: Graph, name: str) -> None:
+    """Free a name that the file format defines."""
+    if name in graph.inputs:
+        raise ModelError(f"the model's input is called {name!r}, a name that explained models use: rename it")
+    graph.rename(name, graph.unused_name(f"model/{name}"))
+
+
+def _seeds(graph: Graph, logits: str) -> dict[str, str]:
+    """Add the input ``target`` and the output ``targets``; return the gradient of their logits where it is known."""
+    _reserve(graph, "target")
+    batch = graph.type(logits).shape[0]
+    if isinstance(batch, int) and batch > LARGEST_BATCH:
+        raise ModelError(f"the model takes batches of exactly {batch} images: export it with an open batch")
+    # One row for all images; runtimes want as many as the batch where that is a fixed number.
+    graph.inputs["target"] = TensorType(np.dtype(np.int64), (batch, "targets"))
+    graph.defaults["target"] = np.full((batch if isinstance(batch, int) else 1, 1), -1, np.int64)
+    absent = graph.emit("Less", "target", graph.emit_constant(np.int64(0)), stem="target/absent")
+    chosen = graph.emit("Where", absent, _ranked_classes(graph, logits), "target", stem="targets")
+    by_target = graph.emit("Transpose", _name_output(graph, chosen, "targets"), perm=[1, 0], stem="target/by_target")
+    value, gradient = target_gradients(graph, logits, by_target)
+    return {value: gradient}
+
+
+def _ranked_classes(graph: Graph, logits: str) -> str:
+    """Return the class of rank -target for every image, (N,K): -1 is the best class, -2 the second."""
+    (classes,) = static_dims(graph, logits, [1])
+    count = graph.emit_constant(np.array([min(classes, MAXIMUM_RANK)], np.int64))
+    best = graph.unused_name("target/best")
+    graph.nodes.append(helper.make_node("TopK", [logits, count], [f"{best}/logits", best], name=best, axis=1))
+    from_zero = graph.emit("Sub", graph.emit_constant(np.int64(-1)), "target", stem="target/rank")
+    # Where a class is given its rank is of no use, and has to be a valid one.
+    rank = graph.emit("Max", from_zero, graph.emit_constant(np.int64(0)), stem="target/valid_rank")
+    rows = graph.emit("Shape", logits, start=0, end=1, stem="target/images")
+    one = graph.emit_constant(np.array([1], np.int64))
+    shape = graph.emit("Concat", rows, one, axis=0, stem="target/shape")
+    each = graph.emit("Expand", rank, shape, stem="target/ranks")
+    return graph.emit("GatherElements", best, each, axis=1, stem="target/ranked")

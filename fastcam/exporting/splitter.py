@@ -1,0 +1,63 @@
+"""The two halves of a classifier, cut at a layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import onnx
+
+from ..graph import Graph, dependents, needed_nodes
+from .classifier import open_classifier
+from .importers import ImportOptions, ModelSource
+
+
+def split(
+    model: ModelSource,
+    layer: str | None = None,
+    *,
+    output: str | None = None,
+    input_size: tuple[int, int] | None = None,
+    example_input: Any = None,
+    token_grid: tuple[int, int] | None = None,
+) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """Cut a classifier at a layer.
+
+    Parameters
+    ----------
+    model, layer, output, input_size, example_input, token_grid
+        As `fastcam.export` takes them; one layer.
+
+    Returns
+    -------
+    features : onnx.ModelProto
+        Image -> the layer's output (N,C,h,w) float32, and every other value that the head reads past it.
+    head : onnx.ModelProto
+        Those values -> logits (N,classes) float32, before softmax or sigmoid.
+
+    Raises
+    ------
+    LayerError, ModelError
+        As `fastcam.export` does.
+    """
+    options = ImportOptions(output, input_size, example_input)
+    classifier = open_classifier(model, [layer], options, token_grid)
+    features, head = split_graph(classifier.graph, classifier.layers[0])
+    return features.to_model(name="features"), head.to_model(name="head")
+
+
+def split_graph(graph: Graph, value: str) -> tuple[Graph, Graph]:
+    """Cut a graph at ``value``; the halves share its arrays. See `split`."""
+    needed = {id(node) for node in needed_nodes(graph, graph.outputs)}
+    head_nodes = [node for node in dependents(graph, value) if id(node) in needed]
+    made_in_head = {name for node in head_nodes for name in node.output}
+    read = dict.fromkeys(name for node in head_nodes for name in node.input if name)
+    crossing = [name for name in read if name not in made_in_head and name not in graph.constants and name != value]
+    cut = [value, *crossing]
+    features = dataclasses.replace(graph, nodes=list(graph.nodes), outputs=cut)
+    head = dataclasses.replace(
+        graph, nodes=head_nodes, inputs={name: graph.type(name) for name in cut}, outputs=list(graph.outputs)
+    )
+    for half in (features, head):
+        half.prune()
+    return features, head

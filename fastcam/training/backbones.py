@@ -1,0 +1,143 @@
+"""The networks of keras.applications as backbones: how each takes its pictures, and where its weights come from."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ArgumentError, ModelError, suggest
+
+# Start of the name, what its photos go through (`Preprocessing.of`), and its photos' side; the first match counts.
+_FAMILIES = (
+    ("vgg", "vgg16", 224),
+    (r"resnet\d+v2", "symmetric", 224),
+    ("resnet", "vgg16", 224),
+    ("inception", "symmetric", 299),
+    ("xception", "symmetric", 299),
+    ("nasnetlarge", "symmetric", 331),
+    ("nasnet", "symmetric", 224),
+    ("mobilenetv3", "none", 224),
+    ("mobilenet", "symmetric", 224),
+    ("densenet", "imagenet", 224),
+    (r"efficientnet(v2)?b1", "none", 240),
+    (r"efficientnet(v2)?b2", "none", 260),
+    (r"efficientnet(v2)?b3", "none", 300),
+    ("efficientnetb4", "none", 380),
+    ("efficientnetb5", "none", 456),
+    ("efficientnetb6", "none", 528),
+    ("efficientnetb7", "none", 600),
+    ("efficientnetv2s", "none", 384),
+    ("efficientnetv2[ml]", "none", 480),
+    ("efficientnet", "none", 224),
+    ("convnext", "none", 224),
+)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network of keras.applications.
+
+    Attributes
+    ----------
+    name : str
+        As Keras writes it: "VGG16".
+    preprocessing : str
+        Name of what its photos go through, for `Preprocessing.of`.
+    side : int
+        Height and width of its photos, in pixels.
+    """
+
+    name: str
+    preprocessing: str
+    side: int
+
+    def build(self, keras: Any, weights: str | os.PathLike[str] | None, side: int) -> Any:
+        """Return the network without its head.
+
+        Raises
+        ------
+        ArgumentError
+            The network does not take photos of this side.
+        ModelError
+            The weights cannot be downloaded, or read, or belong to another network.
+        """
+        build = getattr(keras.applications, self.name)
+        options = {"include_top": False, "input_shape": (side, side, 3)}
+        downloads = weights == "imagenet"
+        try:
+            network = self._downloaded(build, options) if downloads else build(weights=None, **options)
+        except ModelError:
+            raise
+        except ValueError as error:
+            raise ArgumentError(f"size={side}: {self.name} cannot be built for it: {error}") from None
+        if weights is not None and not downloads:
+            self._load(network, Path(weights))
+        return network
+
+    def _downloaded(self, build: Any, options: dict[str, Any]) -> Any:
+        try:
+            return build(weights="imagenet", **options)
+        except ValueError:
+            raise
+        except Exception as error:  # noqa: BLE001 - Keras raises whatever urllib and h5py do
+            found = re.search(r"https?://\S+/([^\s:/]+\.h5)", str(error))
+            file = f"{found[1]!r} (from {found[0]})" if found else "its weights"
+            raise ModelError(
+                f"the ImageNet weights of {self.name} cannot be had here ({error}). On a machine with internet, "
+                f"download {file}, bring it here, and pass its path as weights"
+            ) from None
+
+    def _load(self, network: Any, path: Path) -> None:
+        if not path.is_file():
+            raise ModelError(f"weights {str(path)!r}: no such file")
+        try:
+            with warnings.catch_warnings():
+                # Keras would leave the rest of the network as it was.
+                warnings.filterwarnings("error", "Skipping nested container")
+                network.load_weights(path)
+        except Exception as error:  # noqa: BLE001 - h5py and Keras each raise their own
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(
+                f"weights {str(path)!r} do not fit {self.name} without its head: {reason}. Give the file of the same "
+                "network, the one that ends in notop"
+            ) from None
+
+
+def find_backbone(keras: Any, name: str) -> Backbone:
+    """Return the backbone of this name, whatever its case and dashes.
+
+    Raises
+    ------
+    ArgumentError
+        keras.applications has none of that name.
+    """
+    known = {
+        found.lower(): found
+        for found in dir(keras.applications)
+        if found[0].isupper() and callable(getattr(keras.applications, found))
+    }
+    plain = re.sub(r"[-_ ]", "", str(name)).lower()
+    if plain not in known:
+        raise ArgumentError(f"backbone={name!r}: {suggest(plain, known)}known are {', '.join(sorted(known.values()))}")
+    _, preprocessing, side = next(family for family in _FAMILIES if re.match(family[0], plain))
+    return Backbone(known[plain], preprocessing, side)
+
+
+def find_blocks(network: Any) -> list[list[Any]]:
+    """Return the layers that hold weights by block, from the first to the last: those on maps of one size.
+
+    What computes on one value a channel (squeeze and excitation) belongs to the maps that it came from.
+    """
+    blocks: dict[tuple[int, ...], list[Any]] = {}
+    size: tuple[int, ...] = ()
+    for layer in network.layers:
+        shape = tuple(layer.output.shape)
+        if len(shape) == 4 and shape[1:3] != (1, 1):
+            size = shape[1:3]
+        if layer.weights:
+            blocks.setdefault(size, []).append(layer)
+    return list(blocks.values())

