@@ -55,7 +55,7 @@ python=$venv/bin/python
 run tests "$python" -m pytest -q -m gpu
 
 # Few cases are enough for the tools: they follow every access to memory, and take a hundred times as long.
-cases=(-q -p no:cacheprovider -x -m gpu tests/test_cuda_kernels.py -k "not nvrtc and (batch or bfloat16 or prepare or rows)")
+cases=(-q -p no:cacheprovider -x -m gpu tests/kernels/test_cuda_kernels.py -k "not nvrtc and (batch or bfloat16 or prepare or rows)")
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck initcheck synccheck; do
     run "$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 --kernel-name kernel_substring=cam_ \

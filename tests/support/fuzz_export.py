@@ -1,6 +1,6 @@
 """Mutated models through the ONNX door, in a process of its own: a crash or a hang ends it, and its last seed is known.
 
-``python tests/fuzz_export.py FOLDER FIRST COUNT`` prints how many were exported and how many refused.
+``python tests/support/fuzz_export.py FOLDER FIRST COUNT`` prints how many were exported and how many refused.
 """
 
 from __future__ import annotations

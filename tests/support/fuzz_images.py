@@ -1,6 +1,6 @@
 """Mutated pictures through the door of Explainer, in a process of its own, as `fuzz_export`.
 
-``python tests/fuzz_images.py FOLDER FIRST COUNT`` prints how many were explained and how many refused.
+``python tests/support/fuzz_images.py FOLDER FIRST COUNT`` prints how many were explained and how many refused.
 """
 
 from __future__ import annotations
