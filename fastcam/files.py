@@ -15,7 +15,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from .errors import WriteError
 
@@ -98,10 +98,9 @@ def _keep_permissions(path: Path, temporary: Path) -> None:
 
 def _remove_abandoned(path: Path) -> None:
     """Remove temporary files of ``path`` whose writers were killed: a live writer holds a lock on its file."""
-    for name in glob.glob(f".{glob.escape(path.name)}.*.part", root_dir=path.parent):
-        part = path.parent / name
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         with contextlib.suppress(OSError):
-            if not PART.fullmatch(name) or time.time() - part.lstat().st_mtime < _ABANDONED_SECONDS:
+            if not PART.fullmatch(part.name) or time.time() - part.lstat().st_mtime < _ABANDONED_SECONDS:
                 continue
             with open_regular(part) as file:
                 _lock(file)
@@ -160,7 +159,11 @@ def refuse_links(folder: Path, names: Iterable[str]) -> None:
 
 def open_unlinked(path: Path, mode: str) -> BinaryIO:
     """Open a file to write it in place (``mode`` as in `open`, binary), but not through a symbolic link."""
-    return open(path, mode, opener=lambda name, flags: os.open(name, flags | _NO_FOLLOW, 0o666))  # type: ignore[return-value]  # noqa: PTH123, SIM115
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | _NO_FOLLOW, 0o666)
+
+    return cast("BinaryIO", open(path, mode, opener=opener))
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:

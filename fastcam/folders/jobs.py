@@ -30,7 +30,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels
-from ..arguments import check_callable, check_choice, check_flag, check_integer, check_number, check_path, renamed, shown
+from ..arguments import (
+    check_callable,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_number,
+    check_path,
+    renamed,
+    shown,
+)
 from ..errors import ArgumentError, FastcamError, ImageError, NonFiniteError
 from ..explaining.explained_model import LARGEST_HEATMAP
 from ..explaining.explainer import Explainer
@@ -137,7 +146,7 @@ class _Drawing:
 
 @dataclass(frozen=True)
 class _Image:
-    """An image in progress. ``pixels`` is None if they will be read again, ``error`` the reason for a missing tensor."""
+    """An image in progress; ``pixels`` is None if they will be read again, ``error`` the reason for no tensor."""
 
     source: Source
     tensor: NDArray[np.float32] | None = None
@@ -184,8 +193,8 @@ def explain_files(
 
     Reading and writing overlap with the model, and memory use depends on the batch size, not on the number of images. A
     picture that cannot be explained is listed with the reason, and the others are explained. Every file is written
-    completely or not at all. A run that was interrupted or killed continues with ``resume`` and ends with the same files
-    as a run without interruption; a finished run is extended by new pictures, and pictures that have changed are
+    completely or not at all. A run that was interrupted or killed continues with ``resume`` and ends with the same
+    files as a run without interruption; a finished run is extended by new pictures, and pictures that have changed are
     explained again.
 
     Parameters

@@ -292,4 +292,3 @@ def _described(entry: Entry, file: str, offset: int) -> _Line:
 def _line(entry: Entry) -> bytes:
     # ASCII with escapes, so that names that are not valid UTF-8 survive as well.
     return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
-

@@ -81,7 +81,9 @@ def _contents(out: Path) -> dict[str, Any]:
 
 
 def test_results_are_what_explainer_says(model: Path, photos: Path, tmp_path: Path) -> None:
-    result = fastcam.explain_files(model, photos, tmp_path / "out", top_k=2, format="png", colormap="viridis", alpha=0.3)
+    result = fastcam.explain_files(
+        model, photos, tmp_path / "out", top_k=2, format="png", colormap="viridis", alpha=0.3
+    )
     explainer = fastcam.Explainer(model)
     entries = _entries(tmp_path / "out")
     assert [entry["path"] for entry in entries] == sorted(map(str, photos.rglob("*.png")))
@@ -557,7 +559,7 @@ def test_results_may_stand_among_the_pictures(model: Path, photos: Path) -> None
 def test_a_disk_that_is_full_for_the_journal_is_refused(
     model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastcam.folders.journal.open_unlinked", lambda path, mode: Path("/dev/full").open("wb"))
+    monkeypatch.setattr("fastcam.folders.journal.open_unlinked", lambda *_: Path("/dev/full").open("wb"))  # noqa: SIM115
     with pytest.raises(WriteError, match="No space left on device"):
         fastcam.explain_files(model, photos, tmp_path / "out")
 
