@@ -229,9 +229,3 @@ def draw(record: Record) -> Figure:
         rates = {name: 1 / seconds for name, seconds in record.medians(key).items()}
         panels.append(plots.Panel(f"{key}, images/s", rates, JOB, unit=""))
     return plots.bars(panels, "images/s", best="high")
-
-
-if __name__ == "__main__":
-    from .__main__ import main
-
-    sys.exit(main(["endtoend", *sys.argv[1:]]))

@@ -130,9 +130,3 @@ def draw(record: Record) -> Figure:
         lines = {name: [(size, 1e3 * record.medians(key)[name]) for size, key in points] for name in names}
         panels.append(plots.Curves(axis, axis, lines, EXPLAINED))
     return plots.curves(panels, "ms")
-
-
-if __name__ == "__main__":
-    from .__main__ import main
-
-    sys.exit(main(["scaling", *sys.argv[1:]]))
