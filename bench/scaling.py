@@ -87,10 +87,10 @@ def _measure(settings: Settings, workload: Workload, allowance: float) -> Measur
     images = drawn_images(workload.batch, (network.channels, network.side, network.side))
     plain = RUNTIMES[ONNX_RUNTIME].make(models, images)
     explainer, target = models.explainer, f"top{workload.targets}"
-    _validate(explainer(images, target, batch=workload.batch))
+    _validate(explainer(images, target, batch_size=workload.batch))
     contestants: dict[str, Callable[[], object]] = {
         PLAIN: plain,
-        EXPLAINED: lambda: explainer(images, target, batch=workload.batch),
+        EXPLAINED: lambda: explainer(images, target, batch_size=workload.batch),
     }
     plain()
     return Measurement.of(

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import kernels
+from ..arguments import renamed
 from ..errors import ArgumentError, ImageError, LayerError, suggest
 from ..kernels.boundary import Normalize
 from ..pictures.preparing import prepare
@@ -196,7 +197,7 @@ class Explainer:
         layer: str | Sequence[str] | None = ...,
         size: str | tuple[int, int] = ...,
         normalize: str | None = ...,
-        batch: int = ...,
+        batch_size: int = ...,
         on_device: Literal[False] = ...,
     ) -> Explanation: ...
 
@@ -210,10 +211,11 @@ class Explainer:
         layer: str | Sequence[str] | None = ...,
         size: str | tuple[int, int] = ...,
         normalize: str | None = ...,
-        batch: int = ...,
+        batch_size: int = ...,
         on_device: Literal[True],
     ) -> DeviceExplanation: ...
 
+    @renamed(batch="batch_size")
     def __call__(
         self,
         images: Images,
@@ -223,7 +225,7 @@ class Explainer:
         layer: str | Sequence[str] | None = None,
         size: str | tuple[int, int] = "input",
         normalize: str | None = "max",
-        batch: int = 16,
+        batch_size: int = 16,
         on_device: bool = False,
     ) -> Explanation | DeviceExplanation:
         """Score images and explain the scores.
@@ -251,8 +253,8 @@ class Explainer:
             Size of the heatmaps: "input", the model's input; "layer", the explained layer; or (height, width).
         normalize
             "max" divides each map by its maximum, "minmax" maps its range to 0..1, None leaves it raw.
-        batch
-            Largest number of images given to the model at once; bounds the memory. On CUDA a batch that does not fit
+        batch_size
+            Largest number of images in a batch; bounds the memory. On CUDA a batch that does not fit
             into the memory is halved, and so are all later ones.
         on_device : bool
             Leave the results on the CUDA device, for other libraries to take without a copy. For methods "gradcam" and
@@ -280,7 +282,7 @@ class Explainer:
         """
         chosen_size = self._checked_size(size)
         normalization = _checked_normalize(normalize)
-        check_count("batch", batch)
+        check_count("batch_size", batch_size)
         fetched = self._first_layer
         if layer is not None or method != DEFAULT_METHOD:
             fetched = self._model.fetched([0] if layer is None else self._positions(layer), self._model.gives(method))
@@ -290,8 +292,8 @@ class Explainer:
         targets = self._targets.resolve(target, len(pictures))
         drawing = Drawing(fetched, method, normalization, chosen_size)
         if on_device or isinstance(inputs, DeviceInputs):
-            return self._explain_on_device(inputs, pictures, targets, drawing, batch, on_device)
-        return self._explanation(self._engine.explain(inputs, targets, drawing, batch), pictures)
+            return self._explain_on_device(inputs, pictures, targets, drawing, batch_size, on_device)
+        return self._explanation(self._engine.explain(inputs, targets, drawing, batch_size), pictures)
 
     def _explain_on_device(
         self,

@@ -409,7 +409,7 @@ class _Job:
             begin = time.perf_counter()
             tensors = np.concatenate([image.tensor for image in ready if image.tensor is not None])
             try:
-                explanation = self._call(tensors, batch=len(ready))
+                explanation = self._call(tensors, batch_size=len(ready))
             except NonFiniteError as error:
                 bad = ready.pop(error.image)
                 reason = f"'{bad.source.path}': the model's scores, activations or gradients are NaN or infinite"
