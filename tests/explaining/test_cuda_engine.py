@@ -102,7 +102,9 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 def test_it_gives_what_the_cpu_gives(
     explainer: fastcam.Explainer, on_cpu: fastcam.Explainer, batch: Array, name: str, chunk: int
 ) -> None:
-    _assert_same(explainer(batch, batch_size=chunk, **_ARGUMENTS[name]), on_cpu(batch, batch_size=chunk, **_ARGUMENTS[name]))
+    _assert_same(
+        explainer(batch, batch_size=chunk, **_ARGUMENTS[name]), on_cpu(batch, batch_size=chunk, **_ARGUMENTS[name])
+    )
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 16])
@@ -127,7 +129,9 @@ def test_other_inputs(
     logits = net.dense(net.add("Flatten", net.add("GlobalAveragePool", last)), (4, 5))
     preprocess = "vgg16" if layout == "NHWC" else "scale"
     fastcam.export(net.build(logits).to_model(), tmp_path / "other.onnx", preprocess=preprocess)
-    _assert_same(opened(tmp_path / "other.onnx")(photos, batch_size=2), _on_cpu(tmp_path / "other.onnx")(photos, batch_size=2))
+    _assert_same(
+        opened(tmp_path / "other.onnx")(photos, batch_size=2), _on_cpu(tmp_path / "other.onnx")(photos, batch_size=2)
+    )
 
 
 def _on_cpu(path: Path) -> fastcam.Explainer:
@@ -380,7 +384,9 @@ def test_graphs_hold_the_buffers_that_they_were_captured_with(
     for _ in range(3):
         # Larger buffers move: what was captured before must not be replayed for them.
         for count, size in ((1, (4, 4)), (7, (20, 20)), (3, (50, 50)), (7, (20, 20))):
-            _assert_same(captured(batch[:count], size=size, batch_size=4), on_cpu(batch[:count], size=size, batch_size=4))
+            _assert_same(
+                captured(batch[:count], size=size, batch_size=4), on_cpu(batch[:count], size=size, batch_size=4)
+            )
     assert len(_session(captured).graphs) > 4
 
 
