@@ -13,7 +13,7 @@ import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -23,6 +23,9 @@ if sys.platform != "win32":
     import fcntl
 
 LOCK = ".fastcam.lock"
+
+# Device and number of a file or folder.
+Identity = tuple[int, int]
 
 # A temporary file that `replacing` writes.
 PART = re.compile(r"\..+\.[0-9a-f]{32}\.part", re.DOTALL)
@@ -200,8 +203,18 @@ def digest(parts: Iterable[bytes | memoryview]) -> str:
     return state.hexdigest()
 
 
+def identity(path: str | os.PathLike[str]) -> Identity:
+    """Return what tells a file or folder from all others, whatever its path; raises OSError."""
+    status = os.stat(path)  # noqa: PTH116 - Path would change names like "a/../b"
+    return status.st_dev, status.st_ino
+
+
 def walk(
-    folder: str, *, enter: Callable[[str], bool], report: Callable[[OSError], None], follow_links: bool = False
+    folder: str,
+    report: Callable[[OSError], None],
+    *,
+    exclude: Collection[Identity] = (),
+    follow_links: bool = False,
 ) -> Iterator[tuple[str, list[str]]]:
     """Yield ``folder`` and every folder below it, each with the names of its other entries, unsorted.
 
@@ -211,24 +224,22 @@ def walk(
     Parameters
     ----------
     folder : str
-    enter : callable
-        Called with the path of each folder; False leaves it out with everything below it.
     report : callable
         Called with the error of each folder that cannot be read.
+    exclude : collection of Identity
+        Folders that are left out with everything below them.
     follow_links : bool
         Whether to enter folders through symbolic links.
     """
     waiting = deque([folder])
-    visited = set()
+    visited = set(exclude)
     while waiting:
         parent = waiting.popleft()
-        if not enter(parent):
-            continue
         try:
-            status = os.stat(parent)  # noqa: PTH116 - Path would change names like "a/../b"
-            if (status.st_dev, status.st_ino) in visited and status.st_ino:
+            place = identity(parent)
+            if place in visited:
                 continue
-            visited.add((status.st_dev, status.st_ino))
+            visited.add(place)
             with os.scandir(parent) as found:
                 entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda e: e.name)
         except OSError as error:

@@ -9,12 +9,13 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from ..arguments import shown
 from ..errors import ArgumentError, ImageError
-from ..files import digest, walk
+from ..files import digest, identity, walk
 from ..pictures.reading import PICTURE_SUFFIXES
 
 STANDARD_INPUT = "-"
@@ -82,6 +83,10 @@ class _Places:
     def __init__(self, exclude: Iterable[Path]) -> None:
         self._folders: dict[str, str] = {}
         self._excluded = [os.path.realpath(folder) for folder in exclude]
+        self.excluded = set()
+        for folder in self._excluded:
+            with suppress(OSError):
+                self.excluded.add(identity(folder))
 
     def of(self, path: str) -> str:
         folder, name = os.path.split(path)
@@ -163,11 +168,9 @@ def _some(paths: list[str], where: str) -> list[str]:
 
 def _pictures_below(folder: str, places: _Places) -> Iterator[str]:
     unreadable: list[str] = []
-    tree = walk(
-        folder,
-        enter=lambda path: not places.is_excluded(path),
-        report=lambda error: unreadable.append(str(error.filename)),
-    )
+    if places.is_excluded(folder):
+        return
+    tree = walk(folder, lambda error: unreadable.append(str(error.filename)), exclude=places.excluded)
     for parent, names in tree:
         yield from filter(_is_picture, (os.path.join(parent, name) for name in names))
     yield from unreadable
@@ -190,10 +193,9 @@ def _matches(pattern: str) -> list[str]:
 def _step(folder: str, part: str, is_last: bool) -> Iterator[str]:
     """Yield what one part of a pattern matches in a folder; ``folder`` is empty for the current one."""
     if part == "**":
-        tree = walk(folder or os.curdir, enter=lambda path: True, report=lambda error: None, follow_links=True)
+        tree = walk(folder or os.curdir, lambda error: None, follow_links=True)
         for parent, names in tree:
-            below = os.path.normpath(os.path.relpath(parent, folder or os.curdir))
-            place = folder if below == os.curdir else os.path.join(folder, below)
+            place = parent if folder else parent.removeprefix(os.curdir).removeprefix(os.sep)
             yield place
             if is_last:
                 yield from (os.path.join(place, name) for name in names)

@@ -213,7 +213,7 @@ def _below(folder: Path, skipped: list[str]) -> Iterator[Path]:
     def skip(error: OSError) -> None:
         skipped.append(f"'{error.filename}' cannot be read ({error.strerror})")
 
-    for parent, names in walk(str(folder), enter=lambda path: True, report=skip):
+    for parent, names in walk(str(folder), skip):
         yield from (Path(parent, name) for name in names)
 
 

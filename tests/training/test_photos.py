@@ -257,7 +257,7 @@ def test_a_pipe_that_takes_a_photos_place_is_not_waited_for(
 @pytest.mark.skipif(sys.platform == "win32", reason="builds the folders with POSIX's calls")
 def test_folders_may_be_nested_as_deeply_as_the_system_allows(folder: Path, tmp_path: Path) -> None:
     descriptor = os.open(folder / "grün", os.O_RDONLY)
-    for _ in range(1500):
+    for _ in range(1200):
         os.mkdir("d", dir_fd=descriptor)
         below = os.open("d", os.O_RDONLY, dir_fd=descriptor)
         os.close(descriptor)
