@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import operator
 import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from .errors import ArgumentError
 
 _LONGEST = 200
+
+# Takes an argument's name and value, and returns the value to use; raises ArgumentError.
+Check = Callable[[str, Any], Any]
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -52,6 +56,11 @@ def check_integer(name: str, value: object, least: int, most: int | None = None)
     return number
 
 
+def check_count(name: str, value: object) -> int:
+    """Return a whole number of at least 1; raises ArgumentError for anything else."""
+    return check_integer(name, value, 1)
+
+
 def check_number(name: str, value: object, allowed: Callable[[float], bool], wanted: str) -> float:
     """Return a finite number, NumPy's included; raises ArgumentError if it is none or not allowed."""
     try:
@@ -61,6 +70,11 @@ def check_number(name: str, value: object, allowed: Callable[[float], bool], wan
     if not math.isfinite(number) or not allowed(number):
         raise ArgumentError(f"{name}={shown(value)}: give {wanted}")
     return number
+
+
+def check_fraction(name: str, value: object) -> float:
+    """Return a number from 0 to 1; raises ArgumentError for anything else."""
+    return check_number(name, value, lambda number: 0 <= number <= 1, "a number from 0 to 1")
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
@@ -77,10 +91,71 @@ def check_flag(name: str, value: object) -> bool:
     return bool(value)
 
 
-def check_callable(name: str, value: object) -> None:
-    """Raise ArgumentError unless the value is None or can be called."""
-    if value is not None and not callable(value):
+def check_callable(name: str, value: object) -> object:
+    """Return a function; raises ArgumentError for anything else."""
+    if not callable(value):
         raise ArgumentError(f"{name}={shown(value)}: give a function")
+    return value
+
+
+def check_text(name: str, value: object) -> str:
+    """Return a string; raises ArgumentError for anything else."""
+    if not isinstance(value, str):
+        raise ArgumentError(f"{name}={shown(value)}: give a string")
+    return value
+
+
+def check_names(name: str, value: object) -> str | list[str]:
+    """Return a string, or a list of strings; raises ArgumentError for anything else."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise ArgumentError(f"{name}={shown(value)}: give a name or a list of names")
+    return list(value)
+
+
+def check_pair(name: str, value: object) -> tuple[int, int]:
+    """Return two whole numbers, at least 1, of a list, tuple or array; raises ArgumentError for anything else."""
+    try:
+        height, width = (check_integer(name, side, 1) for side in value)  # type: ignore[attr-defined]
+    except Exception:  # noqa: BLE001 - the caller's object may raise anything when it is iterated
+        raise ArgumentError(f"{name}={shown(value)}: give (height, width), whole numbers, 1 or more") from None
+    return height, width
+
+
+def check_text_or_pair(name: str, value: object) -> str | tuple[int, int]:
+    """Return a string or two whole numbers; raises ArgumentError for anything else."""
+    return value if isinstance(value, str) else check_pair(name, value)
+
+
+def optional(check: Check) -> Check:
+    """Return a check that also takes None."""
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def checked(**checks: Check) -> Callable[[Callable[_Arguments, _Result]], Callable[_Arguments, _Result]]:
+    """Check the types of a public function's arguments before it runs, one check for each name.
+
+    What a check returns is passed to the function.
+    """
+
+    def decorate(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+        positions = {name: number for number, name in enumerate(inspect.signature(function).parameters)}
+        by_position = {positions[name]: (name, check) for name, check in checks.items()}
+
+        @functools.wraps(function)
+        def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+            for name in kwargs.keys() & checks.keys():
+                kwargs[name] = checks[name](name, kwargs[name])
+            positional: Any = [
+                by_position[number][1](by_position[number][0], value) if number in by_position else value
+                for number, value in enumerate(args)
+            ]
+            return function(*positional, **kwargs)
+
+        return call
+
+    return decorate
 
 
 def renamed(**names: str) -> Callable[[Callable[_Arguments, _Result]], Callable[_Arguments, _Result]]:

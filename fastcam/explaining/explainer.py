@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import kernels
-from ..arguments import renamed
+from ..arguments import check_count, check_flag, check_names, check_path, check_text, checked, optional, renamed, shown
 from ..errors import ArgumentError, ImageError, LayerError, suggest
 from ..kernels.boundary import Normalize
 from ..pictures.preparing import prepare
@@ -70,6 +70,7 @@ class Explainer:
     >>> explanation[0].save("why.png")  # doctest: +SKIP
     """
 
+    @checked(path=check_path, threads=optional(check_count))
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -78,7 +79,7 @@ class Explainer:
         providers: Sequence[Any] | None = None,
         threads: int | None = None,
     ) -> None:
-        self._threads = _checked_threads(threads)
+        self._threads = threads
         self._model, self._session, self._engine = open_engine(Path(path), ask(device, providers), self._threads)
         self._targets = Targets(str(path), self.classes, self.class_count)
         self._image_shape = self._model.image_shape
@@ -216,6 +217,7 @@ class Explainer:
     ) -> DeviceExplanation: ...
 
     @renamed(batch="batch_size")
+    @checked(method=check_text, layer=optional(check_names), batch_size=check_count, on_device=check_flag)
     def __call__(
         self,
         images: Images,
@@ -282,7 +284,6 @@ class Explainer:
         """
         chosen_size = self._checked_size(size)
         normalization = _checked_normalize(normalize)
-        check_count("batch_size", batch_size)
         fetched = self._first_layer
         if layer is not None or method != DEFAULT_METHOD:
             fetched = self._model.fetched([0] if layer is None else self._positions(layer), self._model.gives(method))
@@ -365,7 +366,7 @@ class Explainer:
                     f"Explained: {', '.join(self.layers)}"
                 )
         if not names or len(set(names)) != len(names):
-            raise LayerError(f"layer={layer!r}: give a name, or a list of different ones")
+            raise LayerError(f"layer={shown(layer)}: give a name, or a list of different ones")
         return [self.layers.index(name) for name in names]
 
     def _checked_size(self, size: Any) -> tuple[int, int] | None:
@@ -374,12 +375,14 @@ class Explainer:
             return self.input_size
         if isinstance(size, str) and size == "layer":
             return None
-        numbers = tuple(size) if isinstance(size, Sequence | np.ndarray) and not isinstance(size, str) else ()
+        numbers = tuple(size) if isinstance(size, Sequence | np.ndarray) and np.ndim(size) == 1 else ()
         if len(numbers) == 2 and all(is_whole(number) and number > 0 for number in numbers):
             height, width = int(numbers[0]), int(numbers[1])
             if height * width <= LARGEST_HEATMAP:
                 return height, width
-        raise ArgumentError(f"size={size!r}: give 'input', 'layer' or (height, width), at least 1 each, 2**28 in all")
+        raise ArgumentError(
+            f"size={shown(size)}: give 'input', 'layer' or (height, width), at least 1 each, 2**28 in all"
+        )
 
     def _checked_batch(self, batch: npt.NDArray[Any]) -> Floats:
         """Return a preprocessed batch as float32 of the model's shape."""
@@ -404,20 +407,8 @@ _NORMALIZATIONS: dict[str | None, Normalize] = {"max": "max", "minmax": "minmax"
 
 def _checked_normalize(normalize: Any) -> Normalize:
     if not isinstance(normalize, str | None) or normalize not in _NORMALIZATIONS:
-        raise ArgumentError(f"normalize={normalize!r}: choose 'max', 'minmax' or None")
+        raise ArgumentError(f"normalize={shown(normalize)}: choose 'max', 'minmax' or None")
     return _NORMALIZATIONS[normalize]
-
-
-def _checked_threads(threads: int | None) -> int | None:
-    if threads is not None:
-        check_count("threads", threads)
-    return threads
-
-
-def check_count(name: str, number: int) -> None:
-    """Raise ArgumentError where the argument ``name`` is no whole number, at least 1."""
-    if not is_whole(number) or number < 1:
-        raise ArgumentError(f"{name}={number!r}: give a whole number, at least 1")
 
 
 def _as_list(images: Any) -> list[Any]:

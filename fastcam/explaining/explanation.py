@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import kernels
+from ..arguments import check_fraction, check_path, check_text, checked, shown
 from ..errors import ArgumentError, MissingExtraError
 from ..pictures.reading import read_image
 from ..pictures.writing import palette, write_image
@@ -57,6 +58,7 @@ class ImageExplanation:
     probabilities: Floats
     image: Pixels | None
 
+    @checked(colormap=check_text, alpha=check_fraction)
     def overlay(
         self, k: int = 0, *, colormap: str = "jet", alpha: float = 0.5, image: ImageSource | None = None
     ) -> Pixels:
@@ -84,7 +86,7 @@ class ImageExplanation:
             ``k`` is out of range, the colour map unknown, or there is no picture.
         """
         if not is_whole(k) or not -len(self.maps) <= k < len(self.maps):
-            raise ArgumentError(f"k={k!r}: this image has {len(self.maps)} heatmaps, 0..{len(self.maps) - 1}")
+            raise ArgumentError(f"k={shown(k)}: this image has {len(self.maps)} heatmaps, 0..{len(self.maps) - 1}")
         picture = self.image if image is None else read_image(image)
         if picture is None:
             raise ArgumentError("the model's input was given directly, so there is no picture: pass overlay(image=...)")
@@ -97,6 +99,7 @@ class ImageExplanation:
         overlay: Pixels = drawn[0, 0]
         return overlay
 
+    @checked(path=check_path)
     def save(self, path: str | os.PathLike[str], k: int = 0, *, colormap: str = "jet", alpha: float = 0.5) -> None:
         """Write one overlay as .png, .jpg or .webp.
 

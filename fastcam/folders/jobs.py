@@ -33,10 +33,15 @@ from .. import kernels
 from ..arguments import (
     check_callable,
     check_choice,
+    check_count,
     check_flag,
-    check_integer,
-    check_number,
+    check_fraction,
+    check_names,
     check_path,
+    check_text,
+    check_text_or_pair,
+    checked,
+    optional,
     renamed,
     shown,
 )
@@ -168,6 +173,22 @@ class _Explained:
 
 
 @renamed(top="top_k", batch="batch_size")
+@checked(
+    model=check_path,
+    out=check_path,
+    top_k=check_count,
+    method=check_text,
+    layer=optional(check_names),
+    colormap=check_text,
+    alpha=check_fraction,
+    size=check_text_or_pair,
+    batch_size=check_count,
+    device=check_text,
+    threads=optional(check_count),
+    report=check_flag,
+    resume=check_flag,
+    progress=optional(check_callable),
+)
 def explain_files(
     model: str | os.PathLike[str],
     inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
@@ -254,19 +275,15 @@ def explain_files(
     WriteError
         The folder cannot be written, is full, is in use by another run, or contains an earlier run or links.
     """
-    _check_drawing(format, colormap, alpha)
-    for name, flag in (("report", report), ("resume", resume)):
-        check_flag(name, flag)
-    check_callable("progress", progress)
-    top_k = check_integer("top_k", top_k, 1)
-    batch = check_integer("batch_size", batch_size, 1)
-    threads = os.cpu_count() or 1 if threads is None else check_integer("threads", threads, 1)
+    check_choice("format", format, FORMATS)
+    palette(colormap)
+    threads = threads or os.cpu_count() or 1
     if target is not None and top_k != 1:
         raise ArgumentError(f"top_k={top_k} and target={shown(target)} both choose the classes: give one of them")
     wanted = f"top{top_k}" if target is None else target
-    folder = check_path("out", out, "the path of a folder")
+    folder = Path(out)
     sources = find_sources(_listed(inputs), [folder / name for name in FOLDERS], stdin)
-    streams = min(threads, _MOST_STREAMS, -(-len(sources) // batch))
+    streams = min(threads, _MOST_STREAMS, -(-len(sources) // batch_size))
     explainer = Explainer(model, device=device, threads=threads // streams)
     drawing = _Drawing(folder, format, colormap, alpha, _fixed_size(size, explainer), report)
     job = _Job(explainer, wanted, method, layer, drawing)
@@ -281,11 +298,11 @@ def explain_files(
         "colormap": colormap,
         "alpha": alpha,
         "size": size,
-        "batch_size": batch,
+        "batch_size": batch_size,
         "report": report,
     }
     with open_journal(folder, _plain(settings), resume=resume) as journal:
-        return _run(job, sources, journal, batch, streams, progress)
+        return _run(job, sources, journal, batch_size, streams, progress)
 
 
 def _run(
@@ -512,23 +529,13 @@ def _ahead(
         yield pending.popleft().result()
 
 
-def _check_drawing(format_: Any, colormap: Any, alpha: Any) -> None:
-    check_choice("format", format_, FORMATS)
-    if not isinstance(colormap, str):
-        raise ArgumentError(f"colormap={shown(colormap)}: give the name of a colour map")
-    palette(colormap)
-    check_number("alpha", alpha, lambda number: 0 <= number <= 1, "a number from 0 to 1")
-
-
 def _fixed_size(size: Any, explainer: Explainer) -> tuple[int, int] | None:
     if isinstance(size, str):
         sizes = {"image": None, "input": explainer.input_size}
         if size not in sizes:
             raise ArgumentError(f"size={shown(size)}: choose 'image', 'input' or (height, width)")
         return sizes[size]
-    if not isinstance(size, Sequence | np.ndarray) or np.shape(size) != (2,):
-        raise ArgumentError(f"size={shown(size)}: give (height, width)")
-    height, width = (check_integer("size", side, 1) for side in size)
+    height, width = size
     if height * width > LARGEST_HEATMAP:
         raise ArgumentError(f"size={shown(size)}: give (height, width), at most 2**28 pixels in total")
     return height, width

@@ -97,12 +97,14 @@ def parse_line(line: bytes) -> Entry:
         lies outside of the job's folders.
     """
     try:
-        entry: Entry = json.loads(line)
+        found: object = json.loads(line)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    wrong = _wrong_field(entry, _FAILED if isinstance(entry, dict) and "error" in entry else _EXPLAINED)
+    is_failure = isinstance(found, dict) and "error" in found
+    wrong = _wrong_field(found, _FAILED if is_failure else _EXPLAINED)
     if wrong is not None:
         raise ValueError(f"the field {wrong!r} is missing or invalid")
+    entry: Entry = found  # type: ignore[assignment]  # a dict, as was just checked
     return entry
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arguments import check_callable, check_flag, check_path, renamed
+from ..arguments import check_callable, check_flag, check_path, checked, optional, renamed
 from ..errors import ArgumentError, ModelError
 from ..files import check_writable, locked, replacing, writing
 from ..labels import Labels, write_labels
@@ -56,6 +56,7 @@ from .settings import Settings
 
 
 @renamed(batch="batch_size", validation="validation_split")
+@checked(data_dir=check_path, out=check_path, resume=check_flag, progress=optional(check_callable))
 def finetune(
     data_dir: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -173,9 +174,7 @@ def finetune(
         validation_split=validation_split,
         seed=seed,
     )
-    resume = check_flag("resume", resume)
-    check_callable("progress", progress)
-    data, destination = check_path("data_dir", data_dir), check_path("out", out)
+    data, destination = Path(data_dir), Path(out)
     folder = _check_places(data, destination)
     check_folders(data)
     keras = import_keras()
