@@ -555,7 +555,7 @@ def test_links_in_the_trainings_folder_are_refused(photos: Path, tmp_path: Path,
         ("dropout", 1, "from 0 to below 1"),
         ("backbone", "vgg17", "did you mean"),
         ("unfreeze", 6, "VGG16 has 5 blocks"),
-        ("size", 16, "VGG16 cannot be built for it"),
+        ("size", 16, "VGG16 cannot be built for this size"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused_before_anything_is_trained(
