@@ -57,8 +57,8 @@ class _Sequence:
 
 _ODD: list[Any] = [
     None, True, False, 0, 1, -1, 2, 5, 2**31, 2**63, 10**40, 1.5, float("nan"), float("inf"), 1j, "", "a", "top3",
-    "top0", "top999999999", "top-1", "block2", "\0", "\ud800", "x" * 10**5, b"", b"abc", bytearray(b"x"), (), [], {}, set(),
-    frozenset({1}), [0], [0, 1], [[0], [1]], [[0], [1, 2]], [[]], [[[0]]], (0, 1), [None], ["a"], [1.0], [True],
+    "top0", "top999999999", "top-1", "block2", "\0", "\ud800", "x" * 10**5, b"", b"abc", bytearray(b"x"), (), [], {},
+    set(), frozenset({1}), [0], [0, 1], [[0], [1]], [[0], [1, 2]], [[]], [[[0]]], (0, 1), [None], ["a"], [1.0], [True],
     [np.int64(1)], [np.array(1)], [np.array([1])], np.array(1), np.array([1]), np.array([[1], [2]]), np.array([[1.0]]),
     np.array(["a"]), np.array([None]), np.zeros((0, 3)), np.zeros((2, 2, 2), np.int64), np.int64(2), np.uint64(2**63),
     np.float32(1), np.str_("block2"), np.datetime64("2020"), range(2), object(), lambda: 1, int, Ellipsis, slice(1),
@@ -143,7 +143,7 @@ _ARGUMENTS: dict[str, str] = {
     "write_report": "folder",
     "finetune": "data_dir out backbone weights size hidden dropout epochs learning_rate unfreeze fine_epochs "
     "fine_learning_rate batch_size patience augmentations class_weights validation_split seed resume progress",
-    "preprocessing": "order mean scale name",
+    "preprocessing": "order mean scale",
 }
 _CASES = [(door, name) for door, names in _ARGUMENTS.items() for name in names.split()]
 # Asked for, they start as many threads.
@@ -178,6 +178,9 @@ def test_odd_arguments_are_taken_or_refused(doors: _Doors, door: str, name: str)
     failed = []
     for value in _ODD:
         if name == "threads" and isinstance(value, int) and value > _TOO_MANY:
+            continue
+        if name == "progress" and callable(value):
+            # It is called, and may raise.
             continue
         try:
             _attempt(getattr(doors, door), name, value)

@@ -121,7 +121,7 @@ class _Network:
         return self.node("Clip", [value, *limits], f"{norm}.relu6")
 
     def block(self, value: str, prefix: str, stride: int) -> str:
-        """Add an inverted residual block: expand (not in the first block), filter each channel, project, add the input."""
+        """Add an inverted residual block: expand (not in the first), filter each channel, project, add the input."""
         inner = value
         if f"{prefix}_expand_conv.weight" in self.state:
             inner = self.convolution(inner, f"{prefix}_expand_conv", f"{prefix}_bn0", clip=True)

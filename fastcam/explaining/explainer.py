@@ -375,7 +375,8 @@ class Explainer:
             return self.input_size
         if isinstance(size, str) and size == "layer":
             return None
-        numbers = tuple(size) if isinstance(size, Sequence | np.ndarray) and np.ndim(size) == 1 else ()
+        is_row = isinstance(size, list | tuple) or (isinstance(size, np.ndarray) and size.ndim == 1)
+        numbers = tuple(size) if is_row else ()
         if len(numbers) == 2 and all(is_whole(number) and number > 0 for number in numbers):
             height, width = int(numbers[0]), int(numbers[1])
             if height * width <= LARGEST_HEATMAP:

@@ -145,8 +145,8 @@ class ImageExplanation:
 
 
 def is_whole(number: Any) -> bool:
-    """Whether it is an int, Python's or NumPy's."""
-    return isinstance(number, int | np.integer)
+    """Return whether it is an int of Python or NumPy."""
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)
 
 
 def _within_unit(heatmap: Floats) -> Floats:
