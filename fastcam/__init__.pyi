@@ -11,6 +11,7 @@ from .errors import (
     ModelError,
     NonFiniteError,
     TargetError,
+    TimeLimitError,
     UnsupportedOpError,
     WriteError,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "Preprocessing",
     "Step",
     "TargetError",
+    "TimeLimitError",
     "TrainingProgress",
     "TrainingResult",
     "UnsupportedOpError",

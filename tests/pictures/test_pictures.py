@@ -24,7 +24,7 @@ from fastcam.preprocessing import Preprocessing
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fastcam.pictures.reading import Pixels
+    from fastcam.arrays import Pixels
 
 RED, GREEN, BLUE, WHITE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (128, 128, 128)
 # Asymmetric on purpose: every rotation and mirroring gives another picture.
