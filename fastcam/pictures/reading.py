@@ -36,8 +36,8 @@ PICTURE_SUFFIXES = frozenset(
 )
 
 _ACCEPTED = (
-    "Accepted: a path, a PIL image, or an array (H,W), (H,W,1), (H,W,3) RGB or (H,W,4) RGBA of uint8, or without the "
-    "last of uint16 or floats"
+    "Accepted: a path, a PIL image, or a uint8 array (H,W), (H,W,1), (H,W,3) RGB or (H,W,4) RGBA; without alpha also "
+    "uint16, and floats with value_range=(black, white)"
 )
 
 # Integers up to this one leave the top bits of 16 unused: 12-bit data, which 0..65535 would turn almost black.
@@ -59,12 +59,12 @@ def read_image(
     ----------
     source
         Path of a picture, PIL image (its current frame is read), or array: (H,W) or (H,W,1) greyscale, (H,W,3) RGB,
-        (H,W,4) RGBA. uint8; uint16 and floats without alpha.
+        (H,W,4) RGBA. uint8; without alpha also uint16, and floats whose ``value_range`` is stated.
     value_range
         The values of black and white in pictures of more than 8 bits, such as (0, 4095) for 12-bit radiographs or
         (0, 1) for floats. They become 0 and 255, linearly; values outside are clipped. 8-bit pictures are read as they
-        are. None: (0, 65535) for 16-bit pictures that use more than 12 bits, (0, 255) for floats above 1; others are
-        refused, because their range is ambiguous.
+        are. None: (0, 65535) for 16-bit pictures that use more than 12 bits, (0, 255) for pictures of floats above 1;
+        others are refused, because their range is ambiguous.
 
     Returns
     -------
@@ -126,7 +126,8 @@ def read_picture(path: str | os.PathLike[str], *, value_range: ValueRange = None
 
 def _from_array(array: NDArray[Any], value_range: ValueRange) -> Pixels:
     channels = array.shape[2] if array.ndim == 3 else 1
-    is_deep = array.dtype == np.uint16 or array.dtype.kind == "f"
+    # Floats are more often a preprocessed image than a picture, unless their range is stated.
+    is_deep = array.dtype == np.uint16 or (array.dtype.kind == "f" and value_range is not None)
     if array.ndim not in (2, 3) or channels not in (1, 3, 4) or array.size == 0:
         raise _unknown_array(array)
     if is_deep and channels != 4:
