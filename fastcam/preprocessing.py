@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from .arguments import shown
 from .errors import ArgumentError
 
 Layout = Literal["NHWC", "NCHW"]
@@ -35,8 +36,8 @@ class Preprocessing:
     scale: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        if self.order not in ("RGB", "BGR"):
-            raise ArgumentError(f"order must be 'RGB' or 'BGR', not {self.order!r}")
+        if not isinstance(self.order, str) or self.order not in ("RGB", "BGR"):
+            raise ArgumentError(f"order must be 'RGB' or 'BGR', not {shown(self.order)}")
         for field in ("mean", "scale"):
             object.__setattr__(self, field, _three_floats(field, getattr(self, field)))
         if 0 in self.scale:
@@ -76,7 +77,7 @@ class Preprocessing:
         if isinstance(spec, Mapping) and set(spec) == {"order", "mean", "scale"}:
             return cls(**spec)
         raise ArgumentError(
-            f"unknown preprocessing {spec!r}. Allowed: {', '.join(map(repr, _KNOWN))}, "
+            f"unknown preprocessing {shown(spec)}. Allowed: {', '.join(map(repr, _KNOWN))}, "
             "or a mapping {'order': 'RGB' or 'BGR', 'mean': 3 numbers, 'scale': 3 numbers}"
         )
 
@@ -103,8 +104,8 @@ class Preprocessing:
 def _three_floats(field: str, values: Any) -> tuple[float, float, float]:
     try:
         first, second, third = (float(value) for value in values)
-    except (TypeError, ValueError):
-        raise ArgumentError(f"{field} must be three numbers, not {values!r}") from None
+    except Exception:  # noqa: BLE001 - the caller's object may raise anything when it is iterated
+        raise ArgumentError(f"{field} must be three numbers, not {shown(values)}") from None
     if not all(map(math.isfinite, (first, second, third))):
         raise ArgumentError(f"{field} must be finite, not {values!r}")
     return first, second, third

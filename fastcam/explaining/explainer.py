@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import kernels
+from ..arguments import check_count, check_flag, check_names, check_path, check_text, checked, optional, renamed, shown
 from ..arrays import Floats, Pixels
 from ..errors import ArgumentError, FastcamError, ImageError, LayerError, suggest
 from ..kernels.boundary import Normalize
@@ -75,6 +76,7 @@ class Explainer:
     >>> explanation[0].save("why.png")  # doctest: +SKIP
     """
 
+    @checked(path=check_path, threads=optional(check_count))
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -215,7 +217,7 @@ class Explainer:
         layer: str | Sequence[str] | None = ...,
         size: str | tuple[int, int] = ...,
         normalize: str | None = ...,
-        batch: int = ...,
+        batch_size: int = ...,
         timeout: float | None = ...,
         value_range: ValueRange = ...,
         on_device: Literal[False] = ...,
@@ -231,12 +233,14 @@ class Explainer:
         layer: str | Sequence[str] | None = ...,
         size: str | tuple[int, int] = ...,
         normalize: str | None = ...,
-        batch: int = ...,
+        batch_size: int = ...,
         timeout: float | None = ...,
         value_range: ValueRange = ...,
         on_device: Literal[True],
     ) -> DeviceExplanation: ...
 
+    @renamed(batch="batch_size")
+    @checked(method=check_text, layer=optional(check_names), batch_size=check_count, on_device=check_flag)
     def __call__(
         self,
         images: Images,
@@ -246,7 +250,7 @@ class Explainer:
         layer: str | Sequence[str] | None = None,
         size: str | tuple[int, int] = "input",
         normalize: str | None = "max",
-        batch: int = 16,
+        batch_size: int = 16,
         timeout: float | None = None,
         value_range: ValueRange = None,
         on_device: bool = False,
@@ -276,8 +280,8 @@ class Explainer:
             Size of the heatmaps: "input", the model's input; "layer", the explained layer; or (height, width).
         normalize
             "max" divides each map by its maximum, "minmax" maps its range to 0..1, None leaves it raw.
-        batch
-            Largest number of images given to the model at once; bounds the memory. On CUDA a batch that does not fit
+        batch_size
+            Largest number of images in a batch; bounds the memory. On CUDA a batch that does not fit
             into the memory is halved, and so are all later ones.
         timeout
             Seconds that the call may take, None for no limit. A model that never ends is stopped between two of its
@@ -313,7 +317,6 @@ class Explainer:
         limit = TimeLimit(timeout)
         chosen_size = self._checked_size(size)
         normalization = _checked_normalize(normalize)
-        check_count("batch", batch)
         fetched = self._first_layer
         if layer is not None or method != DEFAULT_METHOD:
             fetched = self._model.fetched([0] if layer is None else self._positions(layer), self._model.gives(method))
@@ -321,7 +324,7 @@ class Explainer:
         if not pictures:
             raise ImageError("there are no images to explain: the list or batch is empty")
         targets = self._targets.resolve(target, len(pictures))
-        task = Task(fetched, method, normalization, chosen_size, batch, on_device, limit)
+        task = Task(fetched, method, normalization, chosen_size, batch_size, on_device, limit)
         try:
             results = self._engine.explain(inputs, targets, task)
         except MemoryError as error:
@@ -385,7 +388,7 @@ class Explainer:
                     f"Explained: {', '.join(self.layers)}"
                 )
         if not names or len(set(names)) != len(names):
-            raise LayerError(f"layer={layer!r}: give a name, or a list of different ones")
+            raise LayerError(f"layer={shown(layer)}: give a name, or a list of different ones")
         return [self.layers.index(name) for name in names]
 
     def _checked_size(self, size: Any) -> tuple[int, int] | None:
@@ -394,12 +397,14 @@ class Explainer:
             return self.input_size
         if isinstance(size, str) and size == "layer":
             return None
-        numbers = tuple(size) if isinstance(size, Sequence | np.ndarray) and not isinstance(size, str) else ()
+        numbers = tuple(size) if isinstance(size, Sequence | np.ndarray) and np.ndim(size) == 1 else ()
         if len(numbers) == 2 and all(is_whole(number) and number > 0 for number in numbers):
             height, width = int(numbers[0]), int(numbers[1])
             if height * width <= LARGEST_HEATMAP:
                 return height, width
-        raise ArgumentError(f"size={size!r}: give 'input', 'layer' or (height, width), at least 1 each, 2**28 in all")
+        raise ArgumentError(
+            f"size={shown(size)}: give 'input', 'layer' or (height, width), at least 1 each, 2**28 in all"
+        )
 
     def _checked_batch(self, batch: npt.NDArray[Any]) -> Floats:
         """Return a preprocessed batch as float32 of the model's shape."""
@@ -426,30 +431,22 @@ _NORMALIZATIONS: dict[str | None, Normalize] = {"max": "max", "minmax": "minmax"
 
 def _checked_normalize(normalize: Any) -> Normalize:
     if not isinstance(normalize, str | None) or normalize not in _NORMALIZATIONS:
-        raise ArgumentError(f"normalize={normalize!r}: choose 'max', 'minmax' or None")
+        raise ArgumentError(f"normalize={shown(normalize)}: choose 'max', 'minmax' or None")
     return _NORMALIZATIONS[normalize]
 
 
 def _checked_threads(threads: int | None) -> int | None:
-    if threads is not None:
-        check_count("threads", threads)
-        processors = os.cpu_count() or 1
-        if threads > processors:
-            raise ArgumentError(
-                f"threads={threads!r}: this machine has {processors} processors: give 1..{processors}, or leave it out"
-            )
+    processors = os.cpu_count() or 1
+    if threads is not None and threads > processors:
+        raise ArgumentError(
+            f"threads={threads!r}: this machine has {processors} processors: give 1 to {processors}, or leave it out"
+        )
     return threads
 
 
 def _reopened(kind: type[Explainer], arguments: dict[str, Any]) -> Explainer:
     """Return an Explainer that was pickled."""
     return kind(**arguments)
-
-
-def check_count(name: str, number: int) -> None:
-    """Raise ArgumentError where the argument ``name`` is no whole number, at least 1."""
-    if not is_whole(number) or number < 1:
-        raise ArgumentError(f"{name}={number!r}: give a whole number, at least 1")
 
 
 def _as_list(images: Any) -> list[Any]:

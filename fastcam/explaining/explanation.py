@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from .. import kernels
+from ..arguments import check_fraction, check_path, check_text, checked, shown
 from ..arrays import Floats, Indices, Pixels
 from ..errors import ArgumentError, MissingExtraError
 from ..pictures.reading import read_image
@@ -54,6 +55,7 @@ class ImageExplanation:
     probabilities: Floats
     image: Pixels | None
 
+    @checked(colormap=check_text, alpha=check_fraction)
     def overlay(
         self, k: int = 0, *, colormap: str = "jet", alpha: float = 0.5, image: ImageSource | None = None
     ) -> Pixels:
@@ -81,7 +83,7 @@ class ImageExplanation:
             ``k`` is out of range, the colour map unknown, or there is no picture.
         """
         if not is_whole(k) or not -len(self.maps) <= k < len(self.maps):
-            raise ArgumentError(f"k={k!r}: this image has {len(self.maps)} heatmaps, 0..{len(self.maps) - 1}")
+            raise ArgumentError(f"k={shown(k)}: this image has {len(self.maps)} heatmaps, 0..{len(self.maps) - 1}")
         picture = self.image if image is None else read_image(image)
         if picture is None:
             raise ArgumentError("the model's input was given directly, so there is no picture: pass overlay(image=...)")
@@ -94,6 +96,7 @@ class ImageExplanation:
         overlay: Pixels = drawn[0, 0]
         return overlay
 
+    @checked(path=check_path)
     def save(self, path: str | os.PathLike[str], k: int = 0, *, colormap: str = "jet", alpha: float = 0.5) -> None:
         """Write one overlay as .png, .jpg or .webp.
 

@@ -221,7 +221,7 @@ def test_a_time_limit_covers_all_batches(path: Path) -> None:
     wanted = explainer(_BATCH).heatmaps
     np.testing.assert_array_equal(explainer(_BATCH, timeout=1000).heatmaps, wanted)
     with pytest.raises(errors.TimeLimitError):
-        explainer(np.concatenate([_BATCH] * 50), batch=1, timeout=1e-4)
+        explainer(np.concatenate([_BATCH] * 50), batch_size=1, timeout=1e-4)
     np.testing.assert_array_equal(explainer(_BATCH).heatmaps, wanted)
 
 
