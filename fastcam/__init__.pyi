@@ -11,6 +11,7 @@ from .errors import (
     ModelError,
     NonFiniteError,
     TargetError,
+    TimeLimitError,
     UnsupportedOpError,
     WriteError,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "Preprocessing",
     "Step",
     "TargetError",
+    "TimeLimitError",
     "TrainingProgress",
     "TrainingResult",
     "UnsupportedOpError",

@@ -9,10 +9,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from .. import kernels
 from ..arguments import check_fraction, check_path, check_text, checked, shown
+from ..arrays import Floats, Indices, Pixels
 from ..errors import ArgumentError, MissingExtraError
 from ..pictures.reading import read_image
 from ..pictures.writing import palette, write_image
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     import matplotlib.figure
     from PIL import Image
 
-Floats: TypeAlias = npt.NDArray[np.float32]
-Indices: TypeAlias = npt.NDArray[np.int64]
-Pixels: TypeAlias = npt.NDArray[np.uint8]
 ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | Pixels"
 
 

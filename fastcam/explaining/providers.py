@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
 
 from ..arguments import shown
@@ -223,15 +224,27 @@ def _no_driver(index: int) -> str | None:
 
 
 def _no_provider(index: int) -> str | None:
+    if CUDA in import_onnxruntime().get_available_providers():
+        return None
+    return f"this ONNX Runtime has no {CUDA}: {_INSTALL}"
+
+
+def import_onnxruntime() -> ModuleType:
+    """Return the module.
+
+    Raises
+    ------
+    MissingExtraError
+        It is not installed.
+    """
     try:
         import onnxruntime
     except ImportError as error:
         raise MissingExtraError(
-            f'Explainer needs onnxruntime ({error}): pip install "fastcam[cpu]" or "fastcam[gpu]"'
+            f'fastcam needs onnxruntime ({error}): pip install "fastcam[cpu]" or "fastcam[gpu]"'
         ) from error
-    if CUDA in onnxruntime.get_available_providers():
-        return None
-    return f"this ONNX Runtime has no {CUDA}: {_INSTALL}"
+    module: ModuleType = onnxruntime
+    return module
 
 
 def _no_kernels(index: int) -> str | None:

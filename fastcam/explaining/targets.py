@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..arguments import shown
+from ..arrays import Indices
 from ..errors import TargetError, suggest
 from ..metadata import MAXIMUM_RANK
 
-Indices: TypeAlias = NDArray[np.int64]
 Target: TypeAlias = "int | str | Sequence[int | str] | Sequence[Sequence[int | str]] | Indices | None"
 
 

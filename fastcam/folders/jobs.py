@@ -45,13 +45,14 @@ from ..arguments import (
     renamed,
     shown,
 )
+from ..arrays import Pixels
 from ..errors import ArgumentError, FastcamError, ImageError, NonFiniteError
 from ..explaining.explained_model import LARGEST_HEATMAP
 from ..explaining.explainer import Explainer
 from ..explaining.explanation import Explanation
 from ..files import digest, open_regular, read_chunks, replacing, writing
 from ..pictures.preparing import resize_image, shrink_image
-from ..pictures.reading import Pixels, read_picture
+from ..pictures.reading import read_picture
 from ..pictures.writing import encode_image, palette
 from .journal import FOLDERS, RESULTS, Entry, Journal, Stamp, open_journal
 from .report import write_report

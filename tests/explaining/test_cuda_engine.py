@@ -220,8 +220,8 @@ def _frees_too_early(device: FakeDevice, explainer: fastcam.Explainer) -> None:
     engine: Any = explainer._engine
     run = engine._run
 
-    def run_and_free(item: Any) -> None:
-        run(item)
+    def run_and_free(item: Any, limit: Any) -> None:
+        run(item, limit)
         item.lane._memory.free()
 
     engine._run = run_and_free
