@@ -290,7 +290,7 @@ def test_export_takes_several_layers_and_says_what_is_missing(tmp_path: Path) ->
     layers = fastcam.Explainer(tmp_path / "one.onnx").candidates[:2]
     result = _invoke("export", tmp_path / "in.onnx", tmp_path / "out.onnx", "--layer", layers[1], "--layer", layers[0])
     assert fastcam.Explainer(tmp_path / "out.onnx").layers == (layers[1], layers[0])
-    assert "preprocessing: unknown: photos cannot be explained; export again with --preprocess\n" in result.output
+    assert "preprocessing: unknown: pictures cannot be explained; export again with --preprocess\n" in result.output
     assert "classes: 5, without names\n" in result.output
 
 
