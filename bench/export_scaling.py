@@ -1,4 +1,4 @@
-"""Export time against the number of nodes: ``python -m bench.export_scaling [PASS ...]`` prints seconds and the exponent.
+"""CPU time of an export against the number of nodes: ``python -m bench.export_scaling [CHAIN ...]``.
 
 Every chain is made of what one pass looks for. The exponent is that of the last two sizes: 1 is linear, 2 quadratic.
 """

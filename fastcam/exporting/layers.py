@@ -24,6 +24,9 @@ Orders: TypeAlias = "dict[str, str]"
 _CHANNELS_LAST = [0, 2, 3, 1]
 _CHANNELS_FIRST = [0, 3, 1, 2]
 
+# Branches that a note names.
+_LISTED = 3
+
 _ENDS_BLOCK = ops_with(Fact.ACTIVATION | Fact.NORMALIZATION | Fact.ENDS_BLOCK)
 # What belongs to the same block as the op that it follows.
 _FOLLOWS = ACTIVATION_OPS | ops_with(Fact.NORMALIZATION) | {"QuantizeLinear"}
@@ -67,6 +70,16 @@ def unexplained_branches(graph: Graph, values: Sequence[str], candidates: Sequen
             branches.append(name)
             _add_ancestors(graph, name, related)
     return branches
+
+
+def branch_notes(graph: Graph, values: Sequence[str], candidates: Sequence[str]) -> list[str]:
+    """Return a sentence about the branches that the explained values leave out, if there are any."""
+    branches = unexplained_branches(graph, values, candidates)
+    if not branches:
+        return []
+    listed = ", ".join(map(repr, branches[:_LISTED])) + (" ..." if len(branches) > _LISTED else "")
+    note = f"The scores also depend on the picture through {listed}, past the explained layer; the heatmap leaves out "
+    return [f"{note}that evidence. Name several layers to explain them all: layer={[*values, branches[0]]!r}."]
 
 
 def _add_ancestors(graph: Graph, value: str, found: set[int]) -> None:
