@@ -96,9 +96,7 @@ def _mean_over_map(graph: Graph, value: str, layout: Layout, pixels: int, dtype:
 def _push_sum(graph: Graph, value: str, gradients: Mapping[str, str]) -> tuple[str, Layout]:
     """Return the last value whose gradient has the same sum over the map as that of ``value``, and its axes."""
     layout: Layout = "NCHW"
-    consumers = graph.consumers()
-    while value not in gradients and len(consumers.get(value, [])) == 1:
-        node = consumers[value][0]
+    while (node := _only_reader(graph, value, gradients)) is not None:
         push = PUSHES.get(operator(node))
         pushed = push(graph, node, layout) if push else None
         # Rows have to stay images for the sums to be theirs.
@@ -114,20 +112,17 @@ def _map_size(graph: Graph, value: str, layout: Layout) -> int:
 
 def _flattened_reader(graph: Graph, value: str, gradients: Mapping[str, str]) -> onnx.NodeProto | None:
     """Return the dense layer that alone reads ``value`` flattened to one row an image, if that is what follows."""
-    consumers = graph.consumers()
-    flatten = _only_reader(consumers, value, gradients)
+    flatten = _only_reader(graph, value, gradients)
     if flatten is None or operator(flatten) not in ("Flatten", "Reshape") or not _flattens(graph, flatten):
         return None
-    dense = _only_reader(consumers, flatten.output[0], gradients)
+    dense = _only_reader(graph, flatten.output[0], gradients)
     if dense is None or dense_layer(graph, dense.output[0]) is None or dense.input[0] != flatten.output[0]:
         return None
     return dense
 
 
-def _only_reader(
-    consumers: Mapping[str, list[onnx.NodeProto]], value: str, gradients: Mapping[str, str]
-) -> onnx.NodeProto | None:
-    readers = consumers.get(value, [])
+def _only_reader(graph: Graph, value: str, gradients: Mapping[str, str]) -> onnx.NodeProto | None:
+    readers = graph.readers(value)
     return readers[0] if len(readers) == 1 and value not in gradients else None
 
 
