@@ -19,7 +19,7 @@ import fastcam
 from .errors import FastcamError, WriteError
 from .explaining.methods import METHODS
 from .folders.jobs import FORMATS
-from .metadata import PRECISIONS
+from .metadata import PRECISIONS, SCORE_ACTIVATIONS
 from .preprocessing import Preprocessing
 
 # Exit statuses beside 0: the work or a part of it was refused; the command line was wrong (click's own); Ctrl-C, as
@@ -190,6 +190,12 @@ def train(data_dir: Path, weights: str, **options: Any) -> None:
     default="fp32",
     show_default=True,
     help="fp16: a network in float16, for GPUs, in half the file; its gradients stay float32.",
+)
+@click.option(
+    "--score-activation",
+    type=click.Choice(SCORE_ACTIVATIONS),
+    help="What turns the scores into probabilities, for models that end in raw scores: softmax (one class per image), "
+    "sigmoid (several, or binary), none (no probabilities), probabilities (they are). [default: the model's own]",
 )
 @click.option("--output", metavar="NAME", help="The scores, where the model has several outputs.")
 @click.option("--input-size", type=_Size(), help="Size of the images, where the model leaves it open.")
@@ -452,8 +458,13 @@ def _print_entry(progress: fastcam.JobProgress) -> None:
 
 def _print_classes(progress: fastcam.JobProgress) -> None:
     if progress.total <= _LISTED and "classes" in progress.entry:
-        classes = (f"{item['label']} {item['probability']:.1%}" for item in progress.entry["classes"])
-        _say(f"{progress.entry['path']}: {', '.join(classes)}")
+        _say(f"{progress.entry['path']}: {', '.join(map(_described, progress.entry['classes']))}")
+
+
+def _described(item: Mapping[str, Any]) -> str:
+    """Return a class of results.jsonl with its probability, or its score where there is no probability."""
+    probability = item["probability"]
+    return f"{item['label']} " + (f"{item['score']:.3g}" if probability is None else f"{probability:.1%}")
 
 
 def _print_summary(result: fastcam.JobResult, *, err: bool) -> None:
@@ -479,6 +490,8 @@ def _facts(found: fastcam.ModelInfo) -> Iterator[tuple[str, str]]:
             layout = f", {found.input_layout}" if heading == "input" else ""
             yield heading, f"{name} ({', '.join(map(str, shape))}){layout}"
     yield "preprocessing", _preprocessing_summary(found.preprocessing)
+    for note in found.notes:
+        yield "note", note
     yield "classes", _class_summary(found.classes, found.class_count)
     for name, (channels, height, width) in found.layers.items():
         yield "explained layer", f"{name}: {channels} channels of {height} x {width}"

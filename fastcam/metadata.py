@@ -24,7 +24,8 @@ LARGEST_BATCH = 2**16
 
 PRECISIONS = ("fp32", "fp16")
 
-SCORE_ACTIVATIONS = ("softmax", "sigmoid", "none")
+# What turns logits into probabilities. "probabilities": the logits are probabilities already; "none": not known.
+SCORE_ACTIVATIONS = ("softmax", "sigmoid", "none", "probabilities")
 
 _PREFIX = "fastcam."
 
@@ -58,8 +59,8 @@ class Metadata:
     input_layout : "NHWC" or "NCHW"
     preprocessing : Preprocessing or None
         None: it is not known how a picture becomes the model's input.
-    score_activation : {"softmax", "sigmoid", "none"}
-        What the source model made of its logits.
+    score_activation : {"softmax", "sigmoid", "none", "probabilities"}
+        What turns the logits into probabilities, see `SCORE_ACTIVATIONS`.
     framework : str
         Where the model came from: "keras" or "onnx".
     precision : {"fp32", "fp16"}

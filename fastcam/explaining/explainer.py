@@ -16,6 +16,7 @@ from ..errors import ArgumentError, ImageError, LayerError, suggest
 from ..kernels.boundary import Normalize
 from ..pictures.preparing import prepare
 from ..pictures.reading import read_image
+from ..notes import Note
 from ..preprocessing import Layout, Preprocessing
 from .devices.exchange import HasDLPack, HasInterface, is_on_device
 from .engines import Drawing, Results
@@ -155,6 +156,11 @@ class Explainer:
     def preprocessing(self) -> Preprocessing | None:
         """How a picture becomes the model's input; None where the file does not say."""
         return self._model.metadata.preprocessing
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What `export` did to the model, guessed about it, or left as it was."""
+        return self._model.metadata.notes
 
     def prepare(self, images: ImageSource | Sequence[ImageSource]) -> Floats:
         """Turn pictures into the model's input.

@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import FastcamError, ModelError
 from ..graph import Graph, attribute, from_model, needed_nodes
 from ..metadata import layer_outputs
+from ..notes import Note
 from ..preprocessing import Layout, Preprocessing
 from .engines.opening import open_engine
 from .explainer import Explainer
@@ -59,6 +60,8 @@ class ModelInfo:
     macs, gradient_macs : int
         Multiply-accumulates of the convolutions and matrix products for one image, and those that explaining one class
         adds.
+    notes : tuple of Note
+        What `export` did to the model, guessed about it, or left as it was.
     providers : dict
         ONNX Runtime's execution providers: None where one runs the whole model here, else why it does not.
     """
@@ -81,6 +84,7 @@ class ModelInfo:
     gradient_parameters: int
     macs: int
     gradient_macs: int
+    notes: tuple[Note, ...]
     providers: dict[str, str | None]
 
     def to_json(self) -> dict[str, Any]:
@@ -136,6 +140,7 @@ def inspect(path: str | os.PathLike[str]) -> ModelInfo:
         gradient_parameters=_elements(graph, _weights(graph, gradient) - weights),
         macs=_macs(graph, network),
         gradient_macs=_macs(graph, gradient),
+        notes=explainer.notes,
         providers=_providers(explainer.path),
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import ArgumentError, FastcamError, ModelError
 from ..files import check_writable
 from ..graph import Graph, static_dims
-from ..metadata import PRECISIONS, Metadata
+from ..metadata import PRECISIONS, SCORE_ACTIVATIONS, Metadata
 from ..notes import Note
 from ..preprocessing import Layout, Preprocessing
 from .classifier import open_classifier
@@ -20,6 +20,7 @@ from .float16 import halve, round_weights
 from .importers import ImportedModel, ImportOptions, ModelSource
 from .outputs import add_explanation, forward_outputs
 from .pixels import find_preprocessing
+from .probabilities import settle_scores
 from .writer import write_model
 
 PreprocessingSpec = str | Preprocessing | Mapping[str, Any]
@@ -83,6 +84,7 @@ def export(
     preprocess: PreprocessingSpec | None = None,
     gradients: str = "pooled",
     precision: str = "fp32",
+    score_activation: str | None = None,
 ) -> ExportResult:
     """Write a classifier as an ONNX file that explains itself.
 
@@ -154,6 +156,11 @@ def export(
         raise ArgumentError(f"gradients={gradients!r} is not known; choose one of {', '.join(map(repr, _GRADIENTS))}")
     if precision not in tuple(PRECISIONS):
         raise ArgumentError(f"precision={precision!r} is not known; choose one of {', '.join(map(repr, PRECISIONS))}")
+    if score_activation is not None and score_activation not in tuple(SCORE_ACTIVATIONS):
+        raise ArgumentError(
+            f"score_activation={score_activation!r} is not known; choose one of "
+            f"{', '.join(map(repr, SCORE_ACTIVATIONS))}"
+        )
     for name, sides in (("input_size", input_size), ("token_grid", token_grid)):
         if sides is not None and not _is_size(sides):
             raise ArgumentError(f"{name}={sides!r}: give (height, width), at least 1 each")
@@ -161,13 +168,15 @@ def export(
     names = _class_names(classes)
     check_writable(destination)
 
+    options = ImportOptions(output, input_size, example_input, None if names is None else len(names))
     with _understood():
-        classifier = open_classifier(model, layers, ImportOptions(output, input_size, example_input), token_grid)
+        classifier = open_classifier(model, layers, options, token_grid)
         graph, imported = classifier.graph, classifier.imported
         names = list(imported.classes) if names is None and imported.classes is not None else names
-        class_count = _class_count(graph, names)
+        scores = settle_scores(graph, classifier.score_activation, score_activation, names)
+        (class_count,) = static_dims(graph, graph.outputs[0], [1])
         layout = _input_layout(graph, imported)
-        notes = _notes(imported, precision)
+        notes = [*_notes(imported, precision), *scores.notes]
         preprocessing = chosen_preprocessing or imported.preprocessing
         if preprocessing is None:
             preprocessing, guesses = find_preprocessing(graph, _channels(graph, layout), imported.guess)
@@ -185,10 +194,10 @@ def export(
     metadata = Metadata(
         layers=tuple(classifier.layers),
         candidates=tuple(classifier.candidates),
-        classes=None if names is None else tuple(names),
+        classes=None if scores.names is None else tuple(scores.names),
         input_layout=layout,
         preprocessing=preprocessing,
-        score_activation=classifier.score_activation,
+        score_activation=scores.activation,
         framework=imported.framework,
         precision=precision,
         notes=tuple(notes),
@@ -280,13 +289,6 @@ def _check_channels(graph: Graph, layout: Layout, preprocessing: Preprocessing |
 def _channels(graph: Graph, layout: Layout) -> int:
     (channels,) = static_dims(graph, next(iter(graph.inputs)), [layout.index("C")])
     return channels
-
-
-def _class_count(graph: Graph, names: Sequence[str] | None) -> int:
-    (count,) = static_dims(graph, graph.outputs[0], [1])
-    if names is not None and len(names) != count:
-        raise ArgumentError(f"{len(names)} class names for a model of {count} classes")
-    return count
 
 
 def _input_layout(graph: Graph, imported: ImportedModel) -> Layout:

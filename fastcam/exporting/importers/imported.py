@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ...errors import ModelError, suggest
+from ...errors import ArgumentError, ModelError, suggest
 from ...graph import Dim, Graph, TensorType
 from ...notes import Note
 from ...preprocessing import Guess, Preprocessing
@@ -36,11 +36,28 @@ class ImportOptions:
         Height and width for a model that leaves them open.
     example_input : object
         An image batch to trace a torch module with.
+    class_names : int or None
+        Number of class names that the caller gives, to be compared with the model's scores before a long conversion.
     """
 
     output: str | None = None
     input_size: tuple[int, int] | None = None
     example_input: Any = None
+    class_names: int | None = None
+
+    def check_scores(self, shape: Sequence[Any] | None) -> None:
+        """Refuse a wrong number of class names for scores of this shape, if they are known to be rows.
+
+        Raises
+        ------
+        ArgumentError
+            The numbers differ. One score may have two names: it may be that of a binary classifier.
+        """
+        count = shape[1] if shape is not None and len(shape) == 2 else None
+        if self.class_names is None or not isinstance(count, int):
+            return
+        if self.class_names != count and (self.class_names, count) != (2, 1):
+            raise ArgumentError(wrong_count(self.class_names, count))
 
 
 @dataclass
@@ -86,6 +103,12 @@ def logging_from(level: int, *names: str) -> Iterator[None]:
     finally:
         for logger, before in zip(loggers, levels, strict=True):
             logger.setLevel(before)
+
+
+def wrong_count(names: int, count: int) -> str:
+    """Return the message for a wrong number of class names."""
+    binary = "; a binary classifier of one score takes two names, or one for its class 1" if count == 1 else ""
+    return f"{names} class names for a model of {count} classes{binary}"
 
 
 def settle_signature(graph: Graph, options: ImportOptions) -> None:

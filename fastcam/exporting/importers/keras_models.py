@@ -90,6 +90,8 @@ def import_keras(model: Any, options: ImportOptions) -> ImportedModel:
             f"Keras runs on {keras.backend.backend()!r} here: export needs its TensorFlow backend. "
             "Save the model, set KERAS_BACKEND=tensorflow, and export the saved file."
         )
+    outputs = getattr(model, "outputs", None) or []
+    options.check_scores(tuple(outputs[0].shape) if len(outputs) == 1 else None)
     variables = [model.trainable_variables, model.non_trainable_variables]
     specs = [
         [tf.TensorSpec(variable.shape, variable.dtype, name=f"{kind}_{index}") for index, variable in enumerate(group)]

@@ -50,13 +50,15 @@ def import_torch(model: Any, options: ImportOptions) -> ImportedModel:
     module = getattr(model, "_orig_mod", model)
     example = _example_batch(torch, module, options)
     with _evaluating(module), _quiet(), torch.no_grad():
+        outputs = module(example)
+        options.check_scores(getattr(outputs, "shape", None))
         try:
             program: Any = torch.onnx.export(
                 module,
                 (example,),
                 dynamo=True,
                 dynamic_shapes=({0: torch.export.Dim.AUTO},),
-                output_names=_output_names(module(example)),
+                output_names=_output_names(outputs),
                 opset_version=TARGET_OPSET,
                 # Values of layers would be folded into others.
                 optimize=False,
