@@ -60,7 +60,9 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         "alpha": run["alpha"],
     }
     # The sources are read through the loader, so that the page is the only file.
-    environment = Environment(loader=PackageLoader("fastcam.folders"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("fastcam.folders"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     page = environment.get_template(PAGE).render(run=run, data=data, failures=failures, counts=counts)
     with replacing(folder / PAGE) as file, writing(folder / PAGE):
         file.write(page.encode("utf-8", "backslashreplace"))

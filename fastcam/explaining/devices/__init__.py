@@ -133,8 +133,10 @@ def _kernels(module: str, name: str) -> DeviceKernels:
 
 _PACKAGE = __package__.partition(".")[0]
 BACKENDS = (
-    Backend(".kernels._cuda", (".devices.native", "NativeDevice"), (".kernels.cuda", "CudaKernels")),
-    Backend("cupy", (".devices.cupy_device", "CupyDevice"), (".kernels.nvrtc", "NvrtcKernels")),
+    Backend(
+        ".kernels.cuda._cuda", (".explaining.devices.native", "NativeDevice"), (".kernels.cuda.native", "CudaKernels")
+    ),
+    Backend("cupy", (".explaining.devices.cupy_device", "CupyDevice"), (".kernels.cuda.nvrtc", "NvrtcKernels")),
 )
 
 
