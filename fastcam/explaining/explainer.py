@@ -14,9 +14,9 @@ import numpy.typing as npt
 from .. import kernels
 from ..errors import ArgumentError, ImageError, LayerError, suggest
 from ..kernels.boundary import Normalize
+from ..notes import Note
 from ..pictures.preparing import prepare
 from ..pictures.reading import read_image
-from ..notes import Note
 from ..preprocessing import Layout, Preprocessing
 from .devices.exchange import HasDLPack, HasInterface, is_on_device
 from .engines import Drawing, Results

@@ -204,10 +204,14 @@ _MACS: Mapping[str, Callable[[Graph, onnx.NodeProto], int]] = {
 }
 
 
+# It sends inputs to a remote service, and every installation of ONNX Runtime lists it.
+_NEVER_MEANT = ("AzureExecutionProvider",)
+
+
 def _providers(path: Path) -> dict[str, str | None]:
     import onnxruntime
 
-    names = onnxruntime.get_available_providers()
+    names = [name for name in onnxruntime.get_available_providers() if name not in _NEVER_MEANT]
     return {name: _TRIALS.get(name, _reason_against)(path, name) for name in names}
 
 

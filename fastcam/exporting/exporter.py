@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import ArgumentError, FastcamError, ModelError
 from ..files import check_writable
 from ..graph import Graph, static_dims
+from ..labels import class_names
 from ..metadata import PRECISIONS, SCORE_ACTIVATIONS, Metadata
 from ..notes import Note
 from ..preprocessing import Layout, Preprocessing
@@ -80,7 +81,7 @@ def export(
     input_size: tuple[int, int] | None = None,
     example_input: Any = None,
     token_grid: tuple[int, int] | None = None,
-    classes: Sequence[str] | str | os.PathLike[str] | None = None,
+    classes: Sequence[str] | Mapping[Any, Any] | str | os.PathLike[str] | None = None,
     preprocess: PreprocessingSpec | None = None,
     gradients: str = "pooled",
     precision: str = "fp32",
@@ -165,18 +166,18 @@ def export(
         if sides is not None and not _is_size(sides):
             raise ArgumentError(f"{name}={sides!r}: give (height, width), at least 1 each")
     chosen_preprocessing = None if preprocess is None else Preprocessing.of(preprocess)
-    names = _class_names(classes)
+    names = None if classes is None else class_names(classes)
     check_writable(destination)
 
     options = ImportOptions(output, input_size, example_input, None if names is None else len(names))
     with _understood():
         classifier = open_classifier(model, layers, options, token_grid)
         graph, imported = classifier.graph, classifier.imported
-        names = list(imported.classes) if names is None and imported.classes is not None else names
+        names, notes = _known_names(graph, names, imported)
         scores = settle_scores(graph, classifier.score_activation, score_activation, names)
         (class_count,) = static_dims(graph, graph.outputs[0], [1])
         layout = _input_layout(graph, imported)
-        notes = [*_notes(imported, precision), *scores.notes]
+        notes += [*_notes(imported, precision), *scores.notes]
         preprocessing = chosen_preprocessing or imported.preprocessing
         if preprocessing is None:
             preprocessing, guesses = find_preprocessing(graph, _channels(graph, layout), imported.guess)
@@ -241,23 +242,15 @@ def _is_size(size: object) -> bool:
     )
 
 
-def _class_names(classes: Sequence[str] | str | os.PathLike[str] | None) -> list[str] | None:
-    if classes is None:
-        return None
-    if isinstance(classes, str | os.PathLike):
-        try:
-            # Editors put a mark before the first line, and an empty one after the last.
-            return Path(classes).read_text(encoding="utf-8-sig").rstrip().splitlines()
-        except (OSError, ValueError) as error:
-            raise ArgumentError(f"classes={str(classes)!r} is not a readable UTF-8 text file: {error}") from error
-    if not isinstance(classes, Iterable):
-        raise ArgumentError(f"classes={classes!r}: give a list of names, or the path of a text file")
-    items: list[object] = list(classes)
-    names = [item for item in items if isinstance(item, str) and item.isprintable()]
-    if len(names) != len(items):
-        wrong = next(item for item in items if not isinstance(item, str) or not item.isprintable())
-        raise ArgumentError(f"classes must be names, got {wrong!r} ({type(wrong).__name__})")
-    return names
+def _known_names(graph: Graph, names: list[str] | None, imported: ImportedModel) -> tuple[list[str] | None, list[Note]]:
+    """Return the caller's class names, or those that the model holds if there is one for each score."""
+    if names is not None or imported.classes is None:
+        return names, []
+    (count,) = static_dims(graph, graph.outputs[0], [1])
+    if len(imported.classes) != count and (len(imported.classes), count) != (2, 1):
+        text = f"The model holds {len(imported.classes)} class names for {count} scores: they were left out."
+        return None, [Note("classes", text)]
+    return list(imported.classes), []
 
 
 @contextlib.contextmanager

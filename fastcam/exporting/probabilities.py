@@ -34,8 +34,8 @@ _MIXTURE = (
     "as they are, and the gradients are those of the probabilities."
 )
 _LOOKS_LIKE = (
-    "The outputs look like probabilities (they are positive and add up to 1 for seeded noise), but no softmax was found "
-    "at the end of the network: they are shown as they are, and the gradients are those of the probabilities."
+    "The outputs look like probabilities (they are positive and add up to 1 for seeded noise), but no softmax was "
+    "found at the end of the network: they are shown as they are, and the gradients are those of the probabilities."
 )
 _SELECTION = (
     "The outputs are some of the classes of a softmax: the scores before it are explained, and no probabilities are "
@@ -97,32 +97,40 @@ def settle_scores(graph: Graph, removed: str, wanted: str | None, names: Sequenc
 def _activation(
     graph: Graph, removed: str, wanted: str | None, count: int, names: Sequence[str] | None
 ) -> tuple[str, str | None]:
-    """Return the activation, and what its owner should know of it."""
+    """Return the activation, and what the model's owner should know about it."""
+    problem = _contradiction(removed, wanted, count)
+    if problem is not None:
+        raise ArgumentError(f"score_activation={wanted!r}: {problem}")
     if removed == "softmax" and count == 1:
         return "none", _SINGLE_SOFTMAX
-    if removed in ("softmax", "sigmoid"):
-        if wanted not in (None, "none", removed):
-            raise ArgumentError(
-                f"score_activation={wanted!r}: the model ends in a {removed}, which was found and removed; leave "
-                "score_activation out"
-            )
-        return wanted or removed, None
-    if removed == "selection":
-        if wanted not in (None, "none"):
-            raise ArgumentError(f"score_activation={wanted!r}: the outputs are some of the classes of a softmax")
-        return "none", _SELECTION
     if wanted is not None:
-        if wanted == "softmax" and count == 1:
-            raise ArgumentError("score_activation='softmax': the model gives one score, whose softmax is always 1")
         return wanted, None
-    if removed == "mixture":
+    if removed in ("softmax", "sigmoid"):
+        return removed, None
+    if removed == "selection":
+        return "none", _SELECTION
+    return _of_bare_outputs(graph, removed == "mixture", count, names)
+
+
+def _contradiction(removed: str, wanted: str | None, count: int) -> str | None:
+    if wanted in (None, "none", removed):
+        return None
+    if removed in ("softmax", "sigmoid"):
+        return f"the model ends in a {removed}, which was found and removed; leave score_activation out"
+    if removed == "selection":
+        return "the outputs are some of the classes of a softmax, whose probabilities need the scores of all"
+    return "the model gives one score, whose softmax is always 1" if wanted == "softmax" and count == 1 else None
+
+
+def _of_bare_outputs(graph: Graph, is_mixture: bool, count: int, names: Sequence[str] | None) -> tuple[str, str | None]:
+    """Return what outputs are that no activation was removed from."""
+    if is_mixture:
         return ("probabilities", _MIXTURE) if _are_shares(graph) else ("none", _RAW)
-    if ends_in_weighted_sum(graph):
-        return (
-            ("sigmoid", _TWO_NAMES) if count == 1 and names is not None and len(names) == 2 else ("none", _raw(count))
-        )
-    if count > 1 and _are_shares(graph, total=1):
+    bounded = not ends_in_weighted_sum(graph)
+    if bounded and count > 1 and _are_shares(graph, total=1):
         return "probabilities", _LOOKS_LIKE
+    if not bounded and count == 1 and names is not None and len(names) == 2:
+        return "sigmoid", _TWO_NAMES
     return "none", _raw(count)
 
 

@@ -31,7 +31,7 @@ class ImportOptions:
     Attributes
     ----------
     output : str or None
-        The output with the scores, where there are several.
+        The output with the scores, where there are several; or any value inside the model.
     input_size : (int, int) or None
         Height and width for a model that leaves them open.
     example_input : object
@@ -119,7 +119,8 @@ def settle_signature(graph: Graph, options: ImportOptions) -> None:
     ModelError
         When there are several outputs or inputs to choose from, or the input is no image.
     """
-    graph.outputs = [choose_output(graph.outputs, options.output)]
+    inner = {name for node in graph.nodes for name in node.output}
+    graph.outputs = [options.output if options.output in inner else choose_output(graph.outputs, options.output)]
     graph.prune()
     if len(graph.inputs) != 1:
         raise ModelError(f"the model has {len(graph.inputs)} inputs {list(graph.inputs)}: fastcam explains one image")

@@ -21,6 +21,7 @@ import onnx
 
 from ...errors import ArgumentError, MissingExtraError, ModelError
 from ...graph import Graph, from_model
+from ...labels import config_names
 from ...preprocessing import Guess, Preprocessing, standardized
 from .imported import TARGET_OPSET, ImportedModel, ImportOptions, logging_from, settle_signature
 from .opsets import converted
@@ -74,8 +75,9 @@ def import_torch(model: Any, options: ImportOptions) -> ImportedModel:
         graph = _read(program.model)
     notes = widened(graph)
     settle_signature(graph, ImportOptions(output=options.output))
+    classes = config_names(getattr(module, "config", None))
     layers = _name_values(graph, _module_outputs(graph, [path for path, _ in module.named_modules()], scopes))
-    return ImportedModel(graph, "torch", layers, guess=_guessed_preprocessing(module), notes=notes)
+    return ImportedModel(graph, "torch", layers, guess=_guessed_preprocessing(module), classes=classes, notes=notes)
 
 
 def _guessed_preprocessing(module: Any) -> Guess | None:
