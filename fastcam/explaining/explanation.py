@@ -126,7 +126,8 @@ class ImageExplanation:
         except ImportError as error:
             raise MissingExtraError(f'plot() needs matplotlib ({error}): pip install "fastcam[demo]"') from error
         overlays = [self.overlay(k, colormap=colormap, alpha=alpha) for k in range(len(self.maps))]
-        panels = [("image", self.image), *zip(map(self.describe, range(len(self.maps))), overlays, strict=True)]
+        titles = [f"{label}  {self._score(k)}" for k, label in enumerate(self.labels)]
+        panels = [("image", self.image), *zip(titles, overlays, strict=True)]
         figure = Figure(figsize=(3.2 * len(panels), 3.6), layout="constrained")
         for axes, (title, picture) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
             axes.imshow(picture)
@@ -142,9 +143,11 @@ class ImageExplanation:
         >>> explanation[0].describe()  # doctest: +SKIP
         'beagle 93.1%'
         """
+        return f"{self.labels[k]} {self._score(k)}"
+
+    def _score(self, k: int) -> str:
         target = self.targets[k]
-        score = f"{self.logits[target]:.3g}" if self.probabilities is None else f"{self.probabilities[target]:.1%}"
-        return f"{self.labels[k]} {score}"
+        return f"{self.logits[target]:.3g}" if self.probabilities is None else f"{self.probabilities[target]:.1%}"
 
 
 def is_whole(number: Any) -> bool:

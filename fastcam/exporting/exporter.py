@@ -106,7 +106,7 @@ def export(
         the last one with a spatial map, after its activation. Several layers are explained in one file: the first by
         the outputs above, the next ones by ``activations_1`` and ``weights_1``, ``activations_2`` and ``weights_2`` ...
     output : str, optional
-        The output that holds the scores, for models with several.
+        The output that holds the scores, for models with several; or any value inside the model.
     input_size : (int, int), optional
         Height and width of the images, in pixels, for a model that leaves them open.
     example_input : torch.Tensor, optional
@@ -114,20 +114,29 @@ def export(
     token_grid : (int, int), optional
         Patches along height and width, for a layer of a transformer, (N,tokens,C), where the model does not tell: the
         patches come last, row by row, after class and register tokens.
-    classes : sequence of str, or path, optional
-        Names by class index; a path names a UTF-8 text file of one name a line. By default those that `finetune`
-        stored in its file.
+    classes : sequence of str, mapping, or path, optional
+        Names by class index: a list; a mapping of indices to names or of names to indices (``id2label``,
+        ``class_indices``); or the path of a UTF-8 file with one name per line, or with one of these as JSON. A binary
+        classifier with one score takes two names, or one for class 1. By default the names that the model holds: those
+        that `finetune`, Ultralytics, Custom Vision or Hugging Face stored.
     preprocess : str, Preprocessing, or mapping, optional
-        How a picture becomes the model's input: "vgg16", "imagenet", "scale", "symmetric", "none", or a mapping of
-        order, mean and scale. By default it is what `finetune` stored in its file, or taken from architectures that
-        fastcam knows (keras.applications VGG16 and VGG19), and is "none" where the model itself starts with the
-        arithmetic.
+        How a picture becomes the model's input: a name that `Preprocessing.of` knows, or a mapping of order, mean and
+        scale. By default it is what `finetune` stored in its file; "none" where the model itself starts with
+        arithmetic that only pixels of 0..255 make sense for; or a guess, which ``notes`` explain: what the published
+        weights of the model's architecture expect (keras.applications, torchvision, timm). Otherwise it is unknown,
+        and only preprocessed batches can be explained.
     gradients : {"pooled", "full"}
         "full" adds the output ``gradients`` (N,K,C,h,w), d logits[n,target] / d activations, for every layer.
     precision : {"fp32", "fp16"}
         "fp16" lets the network compute in float16, for GPUs: half the file, and half the memory traffic. Inputs,
         outputs and the gradients, those of the float16 network, stay float32, and so does what float16 would harm
         (`float16.FLOAT32_OPS`).
+    score_activation : {"softmax", "sigmoid", "none", "probabilities"}, optional
+        What turns the scores into probabilities, for a model that ends in raw scores: "softmax" if exactly one class
+        applies to an image, "sigmoid" if several may apply or for one score of a binary classifier, "probabilities" if
+        the scores are probabilities already, "none" for no probabilities. By default the softmax or sigmoid at the end
+        of the model, which is removed; where there is none, no probabilities are shown. One score z with "sigmoid"
+        becomes two logits (-z, z), whose sigmoids add up to 1, so that both classes can be explained.
 
     Returns
     -------
@@ -136,7 +145,7 @@ def export(
     Raises
     ------
     ModelError
-        The model cannot be read, or is no classifier of one image. Subclasses: LayerError (no such layer, or no
+        The model cannot be read, or is not a classifier of one image. Subclasses: LayerError (no such layer, or no
         spatial map), UnsupportedOpError (no gradient rule for an op between the layer and the logits).
     ArgumentError
         Another argument is wrong.
