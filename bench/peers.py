@@ -257,9 +257,3 @@ def draw(record: Record) -> Figure:
         bars = {name: seconds / medians[own] for name, seconds in medians.items()}
         panels.append(plots.Panel(f"{key}\n{own}: {figures(medians[own] * 1e3)} ms", bars, own))
     return plots.bars(panels, "time, {own} = 1")
-
-
-if __name__ == "__main__":
-    from .__main__ import main
-
-    sys.exit(main(["peers", *sys.argv[1:]]))

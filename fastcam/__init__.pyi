@@ -11,6 +11,7 @@ from .errors import (
     ModelError,
     NonFiniteError,
     TargetError,
+    TimeLimitError,
     UnsupportedOpError,
     WriteError,
 )
@@ -24,7 +25,8 @@ from .exporting.splitter import split
 from .folders.jobs import JobProgress, JobResult, explain_files
 from .folders.report import write_report
 from .preprocessing import Preprocessing
-from .training.finetune import TrainingProgress, TrainingResult, finetune
+from .training.finetune import finetune
+from .training.results import TrainingProgress, TrainingResult
 
 __all__ = [
     "ArgumentError",
@@ -49,6 +51,7 @@ __all__ = [
     "Preprocessing",
     "Step",
     "TargetError",
+    "TimeLimitError",
     "TrainingProgress",
     "TrainingResult",
     "UnsupportedOpError",

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
+from .arguments import shown
 from .errors import ArgumentError
 
 Layout = Literal["NHWC", "NCHW"]
@@ -36,8 +37,8 @@ class Preprocessing:
     scale: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        if self.order not in ("RGB", "BGR"):
-            raise ArgumentError(f"order must be 'RGB' or 'BGR', not {self.order!r}")
+        if not isinstance(self.order, str) or self.order not in ("RGB", "BGR"):
+            raise ArgumentError(f"order must be 'RGB' or 'BGR', not {shown(self.order)}")
         for field in ("mean", "scale"):
             object.__setattr__(self, field, _three_floats(field, getattr(self, field)))
         if 0 in self.scale:
@@ -81,7 +82,7 @@ class Preprocessing:
         if isinstance(spec, Mapping) and set(spec) == {"order", "mean", "scale"}:
             return cls(**spec)
         raise ArgumentError(
-            f"unknown preprocessing {spec!r}. Allowed: {', '.join(map(repr, [*KNOWN, *_ALIASES]))}, "
+            f"unknown preprocessing {shown(spec)}. Allowed: {', '.join(map(repr, [*KNOWN, *_ALIASES]))}, "
             "or a mapping {'order': 'RGB' or 'BGR', 'mean': 3 numbers, 'scale': 3 numbers}"
         )
 
@@ -111,8 +112,8 @@ class Preprocessing:
 def _three_floats(field: str, values: Any) -> tuple[float, float, float]:
     try:
         first, second, third = (float(value) for value in values)
-    except (TypeError, ValueError):
-        raise ArgumentError(f"{field} must be three numbers, not {values!r}") from None
+    except Exception:  # noqa: BLE001 - the caller's object may raise anything when it is iterated
+        raise ArgumentError(f"{field} must be three numbers, not {shown(values)}") from None
     if not all(map(math.isfinite, (first, second, third))):
         raise ArgumentError(f"{field} must be finite, not {values!r}")
     return first, second, third

@@ -83,7 +83,7 @@ def test_the_readmes_training_runs(tmp_path: Path) -> None:
     assert train in _TRAINING[0]
     fewer = "--weights vgg16.weights.h5 --epochs 1 --fine-epochs 1 --augmentations 0"
     said = _run(_TRAINING[0].replace(train, f"{train.rstrip()} {fewer}\n"), tmp_path)
-    assert "photos: 9 to learn from, 3 held out" in said
+    assert "photos: 9 for training, 3 for validation" in said
     assert "classes: 3: grün, red one, 蓝" in said
     assert "explained 12 of 12 images" in said
     assert (tmp_path / "why" / "report.html").is_file()

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "../gil.hpp"
 #include "cam_cpu.hpp"
 #include "instruction_sets.hpp"
 #include "pictures.hpp"
@@ -188,7 +189,7 @@ std::optional<std::size_t> render_arrays(const py::array& activations, const py:
     note_overlay(overlay, outputs, inputs);
     require_apart(outputs, inputs);
 
-    const py::gil_scoped_release release;
+    const Unlocked unlocked;
     return render({static_cast<std::size_t>(n), static_cast<std::size_t>(k)}, map_job, view_job, threads);
 }
 
@@ -219,7 +220,7 @@ std::optional<std::size_t> view_arrays(const py::array& maps, std::size_t height
     note_overlay(overlay, outputs, inputs);
     require_apart(outputs, inputs);
 
-    const py::gil_scoped_release release;
+    const Unlocked unlocked;
     return view({static_cast<std::size_t>(count[0]), static_cast<std::size_t>(count[1])}, job, threads);
 }
 
@@ -247,7 +248,7 @@ void prepare_array(const py::array& image, const py::array& levels, bool reverse
             "image", "too large");
     require_apart({memory_of(target, "target")}, {memory_of(image, "image"), memory_of(levels, "levels")});
 
-    const py::gil_scoped_release release;
+    const Unlocked unlocked;
     prepare(job);
 }
 
@@ -257,7 +258,7 @@ std::optional<std::size_t> first_not_finite_row(const py::array& array) {
     const std::size_t rows = extent(array, 0);
     const std::size_t columns = rows == 0 ? 0 : static_cast<std::size_t>(array.size()) / rows;
     const auto* const values = static_cast<const float*>(array.data());
-    const py::gil_scoped_release release;
+    const Unlocked unlocked;
     return first_not_finite(values, rows, columns);
 }
 
@@ -265,6 +266,7 @@ std::optional<std::size_t> first_not_finite_row(const py::array& array) {
 
 PYBIND11_MODULE(_cpu, module, py::mod_gil_not_used()) {
     module.doc() = "The CPU kernels. Called through fastcam.kernels, which validates and explains.";
+    close_calls_at_exit();
 
     py::enum_<Weighting>(module, "Weighting")
         .value("channel", Weighting::channel)

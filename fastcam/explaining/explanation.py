@@ -9,9 +9,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from .. import kernels
+from ..arguments import check_fraction, check_path, check_text, checked, shown
+from ..arrays import Floats, Indices, Pixels
 from ..errors import ArgumentError, MissingExtraError
 from ..pictures.reading import read_image
 from ..pictures.writing import palette, write_image
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     import matplotlib.figure
     from PIL import Image
 
-Floats: TypeAlias = npt.NDArray[np.float32]
-Indices: TypeAlias = npt.NDArray[np.int64]
-Pixels: TypeAlias = npt.NDArray[np.uint8]
 ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | Pixels"
 
 
@@ -57,6 +55,7 @@ class ImageExplanation:
     probabilities: Floats | None
     image: Pixels | None
 
+    @checked(colormap=check_text, alpha=check_fraction)
     def overlay(
         self, k: int = 0, *, colormap: str = "jet", alpha: float = 0.5, image: ImageSource | None = None
     ) -> Pixels:
@@ -84,7 +83,7 @@ class ImageExplanation:
             ``k`` is out of range, the colour map unknown, or there is no picture.
         """
         if not is_whole(k) or not -len(self.maps) <= k < len(self.maps):
-            raise ArgumentError(f"k={k!r}: this image has {len(self.maps)} heatmaps, 0..{len(self.maps) - 1}")
+            raise ArgumentError(f"k={shown(k)}: this image has {len(self.maps)} heatmaps, 0..{len(self.maps) - 1}")
         picture = self.image if image is None else read_image(image)
         if picture is None:
             raise ArgumentError("the model's input was given directly, so there is no picture: pass overlay(image=...)")
@@ -97,6 +96,7 @@ class ImageExplanation:
         overlay: Pixels = drawn[0, 0]
         return overlay
 
+    @checked(path=check_path)
     def save(self, path: str | os.PathLike[str], k: int = 0, *, colormap: str = "jet", alpha: float = 0.5) -> None:
         """Write one overlay as .png, .jpg or .webp.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..arguments import check_path, checked
 from ..errors import FastcamError, ModelError
 from ..graph import Graph, attribute, from_model, needed_nodes
 from ..metadata import layer_outputs
@@ -92,6 +93,7 @@ class ModelInfo:
         return {**asdict(self), "path": str(self.path)}
 
 
+@checked(path=check_path)
 def inspect(path: str | os.PathLike[str]) -> ModelInfo:
     """Look at a file of `fastcam.export`.
 

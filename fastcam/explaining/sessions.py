@@ -6,9 +6,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DeviceError, MissingExtraError, ModelError
+from ..errors import DeviceError, ModelError
 from ..files import why_no_file
-from .providers import CPU, CUDA, TENSORRT, Placement, Provider
+from .providers import CPU, CUDA, TENSORRT, Placement, Provider, import_onnxruntime
+from .runs import wait_for
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -45,12 +46,7 @@ def open_session(path: Path, placement: Placement, threads: int | None) -> onnxr
     DeviceError
         A provider is missing or could not start.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError(
-            f'Explainer needs onnxruntime ({error}): pip install "fastcam[cpu]" or "fastcam[gpu]"'
-        ) from error
+    onnxruntime = import_onnxruntime()
     reason = why_no_file(path)
     if reason is not None:
         raise ModelError(f"{path}: {reason}")
@@ -103,7 +99,9 @@ def _create(
         options.add_session_config_entry(key, value)
     providers = [_plain(provider) for provider in placement.providers]
     # Its own fallback would try the CPU, against our options, and bury why the provider does not start.
-    return onnxruntime.InferenceSession(placement.model, options, providers=providers, enable_fallback=0)
+    return wait_for(
+        lambda: onnxruntime.InferenceSession(placement.model, options, providers=providers, enable_fallback=0)
+    )
 
 
 def _plain(provider: Provider) -> Any:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..arguments import check_names, check_pair, check_path, check_text, checked, optional
 from ..errors import ArgumentError, FastcamError, ModelError
 from ..files import check_writable
 from ..graph import Graph, static_dims
@@ -72,6 +73,15 @@ class ExportResult:
     notes: tuple[Note, ...]
 
 
+@checked(
+    path=check_path,
+    layer=optional(check_names),
+    output=optional(check_text),
+    input_size=optional(check_pair),
+    token_grid=optional(check_pair),
+    gradients=check_text,
+    precision=check_text,
+)
 def export(
     model: ModelSource,
     path: str | os.PathLike[str],

@@ -1,6 +1,6 @@
 from enum import Enum
 
-from .boundary import Bytes, Floats, FloatsIn
+from ..arrays import Floats, HalfOrFloats, Pixels
 
 class Weighting(Enum):
     channel = ...
@@ -13,17 +13,17 @@ class Normalization(Enum):
     minmax = ...
 
 def render(
-    activations: FloatsIn,
-    weights: FloatsIn,
+    activations: HalfOrFloats,
+    weights: HalfOrFloats,
     weighting: Weighting,
     normalization: Normalization,
     channels_last: bool,
     maps: Floats,
     heatmaps: Floats,
-    images: Bytes | None,
-    palette: Bytes | None,
+    images: Pixels | None,
+    palette: Pixels | None,
     alpha: float,
-    overlays: Bytes | None,
+    overlays: Pixels | None,
     threads: int,
 ) -> int | None: ...
 def view(
@@ -31,13 +31,13 @@ def view(
     height: int,
     width: int,
     heatmaps: Floats | None,
-    images: Bytes | None,
-    palette: Bytes | None,
+    images: Pixels | None,
+    palette: Pixels | None,
     alpha: float,
-    overlays: Bytes | None,
+    overlays: Pixels | None,
     threads: int,
 ) -> int | None: ...
-def prepare(image: Bytes, levels: Floats, reversed_order: bool, channels_last: bool, target: Floats) -> None: ...
+def prepare(image: Pixels, levels: Floats, reversed_order: bool, channels_last: bool, target: Floats) -> None: ...
 def first_not_finite(array: Floats) -> int | None: ...
 def instruction_sets() -> list[str]: ...
 def instruction_set() -> str: ...

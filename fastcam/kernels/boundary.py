@@ -14,13 +14,11 @@ from typing import Any, Literal, NamedTuple, SupportsIndex, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arrays import Floats, HalfOrFloats, Pixels
 from ..errors import KernelError, NonFiniteError
 
 Weighting: TypeAlias = Literal["channel", "pooled", "element"]
 Normalize: TypeAlias = Literal["max", "minmax"] | None
-Floats: TypeAlias = NDArray[np.float32]
-Bytes: TypeAlias = NDArray[np.uint8]
-FloatsIn: TypeAlias = NDArray[np.float32] | NDArray[np.float16]
 
 VIEW_LIMIT = float(np.finfo(np.float32).max) / 2
 """Largest magnitude that `resize` and `colorize` accept: the difference of two such values is a finite float32."""
@@ -47,25 +45,25 @@ class Rendered(NamedTuple):
 
     maps: Floats
     heatmaps: Floats
-    overlays: Bytes | None
+    overlays: Pixels | None
 
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
     """Images to blend with: `images` (N, H, W, 3), `palette` (256, 3), `alpha` in 0..1, `out` (N, K, H, W, 3)."""
 
-    images: Bytes
-    palette: Bytes
+    images: Pixels
+    palette: Pixels
     alpha: float
-    out: Bytes
+    out: Pixels
 
 
 @dataclass(frozen=True, slots=True)
 class MapCall:
     """Validated arguments of the first half of `render`. Both arrays have the channels last when `channels_last`."""
 
-    activations: FloatsIn
-    weights: FloatsIn
+    activations: HalfOrFloats
+    weights: HalfOrFloats
     channels_last: bool
     weighting: Weighting
     normalize: Normalize
@@ -77,18 +75,18 @@ class Kernels(ABC):
 
     def render(
         self,
-        activations: FloatsIn,
-        weights: FloatsIn,
+        activations: HalfOrFloats,
+        weights: HalfOrFloats,
         *,
         weighting: Weighting = "channel",
         normalize: Normalize = "max",
         size: Sequence[int] | None = None,
         maps_out: Floats | None = None,
         heatmaps_out: Floats | None = None,
-        images: Bytes | None = None,
-        palette: Bytes | None = None,
+        images: Pixels | None = None,
+        palette: Pixels | None = None,
         alpha: float = 0.5,
-        overlays_out: Bytes | None = None,
+        overlays_out: Pixels | None = None,
         threads: int | None = None,
     ) -> Rendered:
         """Class activation maps of N images and K targets, and what is drawn from them.
@@ -245,13 +243,13 @@ class Kernels(ABC):
     def colorize(
         self,
         maps: Floats,
-        images: Bytes,
+        images: Pixels,
         *,
-        palette: Bytes,
+        palette: Pixels,
         alpha: float = 0.5,
-        overlays_out: Bytes | None = None,
+        overlays_out: Pixels | None = None,
         threads: int | None = None,
-    ) -> Bytes:
+    ) -> Pixels:
         """Overlays of maps on images, without heatmaps in between.
 
         Parameters
@@ -291,7 +289,7 @@ class Kernels(ABC):
 
     def prepare(
         self,
-        image: Bytes,
+        image: Pixels,
         levels: Floats,
         input_out: Floats,
         *,
@@ -356,7 +354,7 @@ class Kernels(ABC):
 
     @abstractmethod
     def _prepare(
-        self, image: Bytes, levels: Floats, input_out: Floats, *, reversed_order: bool, channels_last: bool
+        self, image: Pixels, levels: Floats, input_out: Floats, *, reversed_order: bool, channels_last: bool
     ) -> None:
         """Fill the output."""
 
@@ -408,7 +406,7 @@ def _images_dense(array: NDArray[Any], order: Sequence[int]) -> bool:
     return True
 
 
-def _check_activations(activations: FloatsIn) -> bool:
+def _check_activations(activations: HalfOrFloats) -> bool:
     """Return whether the channels are last in memory."""
     _check_array("activations", activations, 4, (_FLOAT32, _FLOAT16))
     if 0 in activations.shape[1:]:
@@ -424,7 +422,7 @@ def _check_activations(activations: FloatsIn) -> bool:
 
 
 def _check_weights(
-    weights: FloatsIn, activations: tuple[int, int, int, int], weighting: Weighting, channels_last: bool
+    weights: HalfOrFloats, activations: tuple[int, int, int, int], weighting: Weighting, channels_last: bool
 ) -> int:
     """Return the number of maps."""
     n, *rest = activations
@@ -469,7 +467,7 @@ def _check_size(size: Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def _check_images(images: Bytes, shape: tuple[int, int, int, int]) -> None:
+def _check_images(images: Pixels, shape: tuple[int, int, int, int]) -> None:
     _check_array("images", images, 4, (_UINT8,))
     if images.shape != shape or 0 in shape[1:]:
         raise KernelError(f"images: shape {images.shape}; it needs (N, H, W, 3) = {shape}, H and W at least 1")
@@ -480,7 +478,7 @@ def _check_images(images: Bytes, shape: tuple[int, int, int, int]) -> None:
         )
 
 
-def _check_palette(palette: Bytes | None) -> Bytes:
+def _check_palette(palette: Pixels | None) -> Pixels:
     if palette is None:
         raise KernelError("palette: None; images need a palette of 256 colours, (256, 3) uint8")
     _check_array("palette", palette, 2, (_UINT8,))

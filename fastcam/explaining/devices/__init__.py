@@ -12,13 +12,9 @@ import functools
 import importlib
 from typing import NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from ...arrays import Bytes
 from ...errors import DeviceError
 from ...kernels.cuda.interface import DeviceKernels
-
-Bytes = NDArray[np.uint8]
 
 
 class Device(Protocol):
@@ -100,7 +96,7 @@ class Backend(NamedTuple):
     Attributes
     ----------
     needs : str
-        Module that is missing where the backend is.
+        Module that cannot be imported where the backend is missing.
     device, kernels : tuple of str
         Module and name of the class of its devices, and of its kernels, which work on the thread's device.
     """

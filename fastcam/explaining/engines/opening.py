@@ -1,4 +1,4 @@
-"""From a file and a device's name to an engine that runs."""
+"""From a file and the name of a device to an engine."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from ...errors import DeviceError
 from .. import devices, providers
 from ..explained_model import ExplainedModel
 from ..sessions import open_session
+from . import Engine
 from .cpu import CpuEngine
 from .cuda import CudaEngine
 
 if TYPE_CHECKING:
     import onnxruntime
 
-# A session may still use its stream while it is taken apart: streams outlive sessions, and serve the next ones.
+# A session may still use its stream while it is destroyed: streams outlive sessions, and serve the next ones.
 _idle_streams: dict[int, list[int]] = defaultdict(list)
 
 
@@ -26,14 +27,14 @@ class Opened(NamedTuple):
 
     model: ExplainedModel
     session: onnxruntime.InferenceSession
-    engine: CpuEngine | CudaEngine
+    engine: Engine
 
 
 def open_engine(path: Path, request: providers.Request, threads: int | None) -> Opened:
-    """Open a file where it is asked for.
+    """Open a file on the requested device.
 
-    "auto" takes CUDA where nothing speaks against it. Where a device is there and cannot be used it warns and takes the
-    CPU; where there is none, nothing is lost, and nothing said.
+    "auto" takes CUDA if it can be used. If there is a device that cannot be used, it warns and takes the CPU; if there
+    is none, it takes the CPU silently.
 
     Raises
     ------
