@@ -17,6 +17,7 @@ from ..arguments import check_count, check_flag, check_names, check_path, check_
 from ..arrays import Floats, Pixels
 from ..errors import ArgumentError, FastcamError, ImageError, LayerError, suggest
 from ..kernels.boundary import Normalize
+from ..notes import Note
 from ..pictures.preparing import prepare
 from ..pictures.reading import ValueRange, read_image
 from ..preprocessing import Layout, Preprocessing
@@ -168,6 +169,11 @@ class Explainer:
     def preprocessing(self) -> Preprocessing | None:
         """How a picture becomes the model's input; None where the file does not say."""
         return self._model.metadata.preprocessing
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What `export` did to the model, guessed about it, or left as it was."""
+        return self._model.metadata.notes
 
     def prepare(self, images: ImageSource | Sequence[ImageSource], *, value_range: ValueRange = None) -> Floats:
         """Turn pictures into the model's input.

@@ -16,6 +16,7 @@ from ..arguments import check_path, checked
 from ..errors import FastcamError, ModelError
 from ..graph import Graph, attribute, from_model, needed_nodes
 from ..metadata import layer_outputs
+from ..notes import Note
 from ..preprocessing import Layout, Preprocessing
 from .engines.opening import open_engine
 from .explainer import Explainer
@@ -60,6 +61,8 @@ class ModelInfo:
     macs, gradient_macs : int
         Multiply-accumulates of the convolutions and matrix products for one image, and those that explaining one class
         adds.
+    notes : tuple of Note
+        What `export` did to the model, guessed about it, or left as it was.
     providers : dict
         ONNX Runtime's execution providers: None where one runs the whole model here, else why it does not.
     """
@@ -82,6 +85,7 @@ class ModelInfo:
     gradient_parameters: int
     macs: int
     gradient_macs: int
+    notes: tuple[Note, ...]
     providers: dict[str, str | None]
 
     def to_json(self) -> dict[str, Any]:
@@ -138,6 +142,7 @@ def inspect(path: str | os.PathLike[str]) -> ModelInfo:
         gradient_parameters=_elements(graph, _weights(graph, gradient) - weights),
         macs=_macs(graph, network),
         gradient_macs=_macs(graph, gradient),
+        notes=explainer.notes,
         providers=_providers(explainer.path),
     )
 
@@ -201,10 +206,14 @@ _MACS: Mapping[str, Callable[[Graph, onnx.NodeProto], int]] = {
 }
 
 
+# It sends inputs to a remote service, and every installation of ONNX Runtime lists it.
+_NEVER_MEANT = ("AzureExecutionProvider",)
+
+
 def _providers(path: Path) -> dict[str, str | None]:
     import onnxruntime
 
-    names = onnxruntime.get_available_providers()
+    names = [name for name in onnxruntime.get_available_providers() if name not in _NEVER_MEANT]
     return {name: _TRIALS.get(name, _reason_against)(path, name) for name in names}
 
 
