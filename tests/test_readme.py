@@ -46,7 +46,7 @@ def test_the_readmes_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     _save_network(tmp_path)
     _save_photos(tmp_path, ["dog.jpg", "two_dogs.jpg"])
 
-    assert len(_BLOCKS) == 5
+    assert len(_BLOCKS) == 6
     names: dict[str, object] = {}
     for block in _BLOCKS:
         exec(block, names)
