@@ -329,6 +329,37 @@ void test_pool() {
     check(total == 8 * 50 * 10, "many callers at once");
 }
 
+// For ThreadSanitizer: whole calls from many threads, whose maps do not depend on each other.
+void test_calls_from_many_threads(std::mt19937& random) {
+    constexpr std::size_t channels = 96;
+    constexpr std::size_t area = 40 * 40;
+    std::uniform_real_distribution<float> number(-1, 1);
+    std::vector<float> activations(2 * channels * area), weights(2 * 2 * channels);
+    std::generate(activations.begin(), activations.end(), [&] { return number(random); });
+    std::generate(weights.begin(), weights.end(), [&] { return number(random); });
+    const auto draw = [&](std::vector<float>& maps, std::vector<float>& heatmaps, std::size_t threads) {
+        const MapJob map_job{{activations.data(), channels * area, Scalar::float32},
+                             {weights.data(), 2 * channels, Scalar::float32},
+                             Layout::channels_first, Weighting::channel, Normalization::max, channels, maps.data()};
+        const ViewJob view_job{maps.data(), {40, 40}, {100, 100}, heatmaps.data(), nullptr, 0, nullptr, 0, nullptr};
+        return !render({2, 2}, map_job, view_job, threads);
+    };
+    std::vector<float> wanted_maps(4 * area), wanted(4 * 100 * 100);
+    check(draw(wanted_maps, wanted, 1), "one thread");
+    std::atomic<int> right{0};
+    std::vector<std::thread> callers;
+    for (int caller = 0; caller < 6; ++caller) {
+        callers.emplace_back([&] {
+            for (int round = 0; round < 5; ++round) {
+                std::vector<float> maps(4 * area), heatmaps(4 * 100 * 100);
+                right += draw(maps, heatmaps, 4) && maps == wanted_maps && heatmaps == wanted;
+            }
+        });
+    }
+    for (std::thread& caller : callers) caller.join();
+    check(right == 30, "the same bits from many threads");
+}
+
 }  // namespace
 
 void test_first_not_finite() {
@@ -406,6 +437,7 @@ int main() {
         test_prepare(random);
     }
     test_pool();
+    test_calls_from_many_threads(random);
     std::printf("%d passed, %d failed\n", passed, failed);
     return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

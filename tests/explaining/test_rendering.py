@@ -386,4 +386,4 @@ def test_the_readmes_hooks_run() -> None:
     names: dict[str, Any] = {}
     exec(block, names)
     assert names["found"].overlays.shape == (4, 1, 224, 224, 3)
-    assert names["found"].heatmaps.max() == 1
+    assert names["found"].maps.max() == 1
