@@ -169,7 +169,7 @@ std::optional<std::size_t> render_arrays(const py::array& activations, const py:
     MapJob map_job{};
     map_job.activations = batch_of(activations, channels_last ? Shape{2, 3, 1} : Shape{1, 2, 3}, "activations");
     map_job.weights = batch_of(weights, weights_order, "weights");
-    map_job.layout = channels_last ? Layout::channels_last : Layout::channels_first;
+    map_job.channel_order = channels_last ? ChannelOrder::channels_last : ChannelOrder::channels_first;
     map_job.weighting = weighting;
     map_job.normalization = normalization;
     map_job.channels = static_cast<std::size_t>(c);
