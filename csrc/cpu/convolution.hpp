@@ -42,7 +42,7 @@ struct ConvolutionLayer {
     std::size_t pad_right = 1;
     Layout input_layout = Layout::channels_last;
     bool residual = false;  // run() gets a tensor of the output's shape, added before the clip
-    bool pool = false;      // 2x2 max pooling, stride 2, no padding; an odd last row or column is dropped
+    bool pool = false;      // 2x2 max pooling, stride 2, no padding; an odd last row or column is dropped; not with residual
     // ReLU: 0 and infinity; ReLU6: 0 and 6; no activation: the defaults. NaN passes through.
     float low = -std::numeric_limits<float>::infinity();
     float high = std::numeric_limits<float>::infinity();
@@ -96,8 +96,8 @@ public:
     std::size_t scratch_bytes(std::size_t batch, std::size_t height, std::size_t width, std::size_t threads) const;
 
     // input: (batch, height, width, input channels), or (batch, input channels, height, width) for channels first.
-    // residual: of the output's shape, or null where the layer has none; it may be the output itself.
-    // output: (batch, output height, output width, output channels); it must not overlap the input.
+    // residual: of the output's shape, or null where the layer has none.
+    // output: (batch, output height, output width, output channels); it must not overlap the others.
     // Nothing is read or written outside of these. Never throws, takes no memory, and holds no lock.
     void run(const float* input, const float* residual, float* output, std::size_t batch, std::size_t height,
              std::size_t width, void* scratch, const ParallelFor& parallel) const;

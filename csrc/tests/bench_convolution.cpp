@@ -1,0 +1,96 @@
+// Times one convolution layer per line of the standard input, and answers with one line each: for bench/convolution.py.
+//
+// A line: batch height width input_channels output_channels kernel stride channels_first residual pool threads
+//         instruction_set algorithm runs      (algorithm: auto, winograd_4x4, winograd_6x6, pointwise or gathered)
+// The answer: the algorithm and the seconds of each run.
+#include <chrono>
+#include <iostream>
+#include <map>
+#include <random>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "convolution.hpp"
+#include "instruction_sets.hpp"
+#include "thread_pool.hpp"
+
+namespace {
+
+using namespace fastcam;
+
+const std::map<std::string, Algorithm> algorithms = {
+    {"winograd_4x4", Algorithm::winograd_4x4},
+    {"winograd_6x6", Algorithm::winograd_6x6},
+    {"pointwise", Algorithm::pointwise},
+    {"gathered", Algorithm::gathered},
+};
+
+ParallelFor pool_of(std::size_t threads) {
+    const auto run = [](void* pool, std::size_t tasks, ParallelFor::Task task, void* context) {
+        ThreadPool::of_process().run(tasks, reinterpret_cast<std::uintptr_t>(pool),
+                                     [=](std::size_t index) { task(context, index); });
+    };
+    return {run, reinterpret_cast<void*>(static_cast<std::uintptr_t>(threads)), threads};
+}
+
+std::vector<float> numbers(std::size_t count, float scale) {
+    static std::mt19937 random(1);
+    std::normal_distribution<float> normal(0, scale);
+    std::vector<float> values(count);
+    for (float& value : values) value = normal(random);
+    return values;
+}
+
+std::string measure(std::istream& line) {
+    std::size_t batch, height, width, kernel, threads, runs;
+    bool channels_first;
+    std::string instruction_set, name;
+    ConvolutionLayer layer;
+    line >> batch >> height >> width >> layer.input_channels >> layer.output_channels >> kernel >> layer.stride >>
+        channels_first >> layer.residual >> layer.pool >> threads >> instruction_set >> name >> runs;
+    if (!line) throw std::invalid_argument("a line has 14 fields");
+    use_instruction_set(instruction_set);
+    layer.kernel_height = layer.kernel_width = kernel;
+    layer.pad_top = layer.pad_left = layer.pad_bottom = layer.pad_right = kernel / 2;
+    layer.input_layout = channels_first ? Layout::channels_first : Layout::channels_last;
+    layer.low = 0;
+    const auto chosen = choose_algorithm(layer, height, width);
+    if (!chosen) throw std::invalid_argument("this layer is not supported");
+    const Algorithm algorithm = name == "auto" ? *chosen : algorithms.at(name);
+
+    const std::size_t depth = layer.input_channels * kernel * kernel;
+    const std::vector<float> weights = numbers(layer.output_channels * depth, std::sqrt(2.0f / static_cast<float>(depth)));
+    const std::vector<float> bias = numbers(layer.output_channels, 0.1f);
+    const ParallelFor parallel = pool_of(threads);
+    const Convolution convolution(layer, algorithm, weights.data(), bias.data(), parallel);
+    const OutputSize size = convolution.output_size(height, width);
+    const std::vector<float> input = numbers(batch * height * width * layer.input_channels, 1);
+    std::vector<float> output(batch * size.height * size.width * layer.output_channels);
+    const std::vector<float> residual(layer.residual ? output.size() : 0, 0.5f);
+    std::vector<char> scratch(convolution.scratch_bytes(batch, height, width, threads));
+
+    std::ostringstream answer;
+    for (const auto& [known, value] : algorithms) {
+        if (value == algorithm) answer << known;
+    }
+    for (std::size_t run = 0; run < runs + 1; ++run) {
+        const auto start = std::chrono::steady_clock::now();
+        convolution.run(input.data(), layer.residual ? residual.data() : nullptr, output.data(), batch, height, width,
+                        scratch.data(), parallel);
+        const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+        if (run > 0) answer << ' ' << elapsed.count();
+    }
+    return answer.str();
+}
+
+}  // namespace
+
+int main() {
+    std::string text;
+    while (std::getline(std::cin, text)) {
+        std::istringstream line(text);
+        std::cout << measure(line) << std::endl;
+    }
+}
