@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
@@ -17,6 +18,7 @@ from ..kernels.boundary import Normalize
 from ..pictures.preparing import prepare
 from ..pictures.reading import read_image
 from ..preprocessing import Layout, Preprocessing
+from .convolutions import CHOICES, Convolutions
 from .devices.exchange import HasDLPack, HasInterface, is_on_device
 from .engines import Drawing, Results
 from .engines.cuda import CudaEngine
@@ -50,6 +52,10 @@ class Explainer:
         batch: faster for small networks, but nothing else in the process may use the GPU while one is captured.
     threads : int, optional
         Threads of the model and of the kernels; by default all processors.
+    convolutions : {"auto", "onnxruntime"}
+        Who computes convolutions on the CPU. "auto" takes fastcam's own kernels for the layers where they are faster,
+        "onnxruntime" takes ONNX Runtime's for all of them. Results differ in the sixth digit. `describe` says which
+        layers run how.
 
     Raises
     ------
@@ -76,9 +82,11 @@ class Explainer:
         device: str = "auto",
         providers: Sequence[Any] | None = None,
         threads: int | None = None,
+        convolutions: str = "auto",
     ) -> None:
         self._threads = _checked_threads(threads)
-        self._model, self._session, self._engine = open_engine(Path(path), ask(device, providers), self._threads)
+        opened = open_engine(Path(path), ask(device, providers), self._threads, _checked_convolutions(convolutions))
+        self._model, self._session, self._engine, self._convolutions = opened
         self._targets = Targets(str(path), self.classes, self.class_count)
         self._image_shape = self._model.image_shape
         self._first_layer = self._model.fetched([0], "weights")
@@ -92,6 +100,23 @@ class Explainer:
     def providers(self) -> list[str]:
         """Execution providers in use, the first one first."""
         return list(self._session.get_providers())
+
+    @property
+    def convolutions(self) -> Convolutions:
+        """Who computes the model's convolutions: fastcam's kernels, layer by layer, or ONNX Runtime, and why."""
+        return self._convolutions
+
+    def describe(self) -> dict[str, Any]:
+        """Return how the model runs.
+
+        Returns
+        -------
+        dict
+            "providers": execution providers in use. "convolutions": "layers", the algorithm of each layer that
+            fastcam's kernels compute; "others", the number of convolutions left to ONNX Runtime (None: not counted);
+            "reason", why all of them are (None: they are not).
+        """
+        return {"providers": self.providers, "convolutions": asdict(self._convolutions)}
 
     @property
     def signature(self) -> tuple[dict[str, tuple[Any, ...]], dict[str, tuple[Any, ...]]]:
@@ -416,6 +441,12 @@ def check_count(name: str, number: int) -> None:
     """Raise ArgumentError where the argument ``name`` is no whole number, at least 1."""
     if not is_whole(number) or number < 1:
         raise ArgumentError(f"{name}={number!r}: give a whole number, at least 1")
+
+
+def _checked_convolutions(convolutions: Any) -> str:
+    if convolutions not in CHOICES:
+        raise ArgumentError(f"convolutions={convolutions!r}: choose {' or '.join(map(repr, CHOICES))}")
+    return str(convolutions)
 
 
 def _as_list(images: Any) -> list[Any]:
