@@ -10,18 +10,14 @@
 #include <utility>
 
 #include "convolution_kernels.hpp"
+#include "huge_pages.hpp"
 #include "instruction_sets.hpp"
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 namespace fastcam {
 namespace {
 
 constexpr std::size_t cache_line_floats = 16;
 constexpr std::size_t alignment = 64;
-constexpr std::size_t huge_page = std::size_t{1} << 21;
 
 constexpr std::size_t round_up(std::size_t count, std::size_t unit) { return (count + unit - 1) / unit * unit; }
 
@@ -37,10 +33,7 @@ public:
     explicit Floats(std::size_t count)
         : count_(count), values_(static_cast<float*>(std::aligned_alloc(unit(), round_up(bytes() + 1, unit())))) {
         if (!values_) throw std::bad_alloc();
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-        // Only a hint: it may fail.
-        if (unit() == huge_page) madvise(values_.get(), round_up(bytes() + 1, huge_page), MADV_HUGEPAGE);
-#endif
+        prefer_huge_pages(values_.get(), bytes());
     }
 
     float* get() const { return values_.get(); }
@@ -762,6 +755,8 @@ void Convolution::run(const float* input, const float* residual, float* output, 
                       std::size_t width, void* scratch, const ParallelFor& parallel) const {
     const OutputSize size = output_size(height, width);
     if (batch * size.height * size.width == 0) return;
+    prefer_huge_pages(output, batch * size.height * size.width * layer().output_channels * sizeof(float));
+    prefer_huge_pages(scratch, scratch_bytes(batch, height, width, parallel.threads));
     const Call call{state_->prepared, input, residual, output, batch, height, width, size, aligned(scratch), parallel};
     if (const WinogradShape* shape = winograd_shape(call.prepared.algorithm)) {
         WinogradCall(call, *shape).run();

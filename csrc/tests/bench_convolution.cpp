@@ -4,15 +4,18 @@
 //         instruction_set algorithm runs      (algorithm: auto, winograd_4x4, winograd_6x6, pointwise or gathered)
 // The answer: the algorithm and the seconds of each run.
 #include <chrono>
+#include <cmath>
+#include <cstdlib>
 #include <iostream>
 #include <map>
+#include <memory>
 #include <random>
 #include <sstream>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "convolution.hpp"
+#include "huge_pages.hpp"
 #include "instruction_sets.hpp"
 #include "thread_pool.hpp"
 
@@ -35,13 +38,30 @@ ParallelFor pool_of(std::size_t threads) {
     return {run, reinterpret_cast<void*>(static_cast<std::uintptr_t>(threads)), threads};
 }
 
-std::vector<float> numbers(std::size_t count, float scale) {
-    static std::mt19937 random(1);
-    std::normal_distribution<float> normal(0, scale);
-    std::vector<float> values(count);
-    for (float& value : values) value = normal(random);
-    return values;
-}
+// Memory as in a session whose first run is over.
+class Floats {
+public:
+    explicit Floats(std::size_t count) : values_(static_cast<float*>(std::aligned_alloc(unit, (count * 4 / unit + 1) * unit))) {
+        if (!values_) throw std::bad_alloc();
+        prefer_huge_pages(values_.get(), count * sizeof(float));
+        std::fill_n(values_.get(), count, 0.0f);
+    }
+    Floats(std::size_t count, float scale) : Floats(count) {
+        static std::minstd_rand random(1);
+        for (std::size_t i = 0; i < count; ++i) {
+            values_.get()[i] = scale * (static_cast<float>(random()) / static_cast<float>(random.max()) - 0.5f);
+        }
+    }
+
+    float* get() const { return values_.get(); }
+
+private:
+    static constexpr std::size_t unit = std::size_t{1} << 21;
+    struct Free {
+        void operator()(float* values) const { std::free(values); }
+    };
+    std::unique_ptr<float, Free> values_;
+};
 
 std::string measure(std::istream& line) {
     std::size_t batch, height, width, kernel, threads, runs;
@@ -61,15 +81,16 @@ std::string measure(std::istream& line) {
     const Algorithm algorithm = name == "auto" ? *chosen : algorithms.at(name);
 
     const std::size_t depth = layer.input_channels * kernel * kernel;
-    const std::vector<float> weights = numbers(layer.output_channels * depth, std::sqrt(2.0f / static_cast<float>(depth)));
-    const std::vector<float> bias = numbers(layer.output_channels, 0.1f);
+    const Floats weights(layer.output_channels * depth, std::sqrt(2.0f / static_cast<float>(depth)));
+    const Floats bias(layer.output_channels, 0.1f);
     const ParallelFor parallel = pool_of(threads);
-    const Convolution convolution(layer, algorithm, weights.data(), bias.data(), parallel);
+    const Convolution convolution(layer, algorithm, weights.get(), bias.get(), parallel);
     const OutputSize size = convolution.output_size(height, width);
-    const std::vector<float> input = numbers(batch * height * width * layer.input_channels, 1);
-    std::vector<float> output(batch * size.height * size.width * layer.output_channels);
-    const std::vector<float> residual(layer.residual ? output.size() : 0, 0.5f);
-    std::vector<char> scratch(convolution.scratch_bytes(batch, height, width, threads));
+    const Floats input(batch * height * width * layer.input_channels, 1);
+    const std::size_t outputs = batch * size.height * size.width * layer.output_channels;
+    const Floats output(outputs);
+    const Floats residual(layer.residual ? outputs : 0);
+    const Floats scratch(convolution.scratch_bytes(batch, height, width, threads) / sizeof(float) + 1);
 
     std::ostringstream answer;
     for (const auto& [known, value] : algorithms) {
@@ -77,8 +98,8 @@ std::string measure(std::istream& line) {
     }
     for (std::size_t run = 0; run < runs + 1; ++run) {
         const auto start = std::chrono::steady_clock::now();
-        convolution.run(input.data(), layer.residual ? residual.data() : nullptr, output.data(), batch, height, width,
-                        scratch.data(), parallel);
+        convolution.run(input.get(), layer.residual ? residual.get() : nullptr, output.get(), batch, height, width,
+                        scratch.get(), parallel);
         const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
         if (run > 0) answer << ' ' << elapsed.count();
     }
