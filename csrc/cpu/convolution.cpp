@@ -80,8 +80,12 @@ struct Range {
     std::size_t size() const { return end - begin; }
 };
 
-// The matrix of weights, cut into panels of columns: a panel is (positions, depth, panel width). Columns are output
-// channels; the last panel is filled up with zeros to whole vectors.
+// Layers with more input channels are split by positions: see WinogradPlan.
+constexpr std::size_t most_channels_by_tiles = 128;
+
+// The matrices of weights, one per position, cut into panels of columns: a panel is (depth, panel width). Columns are
+// output channels; the last panel is filled up with zeros to whole vectors. Panels lie in memory in the order in which
+// they are used.
 struct Panels {
     std::size_t lanes;
     std::size_t positions;
@@ -97,7 +101,8 @@ struct Panels {
     std::size_t floats() const { return positions * depth * padded_columns(); }
 
     std::size_t offset(std::size_t panel, std::size_t position) const {
-        return positions * depth * first_column(panel) + position * depth * vectors_of(panel) * lanes;
+        if (depth > most_channels_by_tiles) return (position * padded_columns() + first_column(panel)) * depth;
+        return (positions * first_column(panel) + position * vectors_of(panel) * lanes) * depth;
     }
 };
 
@@ -361,7 +366,6 @@ struct WinogradPlan {
 
     WinogradPlan(const Panels& panels, const Tiles& tiles, std::size_t threads) {
         constexpr std::size_t most_cached_floats = std::size_t{288} << 10;
-        constexpr std::size_t most_channels_by_tiles = 128;
         constexpr std::size_t block = 14;
         constexpr std::size_t tiles_by_positions = 9 * block;
         const std::size_t busy = 4 * slots_for(threads);
@@ -660,17 +664,32 @@ private:
             for (std::size_t i = 0; i < layer_.kernel_height; ++i) {
                 const std::size_t y = tapped(run.row, layer_.stride, i, layer_.pad_top);
                 for (std::size_t j = 0; j < layer_.kernel_width; ++j, target += plan_.left_stride) {
-                    if (y >= call_.height) {
+                    if (y < call_.height) {
+                        gather_line(image + y * call_.width, j, run.columns, target);
+                    } else {
                         std::fill_n(target, run.columns.size(), 0.0f);
-                        continue;
-                    }
-                    for (std::size_t column = run.columns.begin; column < run.columns.end; ++column) {
-                        const std::size_t x = tapped(column, layer_.stride, j, layer_.pad_left);
-                        target[column - run.columns.begin] = x < call_.width ? image[y * call_.width + x] : 0.0f;
                     }
                 }
             }
         }
+    }
+
+    // One row of the input as tap `tap` of the windows of `columns` sees it.
+    void gather_line(const float* line, std::size_t tap, Range columns, float* target) const {
+        const std::size_t stride = layer_.stride;
+        // Columns whose tap lies inside of the image: [begin, end).
+        const std::size_t before = layer_.pad_left - std::min(layer_.pad_left, tap);
+        const std::size_t inside = call_.width + layer_.pad_left - std::min(call_.width + layer_.pad_left, tap);
+        const std::size_t begin = std::clamp((before + stride - 1) / stride, columns.begin, columns.end);
+        const std::size_t end = std::clamp((inside + stride - 1) / stride, begin, columns.end);
+        std::fill_n(target, begin - columns.begin, 0.0f);
+        target += begin - columns.begin;
+        if (stride == 1) {
+            std::copy_n(line + tapped(begin, 1, tap, layer_.pad_left), end - begin, target);
+        } else {
+            for (std::size_t i = 0; i < end - begin; ++i) target[i] = line[tapped(begin + i, stride, tap, layer_.pad_left)];
+        }
+        std::fill_n(target + (end - begin), columns.end - end, 0.0f);
     }
 
     const Call& call_;

@@ -14,8 +14,10 @@ constexpr std::size_t most_rows = 6;  // 12 + 2 + 1 of 16
 constexpr std::size_t most_rows = 12;  // 24 + 2 + 1 of 32
 #endif
 
-// How far ahead of a product its panel is fetched.
-constexpr std::size_t panel_prefetch_floats = 32 * lanes;
+// How far ahead of a product its panel is fetched, into the level 1 cache and into the level 2 cache. The panels of layers
+// with many channels come from main memory.
+constexpr std::size_t near_floats = 32 * lanes;
+constexpr std::size_t far_floats = 384 * lanes;
 
 // The sums of one row and of those before it. Nested, not an array: GCC keeps arrays of vectors in memory.
 template <std::size_t Rows, std::size_t Vectors>
@@ -125,13 +127,13 @@ struct StoreFinished {
     Finish finish;
 
     template <std::size_t Vectors>
-    void row(std::size_t index, Vector first, Vector second) const {
+    [[gnu::always_inline]] void row(std::size_t index, Vector first, Vector second) const {
         part(index * stride, 0, first);
         if constexpr (Vectors == 2) part(index * stride, lanes, second);
     }
 
 private:
-    void part(std::size_t row, std::size_t column, Vector sum) const {
+    [[gnu::always_inline]] void part(std::size_t row, std::size_t column, Vector sum) const {
         const std::size_t count = target.columns - column;
         Vector value = sum + load(finish.bias + column);
         if (target.residual) value += load_up_to(target.residual + row + column, count);
@@ -147,6 +149,15 @@ template <std::size_t Rows, std::size_t Vectors, class Output>
     }
 }
 
+template <std::size_t Vectors>
+inline void prefetch_panel(const float* panel) {
+    constexpr std::size_t line = 16;
+    for (std::size_t first = 0; first < Vectors * lanes; first += line) {
+        prefetch_near(panel, near_floats + first);
+        prefetch_far(panel, far_floats + first);
+    }
+}
+
 template <std::size_t Rows, std::size_t Vectors, class Left, class Output>
 void multiply_rows(const float* first, std::size_t stride, const float* panel, std::size_t depth, const Output& output,
                    std::size_t row) {
@@ -155,8 +166,7 @@ void multiply_rows(const float* first, std::size_t stride, const float* panel, s
     for (std::size_t k = 0; k < depth; ++k) {
         const Vector a = load(panel);
         const Vector b = Vectors == 2 ? load(panel + lanes) : Vector{};
-        prefetch_near(panel, panel_prefetch_floats);
-        if constexpr (Vectors * lanes > 16) prefetch_near(panel, panel_prefetch_floats + 16);
+        prefetch_panel<Vectors>(panel);
         panel += Vectors * lanes;
         accumulate(sums, left, a, b);
         left.advance();

@@ -109,11 +109,14 @@ inline void store_few(Vector vector, float* target, std::size_t count) {
 #endif
 }
 
-// Into the level 1 cache. Harmless for any address, but no pointer behind an array may be formed: hence the integer.
-inline void prefetch_near(const float* from, std::size_t floats_ahead) {
-    const auto address = reinterpret_cast<std::uintptr_t>(from) + floats_ahead * sizeof(float);
-    __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 3);
+// No pointer behind an array may be formed, but any address may be fetched: hence the integer.
+inline const void* address_ahead(const float* from, std::size_t floats) {
+    return reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(from) + floats * sizeof(float));
 }
+
+// Into the level 1 cache, or the level 2 cache.
+inline void prefetch_near(const float* from, std::size_t floats) { __builtin_prefetch(address_ahead(from, floats), 0, 3); }
+inline void prefetch_far(const float* from, std::size_t floats) { __builtin_prefetch(address_ahead(from, floats), 0, 2); }
 
 // The elements of a row that its whole vectors leave over, zeros in the other lanes. Reads inside the row only.
 template <class T>
