@@ -364,16 +364,18 @@ struct WinogradPlan {
     std::size_t columns;         // of products in memory at a time
     std::size_t slots;           // memories
 
-    WinogradPlan(const Panels& panels, const Tiles& tiles, std::size_t threads) {
+    WinogradPlan(const Prepared& prepared, const Tiles& tiles, std::size_t threads) {
         constexpr std::size_t most_cached_floats = std::size_t{288} << 10;
-        constexpr std::size_t block = 14;
-        constexpr std::size_t tiles_by_positions = 9 * block;
+        const Panels& panels = prepared.panels;
+        // Tiles are rows of a product. Fewer at a time would spend too long on fetching the weights.
+        const std::size_t block = round_up(12, prepared.kernels.most_rows);
+        const std::size_t tiles_by_positions = 9 * block;
         const std::size_t busy = 4 * slots_for(threads);
         by_tiles = panels.depth <= most_channels_by_tiles && tiles.count >= busy * block / 2;
         if (by_tiles) {
             const std::size_t floats_per_tile = panels.positions * stride_for(panels.depth);
             const std::size_t fitting =
-                std::clamp(most_cached_floats / floats_per_tile / block * block, block, most_tiles_by_tiles);
+                std::clamp(most_cached_floats / floats_per_tile / block, std::size_t{1}, most_tiles_by_tiles / block) * block;
             const std::size_t most = std::min(fitting, std::max(block, round_up(tiles.count / busy, block)));
             passes = (tiles.count + most - 1) / most;
         } else {
@@ -393,13 +395,13 @@ public:
           panels_(call.prepared.panels),
           transforms_(call.prepared.kernels.*shape.transforms),
           tiles_(shape, call.batch, call.height, call.width),
-          plan_(panels_, tiles_, call.parallel.threads),
+          plan_(prepared_, tiles_, call.parallel.threads),
           memory_(panels_, plan_.tiles_per_pass, plan_.columns) {}
 
     static std::size_t scratch_floats(const Prepared& prepared, const WinogradShape& shape, std::size_t batch,
                                       std::size_t height, std::size_t width, std::size_t threads) {
         const Tiles tiles(shape, batch, height, width);
-        const WinogradPlan plan(prepared.panels, tiles, threads);
+        const WinogradPlan plan(prepared, tiles, threads);
         return plan.slots * TileMemory(prepared.panels, plan.tiles_per_pass, plan.columns).floats;
     }
 
