@@ -60,7 +60,7 @@ const float* floats(const Floats& array, const std::vector<std::size_t>& shape, 
     return array.data();
 }
 
-std::unique_ptr<PublishedConvolution> published_convolution(const ConvolutionLayer& layer, Algorithm algorithm,
+std::unique_ptr<Published<Convolution>> published_convolution(const ConvolutionLayer& layer, Algorithm algorithm,
                                                             const Floats& weights,
                                                             const std::optional<Floats>& bias, std::size_t threads) {
     const float* const kernel = floats(
@@ -68,8 +68,26 @@ std::unique_ptr<PublishedConvolution> published_convolution(const ConvolutionLay
     const float* const offsets = bias ? floats(*bias, {layer.output_channels}, "bias") : nullptr;
     const py::gil_scoped_release release;
     ProcessThreads pool{threads};
-    return std::make_unique<PublishedConvolution>(
+    return std::make_unique<Published<Convolution>>(
         Convolution(layer, algorithm, kernel, offsets, ParallelFor{&ProcessThreads::run, &pool, threads}));
+}
+
+std::unique_ptr<Published<Dense>> published_dense(std::size_t inputs, std::size_t outputs, const std::optional<Floats>& bias,
+                                                  float low, float high, const py::iterable& blocks) {
+    Dense dense(inputs, outputs, low, high);
+    if (bias) dense.set_bias(floats(*bias, {outputs}, "bias"));
+    std::size_t row = 0;
+    for (const py::handle& item : blocks) {
+        const auto block = py::cast<Floats>(item);
+        const std::size_t count = block.ndim() == 2 ? static_cast<std::size_t>(block.shape(0)) : 0;
+        if (count == 0 || count > inputs - row) throw std::invalid_argument("blocks: other rows than the layer's inputs");
+        const float* const weights = floats(block, {count, outputs}, "blocks");
+        const py::gil_scoped_release release;
+        if (!dense.set_rows(row, count, weights)) return nullptr;
+        row += count;
+    }
+    if (row != inputs) throw std::invalid_argument("blocks: fewer rows than the layer's inputs");
+    return std::make_unique<Published<Dense>>(std::move(dense));
 }
 
 }  // namespace
@@ -87,10 +105,15 @@ void bind_convolutions(py::module_& module) {
     module.def("convolution_supported", &convolution_supported);
     module.def("choose_algorithm", &choose_algorithm, py::arg("layer"), py::arg("height"), py::arg("width"));
     // Nodes of a session find it by its number while the session opens.
-    py::class_<PublishedConvolution>(module, "PublishedConvolution")
+    py::class_<Published<Convolution>>(module, "PublishedConvolution")
         .def(py::init(&published_convolution), py::arg("layer"), py::arg("algorithm"), py::arg("weights").noconvert(),
              py::arg("bias").noconvert(), py::arg("threads"))
-        .def_property_readonly("number", &PublishedConvolution::number);
+        .def_property_readonly("number", &Published<Convolution>::number);
+    // None where a weight is not finite: zeros may not be skipped then. blocks: the weights, some rows at a time.
+    py::class_<Published<Dense>>(module, "PublishedDense")
+        .def_static("publish", &published_dense, py::arg("inputs"), py::arg("outputs"), py::arg("bias").noconvert(),
+                    py::arg("low"), py::arg("high"), py::arg("blocks"))
+        .def_property_readonly("number", &Published<Dense>::number);
 }
 
 }  // namespace fastcam

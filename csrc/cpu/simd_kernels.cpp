@@ -601,6 +601,7 @@ void filter_rows(const std::uint8_t* const* rows, const std::int32_t* coefficien
 }  // namespace
 
 extern const ConvolutionKernels FASTCAM_CONVOLUTION_KERNELS;
+extern const DenseKernels FASTCAM_DENSE_KERNELS;
 extern const SimdKernels FASTCAM_KERNELS;
 const SimdKernels FASTCAM_KERNELS = {
 #if defined(__AVX512F__)
@@ -625,6 +626,7 @@ const SimdKernels FASTCAM_KERNELS = {
     filter_columns,
     filter_rows,
     &FASTCAM_CONVOLUTION_KERNELS,
+    &FASTCAM_DENSE_KERNELS,
 };
 
 }  // namespace fastcam

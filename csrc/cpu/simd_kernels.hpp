@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "convolution_kernels.hpp"
+#include "dense_kernels.hpp"
 
 namespace fastcam {
 
@@ -96,6 +97,7 @@ struct SimdKernels {
                         std::size_t count, std::uint8_t* target);
 
     const ConvolutionKernels* convolution;
+    const DenseKernels* dense;
 };
 
 extern const SimdKernels baseline_kernels;

@@ -53,9 +53,9 @@ class Explainer:
     threads : int, optional
         Threads of the model and of the kernels; by default all processors.
     convolutions : {"auto", "onnxruntime"}
-        Who computes convolutions on the CPU. "auto" takes fastcam's own kernels for the layers where they are faster,
-        "onnxruntime" takes ONNX Runtime's for all of them. Results differ in the sixth digit. `describe` says which
-        layers run how.
+        Kernels of the convolutions on the CPU: "auto" uses fastcam's own for the layers where they are faster,
+        "onnxruntime" uses ONNX Runtime's for all layers. Results differ in the sixth digit. `describe` lists the
+        layers.
 
     Raises
     ------
@@ -103,7 +103,7 @@ class Explainer:
 
     @property
     def convolutions(self) -> Convolutions:
-        """Who computes the model's convolutions: fastcam's kernels, layer by layer, or ONNX Runtime, and why."""
+        """Which convolutions fastcam's own kernels compute."""
         return self._convolutions
 
     def describe(self) -> dict[str, Any]:
@@ -113,8 +113,8 @@ class Explainer:
         -------
         dict
             "providers": execution providers in use. "convolutions": "layers", the algorithm of each layer that
-            fastcam's kernels compute; "others", the number of convolutions left to ONNX Runtime (None: not counted);
-            "reason", why all of them are (None: they are not).
+            fastcam's kernels compute; "others", the number of convolutions that ONNX Runtime computes (None: not
+            counted); "reason", why ONNX Runtime computes all of them (None: it does not).
         """
         return {"providers": self.providers, "convolutions": asdict(self._convolutions)}
 

@@ -39,7 +39,7 @@ def open_session(
     placement : Placement
     threads : int or None
     rewritten : Rewritten, optional
-        What to open in place of the file.
+        The model to open instead of the file.
 
     Raises
     ------

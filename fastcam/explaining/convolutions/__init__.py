@@ -1,9 +1,9 @@
-"""Convolutions of our own in ONNX Runtime's sessions on the CPU, where they are faster.
+"""fastcam's own convolutions inside ONNX Runtime sessions on the CPU, where they are faster.
 
-The file stays plain ONNX. When it is opened, `stored` finds its weights without reading them, `planning` the layers that
-our kernels can compute, `costs` those of them that are worth it, and `rewriting` puts the op of the native library in
-their place. The weights of these layers go to the kernels, the others straight into ONNX Runtime's memory. `onnx` is
-imported only here, and only for files whose convolutions may gain.
+The file on disk stays plain ONNX. When it is opened, `stored` locates its weights without reading them, `planning`
+finds the layers that the kernels support, `costs` selects those that are worth it, and `rewriting` replaces them with
+the custom ops of the native library. Their weights go to the kernels, all others to ONNX Runtime. `onnx` is
+imported lazily, and only for files that may become faster.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from . import costs
-from .planning import Layer, Network, read_network
-from .rewriting import DOMAIN, OP, Rewriter
+from .planning import DenseLayer, Layer, Network, find_dense_layers, read_network
+from .rewriting import DOMAIN, Rewriter
 from .stored import StoredModel, StoredTensor, read_stored
 
 if TYPE_CHECKING:
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from ...kernels import _cpu
 
 CHOICES = ("auto", "onnxruntime")
-# The first whose C API has all that the op calls.
+# The first version whose C API has every function that the ops call.
 _OLDEST = (1, 20)
+# Number of bytes of a weight to read at a time.
+_CHUNK = 2**24
 _FOLDER = "session.model_external_initializers_file_folder_path"
 _NO_GAIN = "no convolution of the model would be faster"
 
@@ -43,9 +45,9 @@ class Convolutions:
     layers : dict of str to str
         The algorithm of each layer that fastcam's kernels compute, by the layer's name.
     others : int or None
-        Number of convolutions that ONNX Runtime computes itself; None where nobody counted.
+        Number of convolutions that ONNX Runtime computes; None if they were not counted.
     reason : str or None
-        Why it computes all of them; None where it does not.
+        Why ONNX Runtime computes all of them; None if it does not.
     """
 
     layers: Mapping[str, str] = field(default_factory=dict)
@@ -60,12 +62,12 @@ class Rewritten:
     Attributes
     ----------
     message : bytes
-        The model; its large weights are missing.
+        The model without its large weights.
     folder : Path
-        Where the file lies that holds them.
+        Folder of the file that holds them.
     tensors : dict of str to StoredTensor
-        Those that are handed to ONNX Runtime, which copies them. It maps the file for the others while the session
-        opens, and brings them into an order of its own: afterwards nothing depends on the file.
+        Weights that are passed to ONNX Runtime, which copies them. It maps the file for the other ones while the
+        session opens, and packs them: afterwards nothing depends on the file.
     library : str
         The file that holds the op.
     convolutions : Convolutions
@@ -76,21 +78,21 @@ class Rewritten:
     tensors: Mapping[str, StoredTensor]
     library: str
     convolutions: Convolutions
-    # The op finds its layers through them while the session opens.
-    published: list[_cpu.PublishedConvolution] = field(repr=False)
+    # Keeps the layers published until the session has opened.
+    published: list[_cpu.PublishedConvolution | _cpu.PublishedDense] = field(repr=False)
 
     def prepare(self, options: onnxruntime.SessionOptions) -> list[npt.NDArray[Any]]:
-        """Give a session what it needs apart from the message.
+        """Set the options of the session that opens the message.
 
         Returns
         -------
         list of ndarray
-            Weights that the options refer to without owning them: to be kept until the session has opened.
+            Weights that the options refer to without owning them: keep them until the session has opened.
 
         Raises
         ------
         OSError
-            The file was changed meanwhile.
+            The file has changed in the meantime.
         """
         import onnxruntime
 
@@ -103,7 +105,7 @@ class Rewritten:
 
 
 def rewrite(path: Path, threads: int | None) -> Rewritten | Convolutions:
-    """Find the convolutions of a file that our kernels compute faster.
+    """Replace the convolutions of a file that fastcam's kernels compute faster.
 
     Parameters
     ----------
@@ -114,7 +116,7 @@ def rewrite(path: Path, threads: int | None) -> Rewritten | Convolutions:
     Returns
     -------
     Rewritten or Convolutions
-        What to open, or why to open the file as it is.
+        The model to open instead of the file, or why the file is opened as it is.
     """
     reason = _why_impossible()
     if reason is not None:
@@ -122,7 +124,7 @@ def rewrite(path: Path, threads: int | None) -> Rewritten | Convolutions:
     try:
         stored = read_stored(path)
     except (OSError, ValueError) as error:
-        return Convolutions(reason=f"the file cannot be read: {error}")  # ONNX Runtime refuses it with its own words
+        return Convolutions(reason=f"the file cannot be read: {error}")  # ONNX Runtime will refuse it, too
     if stored.has_external_data:
         return Convolutions(reason="the file keeps weights in other files")
     if not costs.may_gain(stored):
@@ -172,7 +174,7 @@ def _rewritten(
     from ...kernels import _cpu
 
     count = threads or _cpu.processor_count()
-    published: list[_cpu.PublishedConvolution] = []
+    published: list[_cpu.PublishedConvolution | _cpu.PublishedDense] = []
     algorithms: dict[str, str] = {}
 
     def emit(layer: Layer, output: str) -> onnx.NodeProto:
@@ -182,10 +184,21 @@ def _rewritten(
         published.append(_cpu.PublishedConvolution(layer.native(), algorithm, weights, bias, count))
         algorithms[layer.name] = algorithm.name
         return helper.make_node(
-            OP, [], [output], name=layer.name, domain=DOMAIN, number=published[-1].number, threads=count
+            "Convolution", [], [output], name=layer.name, domain=DOMAIN, number=published[-1].number, threads=count
         )
 
-    rewriter = Rewriter(network, chosen, emit)
+    replaced: dict[int, onnx.NodeProto | None] = {}
+    for dense in find_dense_layers(network):
+        layer = _published_dense(dense, network, stored)
+        if layer is None:
+            continue
+        published.append(layer)
+        algorithms[dense.output] = "sparse inputs"
+        replaced |= dict.fromkeys(map(id, dense.nodes))
+        replaced[id(dense.nodes[-1])] = helper.make_node(
+            "Dense", [dense.input], [dense.output], name=dense.output, domain=DOMAIN, number=layer.number, threads=count
+        )
+    rewriter = Rewriter(network, chosen, emit, replaced)
     read = {name for node in rewriter.nodes for name in node.input}
     graph = model.graph
     del graph.node[:], graph.value_info[:]
@@ -202,8 +215,18 @@ def _rewritten(
     return Rewritten(model.SerializeToString(), path.parent.absolute(), tensors, _cpu.__file__, found, published)
 
 
+def _published_dense(dense: DenseLayer, network: Network, stored: StoredModel) -> _cpu.PublishedDense | None:
+    """Pass the weights of a dense layer to the kernels chunk by chunk; None if a weight is not finite."""
+    from ...kernels import _cpu
+
+    tensor = stored.tensors[dense.weights]
+    bias = None if dense.bias is None else _array(dense.bias, network, stored)
+    rows = max(1, _CHUNK // (tensor.shape[1] * tensor.dtype.itemsize))
+    return _cpu.PublishedDense.publish(*tensor.shape, bias, dense.low, dense.high, tensor.read_rows(rows))
+
+
 def _packed(graph: onnx.GraphProto) -> set[str]:
-    """Return the weights that ONNX Runtime only reads to pack them: the matrices of a single dense layer each."""
+    """Return the weights that ONNX Runtime packs and does not keep: matrices that a single dense layer reads."""
     readers: dict[str, list[bool]] = {}
     for node in graph.node:
         for index, name in enumerate(node.input):
@@ -215,4 +238,3 @@ def _packed(graph: onnx.GraphProto) -> set[str]:
 def _array(name: str, network: Network, stored: StoredModel) -> npt.NDArray[Any]:
     tensor = stored.tensors.get(name)
     return np.ascontiguousarray(network.small[name] if tensor is None else tensor.read())
-

@@ -1,14 +1,13 @@
-"""Which convolutions of a model our kernels take, and what each of them takes along.
+"""The layers of a model that fastcam's kernels support.
 
-A layer is a `Conv` with what follows it and can be computed while its results are at hand: the sum with a residual, ReLU
-or Clip, 2x2 max pooling. Everything else stays with ONNX Runtime: groups, dilation, padding that depends on the size,
-weights that are computed, and whatever the rule of `costs` expects to gain nothing.
+A layer is a `Conv` fused with the nodes behind it: the sum with a residual, ReLU or Clip, 2x2 max pooling. ONNX Runtime
+keeps everything else: groups, dilation, `auto_pad=SAME_*`, computed weights.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution with what is fused into it.
+    """A convolution and the nodes that are fused into it.
 
     Attributes
     ----------
@@ -50,7 +49,7 @@ class Layer:
     result_size : (int, int)
         Height and width before the pooling.
     channels_first : bool
-        Order of the input's axes; the output's channels are last always.
+        Layout of the input; the output is always channels-last.
     """
 
     nodes: tuple[onnx.NodeProto, ...]
@@ -72,11 +71,11 @@ class Layer:
 
     @property
     def name(self) -> str:
-        """What the layer is called: its value after the activation, as the source model named it."""
+        """Name of the layer: that of its output, which usually is the source model's name."""
         return self.output
 
     def native(self) -> _cpu.ConvolutionLayer:
-        """Return the layer as the kernels know it."""
+        """Return the description that the kernels take."""
         from ...kernels import _cpu
 
         return _cpu.ConvolutionLayer(
@@ -92,28 +91,53 @@ class Layer:
         )
 
     def algorithm(self) -> _cpu.Algorithm | None:
-        """Return how our kernels would compute it, None where they cannot."""
+        """Return how the kernels would compute the layer, None if they do not support it."""
         from ...kernels import _cpu
 
         return _cpu.choose_algorithm(self.native(), *self.size)
 
 
+@dataclass(frozen=True)
+class DenseLayer:
+    """A dense layer behind a ReLU, with the bounds of its own activation.
+
+    Attributes
+    ----------
+    nodes : tuple of onnx.NodeProto
+        The last one makes ``output``.
+    input, weights, output : str
+        Values; the weights are (inputs, outputs).
+    bias : str or None
+        Value.
+    low, high : float
+        Bounds of the result.
+    """
+
+    nodes: tuple[onnx.NodeProto, ...]
+    input: str
+    weights: str
+    output: str
+    bias: str | None
+    low: float = -math.inf
+    high: float = math.inf
+
+
 @dataclass
 class Network:
-    """A model's nodes with what has to be known of their values.
+    """The nodes of a model, with the shapes and constants that the rewrite needs.
 
     Attributes
     ----------
     nodes : sequence of onnx.NodeProto
         In topological order.
     shapes : dict of str to tuple
-        Of the values; an open dimension is a text, or None.
+        Shapes by value name; a dynamic dimension is a string or None.
     outputs : set of str
         The graph's.
     constants : dict of str to tuple of int
         Shapes of the float32 weights by name.
     small : dict of str to ndarray
-        The constants that the message holds.
+        Constants stored in the message.
     """
 
     nodes: Sequence[onnx.NodeProto]
@@ -132,13 +156,13 @@ class Network:
             self.positions.update(dict.fromkeys(node.output, position))
 
     def only_reader(self, value: str) -> onnx.NodeProto | None:
-        """Return the node that alone reads a value; None where there are several, or the caller reads it."""
+        """Return the only reader of a value; None if there are several, or if it is an output of the model."""
         readers = self.readers.get(value, [])
         return self.nodes[readers[0]] if len(readers) == 1 and value not in self.outputs else None
 
 
 def read_network(model: onnx.ModelProto, stored: StoredModel) -> Network:
-    """Look at a model whose large weights are stored elsewhere."""
+    """Read a model whose large weights are stored elsewhere."""
     import onnx
     from onnx import numpy_helper
 
@@ -153,7 +177,7 @@ def read_network(model: onnx.ModelProto, stored: StoredModel) -> Network:
         shapes={value.name: _shape(value) for value in values},
         outputs={value.name for value in model.graph.output},
         constants=floats | {name: array.shape for name, array in held.items() if array.dtype == np.float32},
-        # A default that a caller may replace is no constant.
+        # The default of an input is not a constant.
         small={name: array for name, array in held.items() if name not in inputs},
     )
 
@@ -164,7 +188,7 @@ def _shape(value: onnx.ValueInfoProto) -> tuple[int | str | None, ...]:
 
 
 def find_layers(network: Network) -> list[Layer]:
-    """Return the layers that our kernels can compute, in the order of their last nodes."""
+    """Return the layers that the kernels support, in the order of their last nodes."""
     layers: list[Layer] = []
     taken: set[int] = set()
     plain = [layer for node in network.nodes if (layer := _layer(network, node)) is not None]
@@ -181,7 +205,7 @@ def find_layers(network: Network) -> list[Layer]:
 
 
 def _layer(network: Network, node: onnx.NodeProto) -> Layer | None:
-    """Read a Conv; None where it is another node, or one that our kernels do not know."""
+    """Return the layer of a single node; None if it is not a convolution that the kernels support."""
     if node.op_type != "Conv" or node.domain not in ("", "ai.onnx"):
         return None
     source, weights, *rest = node.input
@@ -235,7 +259,7 @@ def _pads(found: Mapping[str, Any]) -> tuple[int, int, int, int] | None:
 
 
 def _with_residual(network: Network, layer: Layer, taken: set[int]) -> Layer | None:
-    """Fuse an Add of two maps of one shape. Of two layers that it adds, the later takes it: the other is done then."""
+    """Fuse an Add of two maps of equal shape. If both come from layers, it goes to the later one."""
     node = network.only_reader(layer.output)
     if node is None or node.op_type != "Add" or id(node) in taken or node.input[0] == node.input[1]:
         return None
@@ -257,8 +281,57 @@ def _with_bounds(network: Network, layer: Layer, taken: set[int]) -> Layer | Non
     return replace(layer, nodes=(*layer.nodes, node), low=bounds[0], high=bounds[1], output=node.output[0])
 
 
+# Number of weights from which it pays to skip some.
+_LARGE_DENSE = 2**20
+# Ops whose outputs hold zeros where their inputs do.
+_ZEROS_KEPT = frozenset("Dropout Flatten Identity MaxPool Reshape Squeeze Transpose Unsqueeze".split())
+
+
+def find_dense_layers(network: Network) -> list[DenseLayer]:
+    """Return the large dense layers behind a ReLU, where most inputs may be zeros."""
+    layers = []
+    for node in network.nodes:
+        layer = _dense_layer(network, node)
+        if layer is None:
+            continue
+        after = network.only_reader(layer.output)
+        bounds = None if after is None else read_bounds(network, after)
+        if after is not None and bounds is not None:
+            layer = replace(layer, nodes=(node, after), low=bounds[0], high=bounds[1], output=after.output[0])
+        layers.append(layer)
+    return layers
+
+
+def _dense_layer(network: Network, node: onnx.NodeProto) -> DenseLayer | None:
+    if node.op_type not in ("Gemm", "MatMul") or node.domain not in ("", "ai.onnx"):
+        return None
+    source, weights, *rest = node.input
+    bias = rest[0] if rest and rest[0] else None
+    plain = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
+    shape = network.constants.get(weights, ())
+    if len(shape) != 2 or math.prod(shape) < _LARGE_DENSE or {**plain, **attributes(node)} != plain:
+        return None
+    if len(network.shapes.get(source, ())) != 2 or not _behind_relu(network, source):
+        return None
+    if bias is not None and network.constants.get(bias) != shape[1:]:
+        return None
+    return DenseLayer((node,), source, weights, node.output[0], bias)
+
+
+def _behind_relu(network: Network, value: str) -> bool:
+    while value in network.positions:
+        node = network.nodes[network.positions[value]]
+        bounds = read_bounds(network, node)
+        if bounds is not None:
+            return bounds[0] == 0
+        if node.op_type not in _ZEROS_KEPT:
+            return False
+        value = node.input[0]
+    return False
+
+
 def read_bounds(network: Network, node: onnx.NodeProto) -> tuple[float, float] | None:
-    """Return what a Relu or Clip bounds its values by; None for another node, and for bounds that are computed."""
+    """Return the bounds of a Relu or Clip; None for other nodes and for computed bounds."""
     if node.op_type == "Relu":
         return 0.0, math.inf
     if node.op_type != "Clip":
@@ -273,7 +346,7 @@ def read_bounds(network: Network, node: onnx.NodeProto) -> tuple[float, float] |
 
 
 def _with_pool(network: Network, layer: Layer, taken: set[int]) -> Layer | None:
-    """Fuse a max pooling of 2x2 windows that touch."""
+    """Fuse 2x2 max pooling with stride 2."""
     node = network.only_reader(layer.output)
     if node is None or node.op_type != "MaxPool" or len(node.output) != 1 or id(node) in taken:
         return None
@@ -286,4 +359,3 @@ def _with_pool(network: Network, layer: Layer, taken: set[int]) -> Layer | None:
     if min(layer.result_size) < 2:
         return None
     return replace(layer, nodes=(*layer.nodes, node), pool=True, output=node.output[0])
-

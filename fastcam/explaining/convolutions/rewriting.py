@@ -1,12 +1,12 @@
-"""A model's nodes with layers that our kernels compute, and transposes where the order of the axes changes.
+"""Replaces nodes of a model by custom ops, with transposes where the layout changes.
 
-Our kernels write maps with the channels last. Ops that keep the order of axes are carried along in that order, so that a
-whole network stays in it; a map is transposed when the first node needs it in the other order, once.
+The kernels write channels-last maps. Ops that work in any layout follow in that layout, so that a whole network can
+stay in it; a map is transposed once, for the first node that needs the other layout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,32 +15,49 @@ from .planning import TO_FIRST, TO_LAST, Layer, Network, attributes
 if TYPE_CHECKING:
     import onnx
 
-DOMAIN, OP = "fastcam", "Convolution"
-# Ops of one map that compute each element by itself.
+DOMAIN = "fastcam"
+# Elementwise ops of one map.
 _UNARY = frozenset("Abs Clip Elu HardSigmoid HardSwish Identity LeakyRelu Neg Relu Sigmoid Softplus Sqrt Tanh".split())
-# Ops of two maps of one shape.
+# Elementwise ops of two maps.
 _BINARY = frozenset("Add Div Mul Sub".split())
 
 
 class Rewriter:
-    """Emits the nodes of a model once more, some of them as layers.
+    """Copies the nodes of a model, replacing some of them by layers.
+
+    Parameters
+    ----------
+    network : Network
+    layers : sequence of Layer
+        The convolutions to replace.
+    emit : callable
+        Returns the node of a layer; it gets the layer and the name of the output, and the inputs are added later.
+    replaced : dict, optional
+        Further replacements by the id of the original node; None drops a node.
 
     Attributes
     ----------
     nodes : list of onnx.NodeProto
     layers : list of Layer
-        As they were emitted: those that read the channels first say so.
+        As they were emitted, with the layout of their inputs.
     transposed : list of str
-        Values that are transposed.
+        Values that had to be transposed.
     """
 
-    def __init__(self, network: Network, layers: Sequence[Layer], emit: Callable[[Layer, str], onnx.NodeProto]) -> None:
+    def __init__(
+        self,
+        network: Network,
+        layers: Sequence[Layer],
+        emit: Callable[[Layer, str], onnx.NodeProto],
+        replaced: Mapping[int, onnx.NodeProto | None] | None = None,
+    ) -> None:
         self._network = network
+        replaced = replaced or {}
         self._emit = emit
         self.nodes: list[onnx.NodeProto] = []
         self.layers: list[Layer] = []
         self.transposed: list[str] = []
-        # Values with the channels last, by the name of the model's value; and which of these are there as such.
+        # Names of the channels-last copies by value; and the values of which there is no other copy yet.
         self._last: dict[str, str] = {}
         self._missing: set[str] = set()
         whole = {id(layer.nodes[-1]): layer for layer in layers}
@@ -49,9 +66,11 @@ class Rewriter:
             if id(node) in whole:
                 self._add_layer(whole[id(node)])
             elif id(node) not in parts and not self._carry(node):
-                for name in node.input:
-                    self._give_first(name)
-                self.nodes.append(node)
+                stand_in = replaced.get(id(node), node)
+                if stand_in is not None:
+                    for name in stand_in.input:
+                        self._give_first(name)
+                    self.nodes.append(stand_in)
         for name in sorted(network.outputs):
             self._give_first(name)
 
@@ -67,12 +86,12 @@ class Rewriter:
         self.layers.append(chosen)
 
     def _carry(self, node: onnx.NodeProto) -> bool:
-        """Emit a node with the channels last where that is possible and its maps are there in that order."""
+        """Emit a node in channels-last layout if it works in any layout and its maps are available in that one."""
         if node.domain not in ("", "ai.onnx") or len(node.output) != 1:
             return False
         permutation = tuple(attributes(node).get("perm", ())) if node.op_type == "Transpose" else None
         if permutation == TO_FIRST:
-            # A model that takes pictures as they are: whoever can read them so does.
+            # Usually the input of a model that takes channels-last pictures: layers can read it as it is.
             self._last[node.output[0]] = node.input[0]
             self._missing.add(node.output[0])
             return True
@@ -114,7 +133,7 @@ class Rewriter:
         return self._last[value]
 
     def _give_last(self, value: str) -> str:
-        """Return the name of a map with the channels last, transposed if need be."""
+        """Return the name of the channels-last copy of a map; transpose the map if there is none."""
         if value not in self._last:
             self._last[value] = f"{value}/channels_last"
             self._transpose(value, self._last[value], TO_LAST)
@@ -122,7 +141,7 @@ class Rewriter:
         return self._last[value]
 
     def _give_first(self, value: str) -> None:
-        """See to it that a map is there under its own name, with the channels first."""
+        """Transpose a map back to its own layout and name, unless that has been done."""
         if value in self._missing:
             self._missing.remove(value)
             self._transpose(self._last[value], value, TO_FIRST)
@@ -131,4 +150,6 @@ class Rewriter:
     def _transpose(self, source: str, result: str, permutation: Sequence[int]) -> None:
         from onnx import helper
 
-        self.nodes.append(helper.make_node("Transpose", [source], [result], name=f"{result}/transpose", perm=permutation))
+        self.nodes.append(
+            helper.make_node("Transpose", [source], [result], name=f"{result}/transpose", perm=permutation)
+        )

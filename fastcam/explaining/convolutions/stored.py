@@ -1,7 +1,7 @@
-"""A model file without its weights: a message of some kilobytes, and where in the file each weight lies.
+"""A model file without its weights: a message of a few kilobytes, and the location of each weight in the file.
 
-A model is a Protocol Buffers message, and ONNX Runtime's way to open it holds every weight two or three times. Here the
-message is walked, not parsed: what is large stays on the disk until somebody reads it, once, into its place.
+A model is a Protocol Buffers message. Parsing it copies every weight, and ONNX Runtime copies them again. Here the
+message is walked instead: large weights stay on disk until they are read, once, into their final place.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 13, 14
 _EXTERNAL = 1
 # Wire types.
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-# onnx.TensorProto.DataType: the types whose raw data are taken out.
+# onnx.TensorProto.DataType: types of the weights that are left in the file.
 _DTYPES = {1: np.dtype("<f4"), 7: np.dtype("<i8"), 10: np.dtype("<f2"), 11: np.dtype("<f8")}
 
-# Bytes from which a weight is taken out of the message. Numbers that steer shapes are much smaller.
+# Size in bytes from which a weight is left in the file. Constants that determine shapes are much smaller.
 _LEAST = 4096
 
 
 class StoredTensor(NamedTuple):
-    """A weight in the file: its type and shape, and where its bytes begin."""
+    """Type, shape and offset of a weight in a file."""
 
     path: Path
     dtype: np.dtype[np.generic]
@@ -44,16 +44,23 @@ class StoredTensor(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> npt.NDArray[np.generic]:
-        """Return the weight, read from the file.
+        """Read the weight from the file.
 
         Raises
         ------
         OSError
-            The file is gone or shorter than it was.
+            The file is missing or has become shorter.
         """
         array = np.empty(self.shape, self.dtype)
         self.read_into(memoryview(array.reshape(-1).view(np.uint8)))
         return array
+
+    def read_rows(self, count: int) -> Iterator[npt.NDArray[np.generic]]:
+        """Return the weight ``count`` rows at a time; raises OSError as `read` does."""
+        row = self.nbytes // self.shape[0]
+        for first in range(0, self.shape[0], count):
+            rows = min(count, self.shape[0] - first)
+            yield self._replace(shape=(rows, *self.shape[1:]), offset=self.offset + first * row).read()
 
     def read_into(self, memory: memoryview) -> None:
         """Read the bytes into ``memory``; raises OSError as `read` does."""
@@ -63,7 +70,7 @@ class StoredTensor(NamedTuple):
             while begin < self.nbytes:
                 count = file.readinto(memory[begin:])
                 if not count:
-                    raise OSError(f"{self.path}: it was cut short while it was read")
+                    raise OSError(f"{self.path}: the file was truncated while it was read")
                 begin += count
 
 
@@ -73,11 +80,11 @@ class StoredModel(NamedTuple):
     Attributes
     ----------
     message : bytes
-        The ModelProto, in which these weights are external data: bytes of the file itself.
+        The ModelProto, in which the large weights are external data that point into the file itself.
     tensors : dict of str to StoredTensor
-        They, by name.
+        Large weights by name.
     has_external_data : bool
-        Whether the file itself keeps weights in other files.
+        Whether the file keeps weights in other files.
     """
 
     message: bytes
@@ -94,14 +101,14 @@ class _Field(NamedTuple):
 
 
 def read_stored(path: Path) -> StoredModel:
-    """Walk a file's message.
+    """Read the structure of a model file.
 
     Raises
     ------
     ValueError
-        It is not a Protocol Buffers message.
+        The file is not a Protocol Buffers message.
     OSError
-        It cannot be read.
+        The file cannot be read.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         tensors: dict[str, StoredTensor] = {}
@@ -129,7 +136,7 @@ def read_stored(path: Path) -> StoredModel:
 
 
 def _tensor(path: Path, data: mmap.mmap, part: _Field) -> tuple[str, StoredTensor | None, bytes, bool]:
-    """Read a TensorProto: its name, where its data lie if they are to be taken out, the rest, whether it is external."""
+    """Return a TensorProto's name, its weight if it stays in the file, its other fields, and whether it is external."""
     name, kind, shape, raw, external = "", 0, [], None, False
     header: list[bytes] = []
     for field in _fields(data, part.value, part.end):
@@ -182,7 +189,7 @@ def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[_Field]:
 
 
 def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
-    """Return a base-128 number and where it ends."""
+    """Return a base-128 number and the position behind it."""
     number = shift = 0
     while position < end and shift < 64:
         byte = data[position]
@@ -195,7 +202,7 @@ def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
 
 
 def _external(location: str, tensor: StoredTensor) -> bytes:
-    """Return the fields that say where a tensor's data lie."""
+    """Return the fields of a TensorProto that locate its data."""
     entries = {"location": location, "offset": str(tensor.offset), "length": str(tensor.nbytes)}
     pairs = (_delimited(1, key.encode()) + _delimited(2, value.encode()) for key, value in entries.items())
     where = b"".join(_delimited(_TENSOR_EXTERNAL_DATA, pair) for pair in pairs)

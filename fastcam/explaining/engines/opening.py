@@ -63,7 +63,7 @@ def _open_best(path: Path, chosen: providers.Request, threads: int | None, convo
 
 def _open_on_cpu(path: Path, request: providers.Request, threads: int | None, convolutions: str) -> Opened:
     placement = providers.place(request, path, 0)
-    rewritten = _rewritten(path, placement, threads) if convolutions == "auto" else Convolutions(reason="as asked for")
+    rewritten = _rewritten(path, placement, threads) if convolutions == "auto" else Convolutions(reason="as requested")
     replacement = rewritten if isinstance(rewritten, Rewritten) else None
     session = open_session(path, placement, threads, replacement)
     model = ExplainedModel(path, session)
