@@ -4,7 +4,6 @@
 #include <atomic>
 #include <bitset>
 #include <cstdint>
-#include <cstdlib>
 #include <new>
 #include <stdexcept>
 #include <utility>
@@ -31,22 +30,23 @@ constexpr std::size_t stride_for(std::size_t floats) {
 class Floats {
 public:
     explicit Floats(std::size_t count)
-        : count_(count), values_(static_cast<float*>(std::aligned_alloc(unit(), round_up(bytes() + 1, unit())))) {
-        if (!values_) throw std::bad_alloc();
-        prefer_huge_pages(values_.get(), bytes());
+        : values_(static_cast<float*>(::operator new(bytes(count), unit(count))), Free{unit(count)}) {
+        prefer_huge_pages(values_.get(), bytes(count));
     }
 
     float* get() const { return values_.get(); }
-    std::size_t bytes() const { return count_ * sizeof(float); }
 
 private:
     struct Free {
-        void operator()(float* values) const { std::free(values); }
+        std::align_val_t unit;
+        void operator()(float* values) const { ::operator delete(values, unit); }
     };
 
-    std::size_t unit() const { return bytes() >= huge_page ? huge_page : alignment; }
+    static std::size_t bytes(std::size_t count) { return std::max<std::size_t>(count, 1) * sizeof(float); }
+    static std::align_val_t unit(std::size_t count) {
+        return std::align_val_t{bytes(count) >= huge_page ? huge_page : alignment};
+    }
 
-    std::size_t count_;
     std::unique_ptr<float, Free> values_;
 };
 

@@ -55,11 +55,10 @@ enum class Algorithm {
     gathered,      // any kernel: the window of each result is copied to scratch memory, then as pointwise
 };
 
-// The algorithm for a layer whose input has `height` rows and `width` columns (0: not known beforehand), or nothing for a
-// layer that is not supported:
-//   pooling or residual where only Winograd has it (pooling), input channels first with more than 4 channels,
-//   a size of zero, or a processor for which the kernels are not compiled (see convolution_supported).
-// It depends on the shape of the layer alone, never on the batch.
+// The fastest algorithm for a layer whose input has `height` rows and `width` columns (0: not known beforehand), or nothing
+// for a layer that is not supported: a size of zero; pooling of a layer that is not fit for Winograd's algorithm, or
+// together with a residual; more than 4 input channels in channels-first layout; or any layer where
+// convolution_supported() is false. The choice depends on the shape of the layer alone, never on the batch.
 std::optional<Algorithm> choose_algorithm(const ConvolutionLayer& layer, std::size_t height, std::size_t width);
 
 // Whether the instruction set in use has convolution kernels: AVX-512, AVX2 or NEON.
@@ -74,7 +73,7 @@ struct OutputSize {
 // A layer with its weights, ready to run on inputs of any size. Immutable: one object serves many threads at once.
 class Convolution {
 public:
-    // Bytes that an object will hold for the weights. Winograd: 4 times (4x4) or 7.1 times (6x6) those of the weights.
+    // Bytes that an object holds for the weights. Winograd: 4 times (4x4) or 7.1 times (6x6) those of the weights.
     static std::size_t prepared_bytes(const ConvolutionLayer& layer, Algorithm algorithm);
 
     // weights: (output channels, input channels, kernel height, kernel width); bias: (output channels), or null for none.
@@ -92,7 +91,7 @@ public:
     // Zero rows or columns where the input is smaller than the kernel or the pooling window.
     OutputSize output_size(std::size_t height, std::size_t width) const;
 
-    // Bytes of scratch memory that run() needs, of any alignment. `threads`: ParallelFor::threads of that call, or more.
+    // Bytes of scratch memory that run() needs, of any alignment. `threads`: ParallelFor::threads of that call.
     std::size_t scratch_bytes(std::size_t batch, std::size_t height, std::size_t width, std::size_t threads) const;
 
     // input: (batch, height, width, input channels), or (batch, input channels, height, width) for channels first.

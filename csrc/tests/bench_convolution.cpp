@@ -5,12 +5,12 @@
 // The answer: the algorithm and the seconds of each run.
 #include <chrono>
 #include <cmath>
-#include <cstdlib>
 #include <ctime>
 #include <iomanip>
 #include <iostream>
 #include <map>
 #include <memory>
+#include <new>
 #include <random>
 #include <sstream>
 #include <stdexcept>
@@ -43,8 +43,7 @@ ParallelFor pool_of(std::size_t threads) {
 // Memory as in a session whose first run is over.
 class Floats {
 public:
-    explicit Floats(std::size_t count) : values_(static_cast<float*>(std::aligned_alloc(unit, (count * 4 / unit + 1) * unit))) {
-        if (!values_) throw std::bad_alloc();
+    explicit Floats(std::size_t count) : values_(static_cast<float*>(::operator new((count + 1) * sizeof(float), unit))) {
         prefer_huge_pages(values_.get(), count * sizeof(float));
         std::fill_n(values_.get(), count, 0.0f);
     }
@@ -58,9 +57,9 @@ public:
     float* get() const { return values_.get(); }
 
 private:
-    static constexpr std::size_t unit = std::size_t{1} << 21;
+    static constexpr std::align_val_t unit{huge_page};
     struct Free {
-        void operator()(float* values) const { std::free(values); }
+        void operator()(float* values) const { ::operator delete(values, unit); }
     };
     std::unique_ptr<float, Free> values_;
 };
