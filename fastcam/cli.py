@@ -8,6 +8,7 @@ import re
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -500,6 +501,15 @@ def _facts(found: fastcam.ModelInfo) -> Iterator[tuple[str, str]]:
     )
     for name, reason in found.providers.items():
         yield "provider", f"{name}: {'runs it here' if reason is None else 'no: ' + reason}"
+    yield "convolutions", _convolution_summary(found)
+
+
+def _convolution_summary(info: fastcam.ModelInfo) -> str:
+    found = info.convolutions
+    if found.reason is not None:
+        return f"ONNX Runtime's on the CPU: {found.reason}"
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(Counter(found.layers.values()).items()))
+    return f"fastcam's on the CPU ({counts}), {found.others} left to ONNX Runtime"
 
 
 def _class_summary(classes: Sequence[str] | None, count: int) -> str:

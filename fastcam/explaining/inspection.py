@@ -16,6 +16,7 @@ from ..errors import FastcamError, ModelError
 from ..graph import Graph, attribute, from_model, needed_nodes
 from ..metadata import layer_outputs
 from ..preprocessing import Layout, Preprocessing
+from .convolutions import Convolutions
 from .engines.opening import open_engine
 from .explainer import Explainer
 from .providers import CPU, CUDA, TENSORRT, ask, find_problem, find_tensorrt_problem
@@ -61,6 +62,8 @@ class ModelInfo:
         adds.
     providers : dict
         ONNX Runtime's execution providers: None where one runs the whole model here, else why it does not.
+    convolutions : Convolutions
+        Which convolutions fastcam's own kernels compute on this CPU.
     """
 
     path: Path
@@ -82,6 +85,7 @@ class ModelInfo:
     macs: int
     gradient_macs: int
     providers: dict[str, str | None]
+    convolutions: Convolutions
 
     def to_json(self) -> dict[str, Any]:
         """Return the attributes as what JSON knows."""
@@ -137,6 +141,7 @@ def inspect(path: str | os.PathLike[str]) -> ModelInfo:
         macs=_macs(graph, network),
         gradient_macs=_macs(graph, gradient),
         providers=_providers(explainer.path),
+        convolutions=explainer.convolutions,
     )
 
 
