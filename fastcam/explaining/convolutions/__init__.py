@@ -152,10 +152,12 @@ def _why_impossible() -> str | None:
     version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
     if version < _OLDEST:
         return f"ONNX Runtime {onnxruntime.__version__} is older than 1.20"
-    try:
-        from ...kernels import _cpu
-    except ImportError as error:
-        return f"the compiled kernels are missing ({error})"
+    from ... import kernels
+
+    if kernels.describe()["backend"] != "native":
+        return "FASTCAM_BACKEND chooses the specification instead of the native kernels"
+    from ...kernels import _cpu
+
     if not _cpu.convolution_supported():
         return f"there are no kernels for the instruction set {_cpu.instruction_set()!r}"
     return None
