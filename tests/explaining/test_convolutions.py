@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from networks import Array, NetworkBuilder, overflowing_classifier, relative_error
+from networks import Array, NetworkBuilder, relative_error
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -22,6 +22,7 @@ from fastcam.errors import ArgumentError, ModelError, NonFiniteError
 from fastcam.explaining import convolutions
 from fastcam.explaining.convolutions import costs, planning, rewriting, stored
 from fastcam.graph import Graph
+from fastcam.kernels import _cpu
 
 # DESIGN: whole networks against float64.
 _TOLERANCE = 1e-4
@@ -224,11 +225,12 @@ def test_the_dense_layer_gives_an_image_the_same_in_any_batch(export: Callable[[
         np.testing.assert_allclose(_run(explainer, images[index : index + 1])["logits"][0], together[index], rtol=1e-6)
 
 
-def test_a_value_that_is_not_finite_names_its_image(export: Callable[[Graph], Path]) -> None:
-    explainer = fastcam.Explainer(export(overflowing_classifier()))
+@pytest.mark.parametrize("name", _NETWORKS)
+def test_a_value_that_is_not_finite_names_its_image(name: str, export: Callable[[Graph], Path]) -> None:
+    explainer = fastcam.Explainer(export(_NETWORKS[name]()))
     assert explainer.convolutions.layers
-    images = np.zeros((2, *explainer._image_shape), np.float32)
-    images[1] = 1e30
+    images = _images(explainer, 2)
+    images[1] = images[1].clip(-3, 3) * np.float32(1e38)
     with pytest.raises(NonFiniteError, match="image 1"):
         explainer(images)
 
@@ -263,12 +265,11 @@ def _dropped_activation(layer: planning.Layer) -> planning.Layer:
     return replace(layer, low=-np.inf, high=np.inf)
 
 
-def _shifted(layer: planning.Layer) -> planning.Layer:
-    top, left, bottom, right = layer.pads
-    return replace(layer, pads=(top + 1, left, bottom - 1, right)) if bottom else layer
+def _invented_bound(layer: planning.Layer) -> planning.Layer:
+    return replace(layer, high=0.5)
 
 
-@pytest.mark.parametrize("fault", [_dropped_bias, _dropped_activation, _shifted])
+@pytest.mark.parametrize("fault", [_dropped_bias, _dropped_activation, _invented_bound])
 def test_a_fault_in_the_rewrite_is_seen(
     fault: Callable[[planning.Layer], planning.Layer], export: Callable[[Graph], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,19 +364,62 @@ def test_nothing_of_the_file_is_needed_after_opening(export: Callable[[Graph], P
     _run(explainer, images)
 
 
-def test_a_number_that_nobody_published_is_an_error() -> None:
+def _session(op: str, number: int, columns: int, results: int, threads: int = 1) -> Any:
+    """Open a session of a single node."""
     import onnxruntime
 
-    from fastcam.kernels import _cpu
-
-    node = helper.make_node("Convolution", ["x"], ["y"], domain="fastcam", number=2**40, threads=1)
-    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4, 4, 8]) for name in "xy"]
+    node = helper.make_node(op, ["x"], ["y"], domain="fastcam", number=number, threads=threads)
+    shapes = {"x": ["n", columns], "y": ["n", results]}
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    graph = helper.make_graph([node], "one", values[:1], values[1:])
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("fastcam", 1)]
-    model = helper.make_model(helper.make_graph([node], "g", value[:1], value[1:]), opset_imports=opsets, ir_version=9)
     options = onnxruntime.SessionOptions()
     options.register_custom_ops_library(_cpu.__file__)
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    return onnxruntime.InferenceSession(model.SerializeToString(), options)
+
+
+@pytest.mark.parametrize("op", ["Convolution", "Dense"])
+def test_a_number_that_nobody_published_is_an_error(op: str) -> None:
     with pytest.raises(Exception, match="is not published"):
-        onnxruntime.InferenceSession(model.SerializeToString(), options)
+        _session(op, 2**40, 8, 8)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (7, 300), (511, 256), (512, 257), (1300, 515)])
+def test_dense_layers_against_float64(inputs: int, outputs: int, rng: np.random.Generator) -> None:
+    weights = rng.normal(size=(inputs, outputs)).astype(np.float32)
+    bias = rng.normal(size=outputs).astype(np.float32)
+    blocks = [weights[first : first + 100] for first in range(0, inputs, 100)]
+    published = _cpu.PublishedDense.publish(inputs, outputs, bias, -1.0, 2.0, blocks)
+    assert published is not None
+    images = rng.normal(size=(5, inputs)).astype(np.float32) * (rng.random((5, inputs)) < 0.3).astype(np.float32)
+    expected = (images.astype(np.float64) @ weights + bias).clip(-1, 2)
+    (found,) = _session("Dense", published.number, inputs, outputs).run(None, {"x": images})
+    assert relative_error(found, expected) <= 1e-5
+    for threads in (2, 5):
+        (again,) = _session("Dense", published.number, inputs, outputs, threads).run(None, {"x": images})
+        np.testing.assert_array_equal(again, found)
+    for index in range(len(images)):
+        session = _session("Dense", published.number, inputs, outputs)
+        np.testing.assert_array_equal(session.run(None, {"x": images[index : index + 1]})[0][0], found[index])
+
+
+def test_a_dense_layer_passes_nan_and_infinity_on() -> None:
+    published = _cpu.PublishedDense.publish(3, 2, None, 0.0, np.inf, [np.eye(3, 2, dtype=np.float32)])
+    assert published is not None
+    images = np.array([[np.nan, 1, 0], [np.inf, 1, 0], [0, 0, np.nan]], np.float32)
+    (found,) = _session("Dense", published.number, 3, 2).run(None, {"x": images})
+    np.testing.assert_array_equal(found, np.array([[np.nan, np.nan], [np.inf, np.nan], [np.nan, np.nan]]))
+
+
+def test_a_dense_layer_refuses_other_weights_than_announced() -> None:
+    rows = np.ones((3, 2), np.float32)
+    for blocks in ([], [rows], [rows, rows], [rows.T]):
+        with pytest.raises(ValueError, match="blocks"):
+            _cpu.PublishedDense.publish(5, 2, None, 0.0, 1.0, blocks)
+    assert _cpu.PublishedDense.publish(3, 2, None, 0.0, 1.0, [rows * np.float32(np.inf)]) is None
 
 
 def test_our_part_of_the_c_api_is_onnx_runtimes(tmp_path: Path) -> None:
