@@ -19,7 +19,7 @@ _TRANSPOSE = 60
 # Winograd's products are narrow with few channels.
 _LEAST_CHANNELS = 16
 # A network is rewritten if its convolutions are expected to take at most this share of their time.
-_WORTH = 0.92
+_WORTH = 0.85
 
 
 def may_gain(stored: StoredModel) -> bool:
