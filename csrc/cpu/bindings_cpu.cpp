@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../gil.hpp"
+#include "bindings_convolution.hpp"
 #include "cam_cpu.hpp"
 #include "instruction_sets.hpp"
 #include "pictures.hpp"
@@ -287,6 +288,8 @@ PYBIND11_MODULE(_cpu, module, py::mod_gil_not_used()) {
     module.def("prepare", &prepare_array, py::arg("image").noconvert(), py::arg("levels").noconvert(),
                py::arg("reversed_order"), py::arg("channels_last"), py::arg("target").noconvert());
     module.def("first_not_finite", &first_not_finite_row, py::arg("array").noconvert());
+
+    bind_convolutions(module);
     module.def("instruction_sets", &instruction_sets);
     module.def("instruction_set", &instruction_set);
     module.def("use_instruction_set", &use_instruction_set);
