@@ -208,8 +208,8 @@ def write_context(
     device_id, batches, targets
         As in `plan`.
     embed : bool
-        Whether the engine is embedded in the file. If not, it is stored next to it in ``out`` + ".<hash>.engine", which starts
-        faster and may exceed 2 GB; the two files have to stay together.
+        Whether the engine is embedded in the file. If not, it is stored next to it in ``out`` + ".<hash>.engine", which
+        starts faster and may exceed 2 GB; the two files have to stay together.
 
     Returns
     -------

@@ -254,8 +254,8 @@ class DeviceTensor:
     """A dense array in device memory, complete: nothing on the device still writes to it.
 
     Other libraries take it without a copy: ``torch.from_dlpack(tensor)``, ``cupy.from_dlpack(tensor)``,
-    ``jax.dlpack.from_dlpack(tensor)``, or any library that reads the CUDA array interface. The memory is freed with the last
-    array that looks at it.
+    ``jax.dlpack.from_dlpack(tensor)``, or any library that reads the CUDA array interface. The memory is freed
+    with the last array that uses it.
 
     Attributes
     ----------
