@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ import fastcam
 from .errors import FastcamError, WriteError
 from .explaining.methods import METHODS
 from .folders.jobs import FORMATS
-from .metadata import PRECISIONS
+from .metadata import PRECISIONS, SCORE_ACTIVATIONS
 from .preprocessing import Preprocessing
 
 # Exit statuses other than 0 and click's own 2 for an invalid command line: the work or a part of it was refused; and
@@ -265,6 +266,12 @@ def train(data_dir: Path, weights: str, **options: Any) -> None:
 @click.option("--input-size", type=_Size(), help="Size of the input images, if the model does not fix it.")
 @click.option(
     "--token-grid", type=_Size(), help="Rows and columns of a transformer's patches, if the model does not define them."
+)
+@click.option(
+    "--score-activation",
+    type=click.Choice(SCORE_ACTIVATIONS),
+    help="What turns the scores into probabilities, for models that end in raw scores: softmax (one class per image), "
+    "sigmoid (several, or binary), none (no probabilities), probabilities (they are). [default: the model's own]",
 )
 def export(model: Path, out: Path, layer: Sequence[str], preprocess: str | None, **options: Any) -> None:
     """Export MODEL (.keras, .h5 or .onnx) to OUT, a single ONNX file that explains itself.
@@ -528,8 +535,13 @@ def _print_entry(progress: fastcam.JobProgress) -> None:
 
 def _print_classes(progress: fastcam.JobProgress) -> None:
     if progress.total <= _LISTED and "classes" in progress.entry:
-        classes = (f"{item['label']} {item['probability']:.1%}" for item in progress.entry["classes"])
-        _say(f"{progress.entry['path']}: {', '.join(classes)}")
+        _say(f"{progress.entry['path']}: {', '.join(map(_described, progress.entry['classes']))}")
+
+
+def _described(item: Mapping[str, Any]) -> str:
+    """Return a class of results.jsonl with its probability, or its score where there is no probability."""
+    probability = item["probability"]
+    return f"{item['label']} " + (f"{item['score']:.3g}" if probability is None else f"{probability:.1%}")
 
 
 def _print_summary(result: fastcam.JobResult, *, err: bool) -> None:
@@ -558,6 +570,8 @@ def _facts(found: fastcam.ModelInfo) -> Iterator[tuple[str, str]]:
             layout = f", {found.input_layout}" if heading == "input" else ""
             yield heading, f"{name} ({', '.join(map(str, shape))}){layout}"
     yield "preprocessing", _preprocessing_summary(found.preprocessing)
+    for note in found.notes:
+        yield "note", note
     yield "classes", _class_summary(found.classes, found.class_count)
     for name, (channels, height, width) in found.layers.items():
         yield "explained layer", f"{name}: {channels} channels of {height} x {width}"
@@ -579,6 +593,15 @@ def _facts(found: fastcam.ModelInfo) -> Iterator[tuple[str, str]]:
     )
     for name, reason in found.providers.items():
         yield "provider", f"{name}: {'available' if reason is None else 'not available: ' + reason}"
+    yield "convolutions", _convolution_summary(found)
+
+
+def _convolution_summary(info: fastcam.ModelInfo) -> str:
+    found = info.convolutions
+    if found.reason is not None:
+        return f"ONNX Runtime's on the CPU: {found.reason}"
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(Counter(found.layers.values()).items()))
+    return f"fastcam's on the CPU ({counts}), {found.others} left to ONNX Runtime"
 
 
 def _class_summary(classes: Sequence[str] | None, count: int) -> str:

@@ -51,7 +51,7 @@ def test_the_readmes_blocks_run(network: Path, tmp_path: Path, monkeypatch: pyte
     shutil.copy(network, tmp_path / "dogs.keras")
     _save_photos(tmp_path, ["dog.jpg", "two_dogs.jpg"])
 
-    assert len(_BLOCKS) == 5
+    assert len(_BLOCKS) == 6
     names: dict[str, object] = {}
     for block in _BLOCKS:
         exec(block, names)

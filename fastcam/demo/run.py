@@ -131,13 +131,8 @@ def run(out_dir: str | os.PathLike[str] = "fastcam-demo", say: Callable[[str], N
 
     overhead = explained / forward
     say("")
-    for photo, labels, targets, scores in zip(
-        photos, explanations.labels, explanations.targets, explanations.probabilities, strict=True
-    ):
-        say(
-            f"{photo.stem:<12}"
-            + ", ".join(f"{label} {scores[t]:.0%}" for label, t in zip(labels, targets, strict=True))
-        )
+    for photo, explanation in zip(photos, explanations, strict=True):
+        say(f"{photo.stem:<12}" + ", ".join(map(explanation.describe, range(len(explanation.targets)))))
     say("")
     say(f"forward pass {forward * 1e3:.1f} ms, scores and heatmap {explained * 1e3:.1f} ms: {overhead:.3f} times")
     say(f"(medians, one photo, {threads} threads)")
@@ -190,10 +185,7 @@ def _contact_sheet(photos: Sequence[Path], explanations: fastcam.Explanation) ->
 
 
 def _sheet_row(photo: Path, explanation: fastcam.ImageExplanation) -> list[tuple[NDArray[np.uint8], str]]:
-    overlays = [
-        (explanation.overlay(k), f"{label}  {explanation.probabilities[target]:.0%}")
-        for k, (label, target) in enumerate(zip(explanation.labels, explanation.targets, strict=True))
-    ]
+    overlays = [(explanation.overlay(k), explanation.describe(k)) for k in range(len(explanation.targets))]
     return [(read_image(photo), photo.stem), *overlays]
 
 

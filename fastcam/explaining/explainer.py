@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
@@ -17,9 +18,11 @@ from ..arguments import check_count, check_flag, check_names, check_path, check_
 from ..arrays import Floats, Pixels
 from ..errors import ArgumentError, FastcamError, ImageError, LayerError, suggest
 from ..kernels.boundary import Normalize
+from ..notes import Note
 from ..pictures.preparing import prepare
 from ..pictures.reading import ValueRange, read_image
 from ..preprocessing import Layout, Preprocessing
+from .convolutions import CHOICES, Convolutions
 from .devices.exchange import HasDLPack, HasInterface, is_on_device
 from .engines import Results, Task
 from .engines.inputs import DeviceInputs, Inputs, Pictures, Tensors
@@ -53,6 +56,10 @@ class Explainer:
         batch: faster for small networks, but nothing else in the process may use the GPU while one is captured.
     threads : int, optional
         Threads of the model and of the kernels; by default all processors.
+    convolutions : {"auto", "onnxruntime"}
+        Kernels of the convolutions on the CPU: "auto" uses fastcam's own for the layers where they are faster,
+        "onnxruntime" uses ONNX Runtime's for all layers. Results differ in the sixth digit. `describe` lists the
+        layers.
 
     Raises
     ------
@@ -84,10 +91,12 @@ class Explainer:
         device: str = "auto",
         providers: Sequence[Any] | None = None,
         threads: int | None = None,
+        convolutions: str = "auto",
     ) -> None:
         self._arguments = {"path": path, "device": device, "providers": providers, "threads": threads}
         self._threads = _checked_threads(threads)
-        self._model, self._session, self._engine = open_engine(Path(path), ask(device, providers), self._threads)
+        opened = open_engine(Path(path), ask(device, providers), self._threads, _checked_convolutions(convolutions))
+        self._model, self._session, self._engine, self._convolutions = opened
         self._targets = Targets(str(path), self.classes, self.class_count)
         self._image_shape = self._model.image_shape
         self._first_layer = self._model.fetched([0], "weights")
@@ -105,6 +114,23 @@ class Explainer:
     def providers(self) -> list[str]:
         """Execution providers in use, the first one first."""
         return list(self._session.get_providers())
+
+    @property
+    def convolutions(self) -> Convolutions:
+        """Which convolutions fastcam's own kernels compute."""
+        return self._convolutions
+
+    def describe(self) -> dict[str, Any]:
+        """Return how the model runs.
+
+        Returns
+        -------
+        dict
+            "providers": execution providers in use. "convolutions": "layers", the algorithm of each layer that
+            fastcam's kernels compute; "others", the number of convolutions that ONNX Runtime computes (None: not
+            counted); "reason", why ONNX Runtime computes all of them (None: it does not).
+        """
+        return {"providers": self.providers, "convolutions": asdict(self._convolutions)}
 
     @property
     def signature(self) -> tuple[dict[str, tuple[Any, ...]], dict[str, tuple[Any, ...]]]:
@@ -168,6 +194,11 @@ class Explainer:
     def preprocessing(self) -> Preprocessing | None:
         """How a picture becomes the model's input; None where the file does not say."""
         return self._model.metadata.preprocessing
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What `export` did to the model, guessed about it, or left as it was."""
+        return self._model.metadata.notes
 
     def prepare(self, images: ImageSource | Sequence[ImageSource], *, value_range: ValueRange = None) -> Floats:
         """Turn pictures into the model's input.
@@ -448,6 +479,12 @@ def _checked_threads(threads: int | None) -> int | None:
 def _reopened(kind: type[Explainer], arguments: dict[str, Any]) -> Explainer:
     """Return an Explainer that was pickled."""
     return kind(**arguments)
+
+
+def _checked_convolutions(convolutions: Any) -> str:
+    if convolutions not in CHOICES:
+        raise ArgumentError(f"convolutions={convolutions!r}: choose {' or '.join(map(repr, CHOICES))}")
+    return str(convolutions)
 
 
 def _as_list(images: Any) -> list[Any]:

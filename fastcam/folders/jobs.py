@@ -472,16 +472,22 @@ class _Job:
 
     def _scores(self, item: _Explained) -> Entry:
         """Return ``classes``, the explained ones, and ``top``, the top 5."""
-        probabilities = item.explanation.probabilities[item.position]
-        best = np.argsort(-item.explanation.logits[item.position], kind="stable")[:_TOP]
+        explained = item.explanation[item.position]
+        best = np.argsort(-explained.logits, kind="stable")[:_TOP]
 
         def described(index: int) -> Entry:
             label = str(index) if self.explainer.classes is None else self.explainer.classes[index]
-            return {"index": index, "label": label, "probability": round(float(probabilities[index]), 7)}
+            known = explained.probabilities
+            probability = None if known is None else round(float(known[index]), 7)
+            return {
+                "index": index,
+                "label": label,
+                "probability": probability,
+                "score": round(float(explained.logits[index]), 6),
+            }
 
-        targets = item.explanation.targets[item.position].tolist()
         return {
-            "classes": [described(index) for index in targets],
+            "classes": [described(index) for index in explained.targets.tolist()],
             "top": [described(index) for index in best.tolist()],
         }
 

@@ -31,7 +31,7 @@ _NORMALIZATIONS = ("max", "minmax", None)
 
 
 class Rendered(NamedTuple):
-    """What `render` returns.
+    """What `render` returns: arrays on the side of its inputs.
 
     Attributes
     ----------
@@ -136,24 +136,20 @@ class Kernels(ABC):
             are then undefined.
         """
         _check_choice("weighting", weighting, tuple(_WEIGHTS_SHAPE))
-        _check_choice("normalize", normalize, _NORMALIZATIONS)
+        check_normalize(normalize, has_images=images is not None)
         channels_last = _check_activations(activations)
         n, _, h, w = activations.shape
         k = _check_weights(weights, activations.shape, weighting, channels_last)
-        target_size = (h, w) if size is None else _check_size(size)
+        target_size = (h, w) if size is None else check_size(size)
         maps = _output("maps_out", maps_out, (n, k, h, w), _FLOAT32)
         heatmaps = _output("heatmaps_out", heatmaps_out, (n, k, *target_size), _FLOAT32)
         overlay = None
         if images is not None:
-            if normalize is None:
-                raise KernelError(
-                    "images: overlays need maps in 0..1, but normalize is None; use 'max' or 'minmax', or no images"
-                )
             _check_images(images, (n, *target_size, 3))
             overlay = Overlay(
                 images,
                 _check_palette(palette),
-                _check_alpha(alpha),
+                check_alpha(alpha),
                 _output("overlays_out", overlays_out, (n, k, *target_size, 3), _UINT8),
             )
         elif palette is not None or overlays_out is not None:
@@ -234,7 +230,7 @@ class Kernels(ABC):
             A map holds NaN, infinity or a larger magnitude.
         """
         n, k = _check_maps(maps)
-        target_size = _check_size(size)
+        target_size = check_size(size)
         heatmaps = _output("heatmaps_out", heatmaps_out, (n, k, *target_size), _FLOAT32)
         _check_apart({"heatmaps_out": heatmaps_out}, {"maps": maps})
         _check_viewed(self._view(maps, target_size, heatmaps, None, self._threads(threads)), k)
@@ -280,7 +276,7 @@ class Kernels(ABC):
         overlay = Overlay(
             images,
             _check_palette(palette),
-            _check_alpha(alpha),
+            check_alpha(alpha),
             _output("overlays_out", overlays_out, (n, k, height, width, 3), _UINT8),
         )
         _check_apart({"overlays_out": overlays_out}, {"maps": maps, "images": images, "palette": palette})
@@ -376,6 +372,15 @@ def _check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None
         raise KernelError(f"{name}: {value!r}; choose one of {', '.join(map(repr, allowed))}")
 
 
+def check_normalize(normalize: Normalize, *, has_images: bool) -> None:
+    """Refuse an unknown normalisation, and maps that cannot be coloured."""
+    _check_choice("normalize", normalize, _NORMALIZATIONS)
+    if has_images and normalize is None:
+        raise KernelError(
+            "images: overlays need maps in 0..1, but normalize is None; use 'max' or 'minmax', or no images"
+        )
+
+
 def _index(name: str, value: SupportsIndex) -> int:
     try:
         return operator.index(value)
@@ -457,7 +462,8 @@ def _check_maps(maps: Floats) -> tuple[int, int]:
     return n, k
 
 
-def _check_size(size: Sequence[int]) -> tuple[int, int]:
+def check_size(size: Sequence[int]) -> tuple[int, int]:
+    """Return (H, W), checked."""
     try:
         height, width = (_index("size", value) for value in size)
     except (TypeError, ValueError):
@@ -487,7 +493,8 @@ def _check_palette(palette: Pixels | None) -> Pixels:
     return palette
 
 
-def _check_alpha(alpha: float) -> float:
+def check_alpha(alpha: float) -> float:
+    """Return an opacity, checked."""
     try:
         value = float(alpha)
     except (TypeError, ValueError):
@@ -522,13 +529,18 @@ def _check_apart(outputs: dict[str, NDArray[Any] | None], inputs: dict[str, NDAr
         others[name] = out
 
 
+def not_finite(image: int, target: int) -> NonFiniteError:
+    """Return the error for a map that is not finite."""
+    return NonFiniteError(
+        f"map {target} of image {image} is not finite: NaN or infinity in its activations or weights, or a sum beyond "
+        "float32; check the model and its input",
+        image=image,
+    )
+
+
 def _check_rendered(bad: int | None, k: int) -> None:
     if bad is not None:
-        raise NonFiniteError(
-            f"map {bad % k} of image {bad // k} is not finite: NaN or infinity in its activations or weights, or a "
-            "sum beyond float32; check the model and its input",
-            image=bad // k,
-        )
+        raise not_finite(bad // k, bad % k)
 
 
 def _check_viewed(bad: int | None, k: int) -> None:

@@ -7,6 +7,10 @@ const made = (tag, properties = {}, ...children) => {
   return element;
 };
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
+// A model that ends in raw scores has no probabilities.
+const hasProbability = ({ probability }) => typeof probability === "number";
+const strength = (described) => (hasProbability(described) ? percent(described.probability) : described.score.toPrecision(3));
+const sortKey = (described) => (hasProbability(described) ? described.probability : described.score);
 const images = DATA.images.map((image, order) => ({ ...image, order, rank: 0, best: image.top[0] }));
 let visible = images;
 
@@ -54,7 +58,7 @@ function fillSwitch(container, image, choose) {
     ...image.classes.map((described, rank) => {
       const button = made("button", { type: "button", textContent: described.label });
       button.setAttribute("aria-pressed", String(rank === image.rank));
-      button.title = `Heatmap of ${described.label}, ${percent(described.probability)}`;
+      button.title = `Heatmap of ${described.label}, ${strength(described)}`;
       button.addEventListener("click", () => choose(rank));
       return button;
     }),
@@ -74,9 +78,9 @@ function makeCard(image) {
     "button",
     { type: "button", className: "open" },
     made("div", { className: "frame" }, photo, canvas),
-    made("div", { className: "facts" }, made("b", { textContent: image.best.label }), made("span", { textContent: percent(image.best.probability) }), path),
+    made("div", { className: "facts" }, made("b", { textContent: image.best.label }), made("span", { textContent: strength(image.best) }), path),
   );
-  open.setAttribute("aria-label", `${image.path}: ${image.best.label}, ${percent(image.best.probability)}. Open the large view`);
+  open.setAttribute("aria-label", `${image.path}: ${image.best.label}, ${strength(image.best)}. Open the large view`);
   open.addEventListener("click", () => showLarge(image));
   const choices = made("div", { className: "switch" });
   choices.setAttribute("role", "group");
@@ -114,9 +118,9 @@ const watcher = new IntersectionObserver(
 const ORDERS = {
   order: (a, b) => a.order - b.order,
   path: (a, b) => a.path.localeCompare(b.path, undefined, { numeric: true }),
-  low: (a, b) => a.best.probability - b.best.probability,
-  high: (a, b) => b.best.probability - a.best.probability,
-  label: (a, b) => a.best.label.localeCompare(b.best.label) || b.best.probability - a.best.probability,
+  low: (a, b) => sortKey(a.best) - sortKey(b.best),
+  high: (a, b) => sortKey(b.best) - sortKey(a.best),
+  label: (a, b) => a.best.label.localeCompare(b.best.label) || sortKey(b.best) - sortKey(a.best),
 };
 
 function arrange() {
@@ -129,8 +133,8 @@ function arrange() {
       (image) =>
         image.path.toLowerCase().includes(text) &&
         (index === "" || String(image.best.index) === index) &&
-        image.best.probability >= low &&
-        image.best.probability <= (high >= 1 ? Infinity : high),
+        (!hasProbability(image.best) ||
+          (image.best.probability >= low && image.best.probability <= (high >= 1 ? Infinity : high))),
     )
     .sort(ORDERS[by("sort").value]);
   by("images").replaceChildren(...visible.map((image) => image.card));
@@ -164,9 +168,9 @@ function showLarge(image) {
   by("large-title").textContent = image.path;
   large.querySelector(".notes").textContent = image.notes.join(" ");
   large.querySelector(".top").replaceChildren(
-    ...image.top.map(({ label, probability }) => {
-      const row = made("li", {}, made("span", { textContent: label }), made("span", { textContent: percent(probability) }));
-      row.style.setProperty("--share", `${100 * probability}%`);
+    ...image.top.map((described) => {
+      const row = made("li", {}, made("span", { textContent: described.label }), made("span", { textContent: strength(described) }));
+      row.style.setProperty("--share", `${100 * (described.probability ?? 0)}%`);
       return row;
     }),
   );
