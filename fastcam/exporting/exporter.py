@@ -82,6 +82,7 @@ class ExportResult:
     classes=optional(check_classes),
     gradients=check_text,
     precision=check_text,
+    score_activation=optional(check_text),
 )
 def export(
     model: ModelSource,
