@@ -1,8 +1,8 @@
 """The reverse pass: gradients of chosen logits, as nodes of the same ONNX graph.
 
 The engine knows no particular op. It finds the nodes between the value and the logits, walks them backwards with the
-rules of `table.VJPS`, adds up the gradients from several readers, and sums over axes that were broadcast. Gradients carry a leading
-axis K, the targets (see `table`).
+rules of `table.VJPS`, adds up the gradients from several readers, and sums over axes that were broadcast. Gradients
+have a leading axis K, the targets (see `table`).
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Step:
 
     @property
     def gradient(self) -> str:
-        r"""Gradient of the node's first output, shape (K, \*output shape); rejects the node when another output has one."""
+        r"""Gradient of the node's first output, (K, \*output shape); rejects the node when another output has one."""
         first, *others = self.gradients
         if first is None or any(others):
             self.refuse("the gradient arrives at another output than its first")
