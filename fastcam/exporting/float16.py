@@ -22,6 +22,7 @@ from onnx import TensorProto, helper
 
 from ..errors import ModelError
 from ..graph import Array, Graph, needed_nodes, operator
+from ..notes import Note
 from .ops import OPS, QUANTIZATION_OPS, Fact, ops_with
 
 # Relative L2 error of a constant in float16. Rounding alone leaves 2**-11 at most; more means that the values are below
@@ -38,7 +39,7 @@ _FLOAT32_INPUTS = {"Resize": (1, 2)}
 _LISTED = 3
 
 
-def round_weights(graph: Graph) -> list[str]:
+def round_weights(graph: Graph) -> list[Note]:
     """Round the constants that `halve` will store in float16, and report what it will leave in float32.
 
     Parameters
@@ -48,8 +49,8 @@ def round_weights(graph: Graph) -> list[str]:
 
     Returns
     -------
-    list of str
-        One sentence, where float16 cannot hold some constants.
+    list of Note
+        One, where float16 cannot hold some constants.
 
     Raises
     ------
@@ -68,7 +69,8 @@ def round_weights(graph: Graph) -> list[str]:
     if not unfit:
         return []
     listed = ", ".join(map(repr, sorted(unfit)[:_LISTED])) + (" ..." if len(unfit) > _LISTED else "")
-    return [f"Float16 cannot hold {listed}: what reads {len(unfit)} such constants stays in float32."]
+    text = f"Float16 cannot hold {listed}: what reads {len(unfit)} such constants stays in float32."
+    return [Note("float16", text)]
 
 
 def halve(graph: Graph, forward: Sequence[str]) -> None:

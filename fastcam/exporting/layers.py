@@ -14,6 +14,7 @@ from onnx import helper
 
 from ..errors import LayerError, offer, suggest
 from ..graph import Graph, attribute, dependents, needed_nodes, operator
+from ..notes import Note
 from .ops import ACTIVATION_OPS, Fact, op_row, ops_with
 from .paths import Demand, varying_values
 from .tokens import TokenGrids, is_token_block, patches_count, put_tokens_on_grid
@@ -72,14 +73,15 @@ def unexplained_branches(graph: Graph, values: Sequence[str], candidates: Sequen
     return branches
 
 
-def branch_notes(graph: Graph, values: Sequence[str], candidates: Sequence[str]) -> list[str]:
-    """Return a sentence about the branches that the explained values leave out, if there are any."""
+def branch_notes(graph: Graph, values: Sequence[str], candidates: Sequence[str]) -> list[Note]:
+    """Return a note about the branches that the explained values leave out, if there are any."""
     branches = unexplained_branches(graph, values, candidates)
     if not branches:
         return []
     listed = ", ".join(map(repr, branches[:_LISTED])) + (" ..." if len(branches) > _LISTED else "")
-    note = f"The scores also depend on the picture through {listed}, past the explained layer; the heatmap leaves out "
-    return [f"{note}that evidence. Name several layers to explain them all: layer={[*values, branches[0]]!r}."]
+    text = f"The scores also depend on the picture through {listed}, past the explained layer; the heatmap leaves out "
+    text += f"that evidence. Name several layers to explain them all: layer={[*values, branches[0]]!r}."
+    return [Note("layer", text)]
 
 
 def _add_ancestors(graph: Graph, value: str, found: set[int]) -> None:

@@ -6,11 +6,18 @@ from typing import Any
 
 import onnx
 
+from ..arguments import check_pair, check_text, checked, optional
 from ..graph import Graph, dependents, needed_nodes
 from .classifier import open_classifier
 from .importers import ImportOptions, ModelSource
 
 
+@checked(
+    layer=optional(check_text),
+    output=optional(check_text),
+    input_size=optional(check_pair),
+    token_grid=optional(check_pair),
+)
 def split(
     model: ModelSource,
     layer: str | None = None,

@@ -13,7 +13,7 @@ import onnx
 
 from ...graph import Dim, Graph, attribute, operator, static_dims
 from .autodiff import backpropagate, dense_layer
-from .pushes import PUSHES, Layout
+from .pushes import PUSHES, Axes
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def pooled_gradients(
     return pooled, found[len(plans) :]
 
 
-def _mean_over_map(graph: Graph, value: str, layout: Layout, pixels: int, dtype: np.dtype[Any], gradient: str) -> str:
+def _mean_over_map(graph: Graph, value: str, layout: Axes, pixels: int, dtype: np.dtype[Any], gradient: str) -> str:
     """Return the sum over the remaining map, divided by the number of pixels of the original one."""
     spatial = [1 + layout.index(axis) for axis in "HW" if axis in layout]
     if spatial:
@@ -93,9 +93,9 @@ def _mean_over_map(graph: Graph, value: str, layout: Layout, pixels: int, dtype:
     return graph.emit("Mul", gradient, graph.emit_constant(np.asarray(1 / pixels, dtype)), stem="gradient/pooled")
 
 
-def _push_sum(graph: Graph, value: str, gradients: Mapping[str, str]) -> tuple[str, Layout]:
+def _push_sum(graph: Graph, value: str, gradients: Mapping[str, str]) -> tuple[str, Axes]:
     """Return the last value whose gradient has the same sum over the map as that of ``value``, and its axes."""
-    layout: Layout = "NCHW"
+    layout: Axes = "NCHW"
     while (node := _only_reader(graph, value, gradients)) is not None:
         push = PUSHES.get(operator(node))
         pushed = push(graph, node, layout) if push else None
@@ -106,7 +106,7 @@ def _push_sum(graph: Graph, value: str, gradients: Mapping[str, str]) -> tuple[s
     return value, layout
 
 
-def _map_size(graph: Graph, value: str, layout: Layout) -> int:
+def _map_size(graph: Graph, value: str, layout: Axes) -> int:
     return math.prod(static_dims(graph, value, [layout.index("H"), layout.index("W")]))
 
 
@@ -137,7 +137,7 @@ def _row_size(shape: tuple[Dim, ...]) -> int | None:
 
 
 def _through_folded_weights(
-    graph: Graph, value: str, layout: Layout, dense: onnx.NodeProto, pixels: int, gradient: str
+    graph: Graph, value: str, layout: Axes, dense: onnx.NodeProto, pixels: int, gradient: str
 ) -> str:
     """Return G S with S[u,k] = mean over the map of the dense layer's weights that read channel k."""
     weight = graph.constants[dense.input[1]]

@@ -13,12 +13,12 @@ from networks import Array, NetworkBuilder, relative_error, small_classifier
 from onnx import TensorProto
 
 from fastcam.errors import UnsupportedOpError
-from fastcam.exporting.classifier import remove_score_activation
 from fastcam.exporting.gradients import pooling
 from fastcam.exporting.gradients.autodiff import backpropagate, target_gradients
 from fastcam.exporting.gradients.pooling import pooled_gradients
 from fastcam.exporting.gradients.pushes import PUSHES
 from fastcam.exporting.passes.simplify import simplify
+from fastcam.exporting.scores import remove_score_activation
 from fastcam.graph import Graph, TensorType
 
 
