@@ -14,8 +14,8 @@ from networks import Array, NetworkBuilder, relative_error, small_classifier
 import fastcam
 from fastcam.errors import LayerError, ModelError
 from fastcam.exporting.layers import choose_layer, find_value, list_candidates
-from fastcam.notes import Note
 from fastcam.exporting.scores import remove_score_activation
+from fastcam.notes import Note
 
 
 def _scores(net: NetworkBuilder) -> str:
