@@ -351,6 +351,34 @@ def test_a_damaged_file_is_refused_as_ever(cut: int, export: Callable[[Graph], P
         fastcam.Explainer(path)
 
 
+def test_a_link_to_a_file_of_another_folder(export: Callable[[Graph], Path], tmp_path: Path) -> None:
+    path = export(_vgg())
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "link.onnx"
+    link.symlink_to(path)
+    linked, plain = fastcam.Explainer(link), fastcam.Explainer(path)
+    assert linked.convolutions == plain.convolutions
+    images = _images(plain)
+    np.testing.assert_array_equal(_run(linked, images)["logits"], _run(plain, images)["logits"])
+
+
+def test_a_file_that_is_replaced_while_it_is_opened(
+    export: Callable[[Graph], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = export(_vgg())
+    find = costs.choose
+
+    def replace_file(network: planning.Network) -> list[planning.Layer]:
+        copy = path.with_suffix(".copy")
+        copy.write_bytes(path.read_bytes())
+        copy.replace(path)
+        return find(network)
+
+    monkeypatch.setattr(costs, "choose", replace_file)
+    with pytest.raises(ModelError, match="was replaced while it was opened: open it again"):
+        fastcam.Explainer(path)
+
+
 def test_nothing_of_the_file_is_needed_after_opening(export: Callable[[Graph], Path]) -> None:
     """It may be overwritten while a service runs."""
     path = export(_vgg())
