@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -122,8 +122,18 @@ def _in_float64(path: Path, images: Array) -> dict[str, Array]:
 _NETWORKS = {"vgg": _vgg, "residual": _residual, "branches": _branches}
 
 
+@pytest.fixture(params=_cpu.instruction_sets())
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = _cpu.instruction_set()
+    _cpu.use_instruction_set(request.param)
+    yield request.param
+    _cpu.use_instruction_set(before)
+
+
 @pytest.mark.parametrize("name", _NETWORKS)
-def test_results_are_those_of_float64(name: str, export: Callable[[Graph], Path]) -> None:
+def test_results_are_those_of_float64(name: str, instruction_set: str, export: Callable[[Graph], Path]) -> None:
+    if not _cpu.convolution_supported():
+        pytest.skip(f"there are no convolution kernels for {instruction_set}")
     path = export(_NETWORKS[name]())
     ours, theirs = (fastcam.Explainer(path, convolutions=choice) for choice in ("auto", "onnxruntime"))
     assert ours.convolutions.layers
@@ -301,6 +311,30 @@ def test_describe_says_how_layers_run(export: Callable[[Graph], Path]) -> None:
 def test_an_unknown_choice_is_refused(export: Callable[[Graph], Path]) -> None:
     with pytest.raises(ArgumentError, match="convolutions='fast': choose 'auto' or 'onnxruntime'"):
         fastcam.Explainer(export(_vgg()), convolutions="fast")
+
+
+def test_a_network_that_gains_is_rewritten(tmp_path: Path, instruction_set: str) -> None:
+    if not _cpu.convolution_supported():
+        pytest.skip(f"there are no convolution kernels for {instruction_set}")
+    net = NetworkBuilder(("batch", 3, 56, 56))
+    value = net.input
+    for inputs in (3, 64, 64, 64):
+        value = net.add("Relu", net.conv(value, (64, inputs, 3, 3), pads=[1] * 4))
+    model = net.build(net.dense(net.add("Flatten", net.add("GlobalAveragePool", value)), (64, 5))).to_model()
+    fastcam.export(model, tmp_path / "wide.onnx")
+    found = fastcam.Explainer(tmp_path / "wide.onnx", device="cpu").convolutions
+    assert sum(how.startswith("winograd") for how in found.layers.values()) == 3
+
+
+def test_a_layer_among_others_is_not_worth_its_transposes(tmp_path: Path) -> None:
+    net = NetworkBuilder(("batch", 3, 30, 30))
+    value = net.add("Relu", net.conv(net.input, (16, 3, 3, 3), pads=[1] * 4, strides=[2, 2]))
+    for _ in range(3):
+        value = net.add("Relu", net.conv(value, (16, 1, 3, 3), pads=[1] * 4, group=16))
+        value = net.add("Relu", net.conv(value, (16, 16, 3, 3), pads=[1] * 4))
+    model = net.build(net.dense(net.add("Flatten", net.add("GlobalAveragePool", value)), (16, 5))).to_model()
+    fastcam.export(model, tmp_path / "mixed.onnx")
+    assert not fastcam.Explainer(tmp_path / "mixed.onnx", device="cpu").convolutions.layers
 
 
 def test_a_network_without_gain_is_left_alone(tmp_path: Path) -> None:
