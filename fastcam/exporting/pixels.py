@@ -136,12 +136,11 @@ def _affine_step(graph: Graph, node: onnx.NodeProto, value: str, channels: int) 
     if constant is None or (op == "Div" and (not first or not constant.all())):
         return None
     one, zero = np.ones(1), np.zeros(1)
-    return {
-        "Add": lambda: (one, constant),
-        "Sub": lambda: (one, -constant) if first else (-one, constant),
-        "Mul": lambda: (constant, zero),
-        "Div": lambda: (1 / constant, zero),
-    }[op]()
+    if op in ("Mul", "Div"):
+        return (constant if op == "Mul" else 1 / constant), zero
+    if op == "Add":
+        return one, constant
+    return (one, -constant) if first else (-one, constant)
 
 
 def _per_channel(graph: Graph, name: str, channels: int) -> Floats | None:
