@@ -167,7 +167,8 @@ def test_a_blank_map_is_not_coloured_but_captioned(tmp_path: Path) -> None:
     # The caption covers less than a quarter at the lower edge; above it the picture is as it was.
     assert 150 < first < 199
     np.testing.assert_array_equal(overlay[:first], large[:first])
-    assert {tuple(pixel) for pixel in overlay[first:].reshape(-1, 3)} >= {(0, 0, 0), (255, 255, 255)}
+    assert overlay[first:].min() == 0
+    assert overlay[first:].max() > 200
     titles = [axes.get_title() for axes in image.plot().axes]
     assert titles[1].endswith("\nno positive evidence at this layer")
 
