@@ -8,7 +8,7 @@ import math
 import operator
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -38,9 +38,17 @@ def check_path(name: str, value: object, wanted: str = "a path") -> Path:
         text = os.fspath(value) if isinstance(value, os.PathLike) else value
     except Exception:  # noqa: BLE001 - the value is the caller's
         text = None
-    if not isinstance(text, str) or not text or "\0" in text:
+    if not isinstance(text, str) or not is_path(text):
         raise ArgumentError(f"{name}={shown(value)}: give {wanted}")
     return Path(text)
+
+
+def is_path(text: str) -> bool:
+    """Return whether a file could have this name: it is not empty and has no characters that file systems lack."""
+    try:
+        return bool(text) and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def check_integer(name: str, value: object, least: int, most: int | None = None) -> int:
@@ -112,6 +120,22 @@ def check_names(name: str, value: object) -> str | list[str]:
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
         raise ArgumentError(f"{name}={shown(value)}: give a name or a list of names")
     return list(value)
+
+
+def check_classes(name: str, value: object) -> object:
+    """Return a path, a mapping, or a list of strings; raises ArgumentError for anything else."""
+    if isinstance(value, str | os.PathLike):
+        return check_path(name, value)
+    if isinstance(value, Mapping):
+        return value
+    try:
+        items = list(value)  # type: ignore[call-overload]
+    except Exception:  # noqa: BLE001 - the caller's object may raise anything when it is iterated
+        raise ArgumentError(f"{name}={shown(value)}: give a list of names, or the path of a text file") from None
+    for item in items:
+        if not isinstance(item, str):
+            raise ArgumentError(f"{name} must be names, got {shown(item)} ({type(item).__name__})")
+    return items
 
 
 def check_pair(name: str, value: object) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -592,6 +593,15 @@ def _facts(found: fastcam.ModelInfo) -> Iterator[tuple[str, str]]:
     )
     for name, reason in found.providers.items():
         yield "provider", f"{name}: {'available' if reason is None else 'not available: ' + reason}"
+    yield "convolutions", _convolution_summary(found)
+
+
+def _convolution_summary(info: fastcam.ModelInfo) -> str:
+    found = info.convolutions
+    if found.reason is not None:
+        return f"ONNX Runtime's on the CPU: {found.reason}"
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(Counter(found.layers.values()).items()))
+    return f"fastcam's on the CPU ({counts}), {found.others} left to ONNX Runtime"
 
 
 def _class_summary(classes: Sequence[str] | None, count: int) -> str:

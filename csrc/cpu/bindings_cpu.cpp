@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../gil.hpp"
+#include "bindings_convolution.hpp"
 #include "cam_cpu.hpp"
 #include "instruction_sets.hpp"
 #include "pictures.hpp"
@@ -53,7 +54,7 @@ Scalar scalar_of(const py::array& array, const char* name) {
     refuse(name, "neither float32 nor float16");
 }
 
-// Whether the axes but the first, taken in `order` from the outermost, have the strides of a dense array.
+// Whether the axes except the first, in `order` from the outermost, have the strides of a dense array.
 bool images_are_dense(const py::array& array, const std::vector<py::ssize_t>& order) {
     py::ssize_t expected = array.itemsize();
     for (auto axis = order.rbegin(); axis != order.rend(); ++axis) {
@@ -169,7 +170,7 @@ std::optional<std::size_t> render_arrays(const py::array& activations, const py:
     MapJob map_job{};
     map_job.activations = batch_of(activations, channels_last ? Shape{2, 3, 1} : Shape{1, 2, 3}, "activations");
     map_job.weights = batch_of(weights, weights_order, "weights");
-    map_job.layout = channels_last ? Layout::channels_last : Layout::channels_first;
+    map_job.channel_order = channels_last ? ChannelOrder::channels_last : ChannelOrder::channels_first;
     map_job.weighting = weighting;
     map_job.normalization = normalization;
     map_job.channels = static_cast<std::size_t>(c);
@@ -289,6 +290,8 @@ PYBIND11_MODULE(_cpu, module, py::mod_gil_not_used()) {
     module.def("prepare", &prepare_array, py::arg("image").noconvert(), py::arg("levels").noconvert(),
                py::arg("reversed_order"), py::arg("channels_last"), py::arg("target").noconvert());
     module.def("first_not_finite", &first_not_finite_row, py::arg("array").noconvert());
+
+    bind_convolutions(module);
     module.def("instruction_sets", &instruction_sets);
     module.def("instruction_set", &instruction_set);
     module.def("use_instruction_set", &use_instruction_set);

@@ -8,6 +8,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace {
@@ -35,6 +37,9 @@ inline Vector multiply_add(Vector a, Vector b, Vector c) {
     return _mm512_fmadd_ps(a, b, c);
 #elif defined(__AVX2__)
     return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+    return reinterpret_cast<Vector>(
+        vfmaq_f32(reinterpret_cast<float32x4_t>(c), reinterpret_cast<float32x4_t>(a), reinterpret_cast<float32x4_t>(b)));
 #else
     return a * b + c;
 #endif
@@ -76,7 +81,7 @@ inline Vector load(const Half* source) {
 
 inline void store(Vector vector, float* target) { __builtin_memcpy(target, &vector, sizeof vector); }
 
-// The first `count` < lanes elements, zeros behind.
+// The first `count` < lanes elements, then zeros.
 #if defined(__AVX512F__)
 inline Vector load_few(const float* source, std::size_t count) {
     return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), source);
@@ -94,6 +99,24 @@ inline Vector load_few(const T* source, std::size_t count) {
     return vector;
 }
 #endif
+
+// Only the first `count` < lanes elements.
+inline void store_few(Vector vector, float* target, std::size_t count) {
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(target, static_cast<__mmask16>((1u << count) - 1), vector);
+#else
+    for (std::size_t lane = 0; lane < count; ++lane) target[lane] = vector[lane];
+#endif
+}
+
+// No pointer behind an array may be formed, but any address may be fetched: hence the integer.
+inline const void* address_ahead(const float* from, std::size_t floats) {
+    return reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(from) + floats * sizeof(float));
+}
+
+// Into the level 1 cache, or the level 2 cache.
+inline void prefetch_near(const float* from, std::size_t floats) { __builtin_prefetch(address_ahead(from, floats), 0, 3); }
+inline void prefetch_far(const float* from, std::size_t floats) { __builtin_prefetch(address_ahead(from, floats), 0, 2); }
 
 // The elements of a row that its whole vectors leave over, zeros in the other lanes. Reads inside the row only.
 template <class T>
@@ -132,7 +155,7 @@ inline T least(T a, T b) {
 typedef std::int32_t Pixel __attribute__((vector_size(4 * sizeof(std::int32_t))));
 typedef double ExactPixel __attribute__((vector_size(4 * sizeof(double))));
 
-// Reads a byte behind the pixel.
+// Reads one byte past the pixel.
 inline Pixel load_pixel(const std::uint8_t* source) {
 #if defined(__AVX2__)
     std::int32_t bytes;
@@ -143,7 +166,7 @@ inline Pixel load_pixel(const std::uint8_t* source) {
 #endif
 }
 
-// Components 0..255. Writes a byte behind the pixel.
+// Components 0..255. Writes one byte past the pixel.
 inline void store_pixel(Pixel pixel, std::uint8_t* target) {
 #if defined(__AVX2__)
     const __m128i lowest_bytes = _mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);

@@ -1,4 +1,5 @@
-// Compiled once per instruction set; FASTCAM_KERNELS names the table that this compilation defines.
+// Compiled once per instruction set; FASTCAM_KERNELS names the table that this compilation defines,
+// FASTCAM_CONVOLUTION_KERNELS that of convolution_kernels.cpp.
 #include "simd_kernels.hpp"
 
 #include "simd.hpp"
@@ -583,7 +584,7 @@ void blend_row(const float* values, const std::uint8_t* pixels, std::size_t widt
         const ExactPixel blended = rest * __builtin_convertvector(load_pixel(pixels + 3 * x), ExactPixel) + tint;
         store_pixel(__builtin_convertvector((blended + round_double) - round_double, Pixel), overlay + 3 * x);
     }
-    // The byte behind the last pixel belongs to the next row, or to nobody.
+    // The byte past the last pixel belongs to the next row, or is unused.
     for (std::size_t c = 0; c < 3; ++c) {
         const double blended = rest * pixels[3 * last + c] + tints[scratch[last]].components[c];
         overlay[3 * last + c] =
@@ -623,6 +624,8 @@ void filter_rows(const std::uint8_t* const* rows, const std::int32_t* coefficien
 
 }  // namespace
 
+extern const ConvolutionKernels FASTCAM_CONVOLUTION_KERNELS;
+extern const DenseKernels FASTCAM_DENSE_KERNELS;
 extern const SimdKernels FASTCAM_KERNELS;
 const SimdKernels FASTCAM_KERNELS = {
 #if defined(__AVX512F__)
@@ -646,6 +649,8 @@ const SimdKernels FASTCAM_KERNELS = {
     blend_row,
     filter_columns,
     filter_rows,
+    &FASTCAM_CONVOLUTION_KERNELS,
+    &FASTCAM_DENSE_KERNELS,
 };
 
 }  // namespace fastcam

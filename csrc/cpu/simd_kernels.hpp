@@ -5,6 +5,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "convolution_kernels.hpp"
+#include "dense_kernels.hpp"
+
 namespace fastcam {
 
 enum class Normalization { none, max, minmax };
@@ -24,7 +27,7 @@ constexpr std::size_t scratch_floats(std::size_t columns, std::size_t maps) {
     return block_floats + maps * (padded < panel_columns ? padded : panel_columns);
 }
 
-// Bits behind the point of the weights that a picture is resized with.
+// Fractional bits of the weights that a picture is resized with.
 constexpr int filter_bits = 22;
 
 // A colour times its weight in the overlay, and a component to spare, so that a pixel is one vector.
@@ -93,6 +96,9 @@ struct SimdKernels {
     // target[i] = sum over t of coefficients[t] * rows[t][i], rounded.
     void (*filter_rows)(const std::uint8_t* const* rows, const std::int32_t* coefficients, std::size_t taps,
                         std::size_t count, std::uint8_t* target);
+
+    const ConvolutionKernels* convolution;
+    const DenseKernels* dense;
 };
 
 extern const SimdKernels baseline_kernels;

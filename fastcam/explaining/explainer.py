@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
@@ -21,6 +22,7 @@ from ..notes import Note
 from ..pictures.preparing import prepare
 from ..pictures.reading import ValueRange, read_image
 from ..preprocessing import Layout, Preprocessing
+from .convolutions import CHOICES, Convolutions
 from .devices.exchange import HasDLPack, HasInterface, is_on_device
 from .engines import Results, Task
 from .engines.inputs import DeviceInputs, Inputs, Pictures, Tensors
@@ -54,6 +56,10 @@ class Explainer:
         batch: faster for small networks, but nothing else in the process may use the GPU while one is captured.
     threads : int, optional
         Threads of the model and of the kernels; by default all processors.
+    convolutions : {"auto", "onnxruntime"}
+        Kernels of the convolutions on the CPU: "auto" uses fastcam's own for the layers where they are faster,
+        "onnxruntime" uses ONNX Runtime's for all layers. Results differ in the sixth digit. `describe` lists the
+        layers.
 
     Raises
     ------
@@ -85,10 +91,18 @@ class Explainer:
         device: str = "auto",
         providers: Sequence[Any] | None = None,
         threads: int | None = None,
+        convolutions: str = "auto",
     ) -> None:
-        self._arguments = {"path": path, "device": device, "providers": providers, "threads": threads}
+        self._arguments = {
+            "path": path,
+            "device": device,
+            "providers": providers,
+            "threads": threads,
+            "convolutions": convolutions,
+        }
         self._threads = _checked_threads(threads)
-        self._model, self._session, self._engine = open_engine(Path(path), ask(device, providers), self._threads)
+        opened = open_engine(Path(path), ask(device, providers), self._threads, _checked_convolutions(convolutions))
+        self._model, self._session, self._engine, self._convolutions = opened
         self._targets = Targets(str(path), self.classes, self.class_count)
         self._image_shape = self._model.image_shape
         self._first_layer = self._model.fetched([0], "weights")
@@ -106,6 +120,23 @@ class Explainer:
     def providers(self) -> list[str]:
         """Execution providers in use, the first one first."""
         return list(self._session.get_providers())
+
+    @property
+    def convolutions(self) -> Convolutions:
+        """Which convolutions fastcam's own kernels compute."""
+        return self._convolutions
+
+    def describe(self) -> dict[str, Any]:
+        """Return how the model runs.
+
+        Returns
+        -------
+        dict
+            "providers": execution providers in use. "convolutions": "layers", the algorithm of each layer that
+            fastcam's kernels compute; "others", the number of convolutions that ONNX Runtime computes (None: not
+            counted); "reason", why ONNX Runtime computes all of them (None: it does not).
+        """
+        return {"providers": self.providers, "convolutions": asdict(self._convolutions)}
 
     @property
     def signature(self) -> tuple[dict[str, tuple[Any, ...]], dict[str, tuple[Any, ...]]]:
@@ -404,7 +435,8 @@ class Explainer:
             return self.input_size
         if isinstance(size, str) and size == "layer":
             return None
-        numbers = tuple(size) if isinstance(size, Sequence | np.ndarray) and np.ndim(size) == 1 else ()
+        is_row = isinstance(size, list | tuple) or (isinstance(size, np.ndarray) and size.ndim == 1)
+        numbers = tuple(size) if is_row else ()
         if len(numbers) == 2 and all(is_whole(number) and number > 0 for number in numbers):
             height, width = int(numbers[0]), int(numbers[1])
             if height * width <= LARGEST_HEATMAP:
@@ -454,6 +486,12 @@ def _checked_threads(threads: int | None) -> int | None:
 def _reopened(kind: type[Explainer], arguments: dict[str, Any]) -> Explainer:
     """Return an Explainer that was pickled."""
     return kind(**arguments)
+
+
+def _checked_convolutions(convolutions: Any) -> str:
+    if convolutions not in CHOICES:
+        raise ArgumentError(f"convolutions={convolutions!r}: choose {' or '.join(map(repr, CHOICES))}")
+    return str(convolutions)
 
 
 def _as_list(images: Any) -> list[Any]:

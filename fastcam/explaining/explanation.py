@@ -180,8 +180,8 @@ def captioned(overlay: Pixels, picture: Pixels, evidence: float) -> Pixels:
 
 
 def is_whole(number: Any) -> bool:
-    """Return whether ``number`` is an int, Python's or NumPy's."""
-    return isinstance(number, int | np.integer)
+    """Return whether it is an int of Python or NumPy."""
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)
 
 
 def _within_unit(heatmap: Floats) -> Floats:

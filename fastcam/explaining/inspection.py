@@ -18,6 +18,7 @@ from ..graph import Graph, attribute, from_model, needed_nodes
 from ..metadata import layer_outputs
 from ..notes import Note
 from ..preprocessing import Layout, Preprocessing
+from .convolutions import Convolutions
 from .engines.opening import open_engine
 from .explainer import Explainer
 from .providers import CPU, CUDA, TENSORRT, ask, find_problem, find_tensorrt_problem
@@ -65,6 +66,8 @@ class ModelInfo:
         What `export` did to the model, guessed about it, or left as it was.
     providers : dict
         ONNX Runtime's execution providers: None where one runs the whole model here, else why it does not.
+    convolutions : Convolutions
+        Which convolutions fastcam's own kernels compute on this CPU.
     """
 
     path: Path
@@ -87,6 +90,7 @@ class ModelInfo:
     gradient_macs: int
     notes: tuple[Note, ...]
     providers: dict[str, str | None]
+    convolutions: Convolutions
 
     def to_json(self) -> dict[str, Any]:
         """Return the attributes as what JSON knows."""
@@ -144,6 +148,7 @@ def inspect(path: str | os.PathLike[str]) -> ModelInfo:
         gradient_macs=_macs(graph, gradient),
         notes=explainer.notes,
         providers=_providers(explainer.path),
+        convolutions=explainer.convolutions,
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DeviceError, ModelError
 from ..files import why_no_file
+from .convolutions import Rewritten
 from .providers import CPU, CUDA, TENSORRT, Placement, Provider, import_onnxruntime
 from .runs import wait_for
 
@@ -24,7 +25,9 @@ _SHAPE_OPS = frozenset(
 )
 
 
-def open_session(path: Path, placement: Placement, threads: int | None) -> onnxruntime.InferenceSession:
+def open_session(
+    path: Path, placement: Placement, threads: int | None, rewritten: Rewritten | None = None
+) -> onnxruntime.InferenceSession:
     """Open a session whose first provider is really in use.
 
     On CUDA the whole network runs on the device. The CPU takes over ops only where the caller's ``providers`` list it;
@@ -36,6 +39,8 @@ def open_session(path: Path, placement: Placement, threads: int | None) -> onnxr
         What to call the file.
     placement : Placement
     threads : int or None
+    rewritten : Rewritten, optional
+        The model to open instead of the file.
 
     Raises
     ------
@@ -60,9 +65,9 @@ def open_session(path: Path, placement: Placement, threads: int | None) -> onnxr
     try:
         with placement.building():
             whole = _create_whole(placement, threads) if strict else None
-            session = whole or _create(placement, threads, {_TELL_PLACES: "1"} if strict else {})
+            session = whole or _create(placement, threads, {_TELL_PLACES: "1"} if strict else {}, rewritten=rewritten)
     except Exception as error:  # ONNX Runtime's exception classes derive from Exception directly
-        # What it says of a model is no RuntimeError; a provider that does not start is.
+        # Its errors about models are not RuntimeErrors; those of a provider that does not start are.
         if isinstance(error, RuntimeError | ValueError) and names[0] in (CUDA, TENSORRT):
             raise DeviceError(f"{names[0]} could not start: {error}") from error
         raise ModelError(
@@ -86,7 +91,11 @@ def _create_whole(placement: Placement, threads: int | None) -> onnxruntime.Infe
 
 
 def _create(
-    placement: Placement, threads: int | None, entries: dict[str, str], severity: int = 3
+    placement: Placement,
+    threads: int | None,
+    entries: dict[str, str],
+    severity: int = 3,
+    rewritten: Rewritten | None = None,
 ) -> onnxruntime.InferenceSession:
     import onnxruntime
 
@@ -98,10 +107,15 @@ def _create(
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
     providers = [_plain(provider) for provider in placement.providers]
+    model: Path | bytes = placement.model
+    weights = []
+    if rewritten is not None:
+        weights = rewritten.prepare(options)
+        model = rewritten.message
     # Its own fallback would try the CPU, against our options, and bury why the provider does not start.
-    return wait_for(
-        lambda: onnxruntime.InferenceSession(placement.model, options, providers=providers, enable_fallback=0)
-    )
+    session = wait_for(lambda: onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0))
+    weights.clear()
+    return session
 
 
 def _plain(provider: Provider) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ..errors import LayerError
 from ..graph import Graph
 from .importers import ImportedModel, ImportOptions, ModelSource, import_model
-from .layers import choose_layer, find_value, list_candidates, put_on_map
+from .layers import branch_notes, choose_layer, find_value, list_candidates, put_on_map
 from .passes.open_batch import open_batch
 from .passes.simplify import simplify
 from .scores import remove_score_activation
@@ -60,6 +60,7 @@ def open_classifier(
     candidates = list_candidates(graph)
     values = [choose_layer(graph, value, layer, grid) for value, layer in zip(asked, layers, strict=True)]
     _check_distinct(values, layers)
+    imported.notes.extend(branch_notes(graph, values, candidates))
     for value in values:
         put_on_map(graph, value, grid)
     return Classifier(graph, imported, values, candidates, score_activation)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..arguments import check_names, check_pair, check_path, check_text, checked, optional
+from ..arguments import check_classes, check_names, check_pair, check_path, check_text, checked, optional
 from ..errors import ArgumentError, FastcamError, ModelError
 from ..files import check_writable
 from ..graph import Graph, static_dims
@@ -79,8 +79,10 @@ class ExportResult:
     output=optional(check_text),
     input_size=optional(check_pair),
     token_grid=optional(check_pair),
+    classes=optional(check_classes),
     gradients=check_text,
     precision=check_text,
+    score_activation=optional(check_text),
 )
 def export(
     model: ModelSource,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import onnx
@@ -61,10 +60,8 @@ def split_graph(graph: Graph, value: str) -> tuple[Graph, Graph]:
     read = dict.fromkeys(name for node in head_nodes for name in node.input if name)
     crossing = [name for name in read if name not in made_in_head and name not in graph.constants and name != value]
     cut = [value, *crossing]
-    features = dataclasses.replace(graph, nodes=list(graph.nodes), outputs=cut)
-    head = dataclasses.replace(
-        graph, nodes=head_nodes, inputs={name: graph.type(name) for name in cut}, outputs=list(graph.outputs)
-    )
+    features = graph.copy(outputs=cut)
+    head = graph.copy(nodes=head_nodes, inputs={name: graph.type(name) for name in cut})
     for half in (features, head):
         half.prune()
     return features, head

@@ -567,9 +567,10 @@ def _fixed_size(size: Any, explainer: Explainer) -> tuple[int, int] | None:
 def _listed(inputs: Any) -> list[Any]:
     if isinstance(inputs, str | os.PathLike):
         return [inputs]
-    if isinstance(inputs, bytes) or not isinstance(inputs, Iterable):
-        raise ArgumentError(f"inputs={shown(inputs)}: give a path or a list of paths")
-    return list(inputs)
+    try:
+        return list(inputs)
+    except Exception:  # noqa: BLE001 - the caller's object may raise anything when it is iterated
+        raise ArgumentError(f"inputs={shown(inputs)}: give a path or a list of paths") from None
 
 
 def _stamp(path: str) -> Stamp | None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from ..arguments import shown
+from ..arguments import is_path, shown
 from ..errors import ArgumentError, ImageError
 from ..files import digest, identity, walk
 from ..pictures.reading import PICTURE_SUFFIXES
@@ -114,7 +114,7 @@ def _entries(inputs: Iterable[str | os.PathLike[str]], stdin: BinaryIO | None) -
 
 def _name(item: object) -> str:
     name = os.fspath(item) if isinstance(item, os.PathLike) else item
-    if not isinstance(name, str) or not name or "\0" in name:
+    if not isinstance(name, str) or not is_path(name):
         raise ArgumentError(
             f"{shown(item)} does not name a picture: give the path of a picture, a folder, a pattern or a list"
         )

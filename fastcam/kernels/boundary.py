@@ -31,7 +31,7 @@ _NORMALIZATIONS = ("max", "minmax", None)
 
 
 class Rendered(NamedTuple):
-    """What `render` returns.
+    """What `render` returns: arrays on the side of its inputs.
 
     Attributes
     ----------
@@ -125,7 +125,7 @@ class Kernels(ABC):
             Weight of the colour in the overlay, 0..1: round((1 - alpha) * pixel + alpha * colour), ties to even,
             with colour = palette[round(255 * value)].
         threads
-            Use at most so many; None for as many as the process has processors. The result is the same bit by bit.
+            Maximum number of threads; None for the number of processors. The result is bit-identical for any number.
 
         Returns
         -------
@@ -141,24 +141,20 @@ class Kernels(ABC):
             are then undefined.
         """
         _check_choice("weighting", weighting, tuple(_WEIGHTS_SHAPE))
-        _check_choice("normalize", normalize, _NORMALIZATIONS)
+        check_normalize(normalize, has_images=images is not None)
         channels_last = _check_activations(activations)
         n, _, h, w = activations.shape
         k = _check_weights(weights, activations.shape, weighting, channels_last)
-        target_size = (h, w) if size is None else _check_size(size)
+        target_size = (h, w) if size is None else check_size(size)
         maps = _output("maps_out", maps_out, (n, k, h, w), _FLOAT32)
         heatmaps = _output("heatmaps_out", heatmaps_out, (n, k, *target_size), _FLOAT32)
         overlay = None
         if images is not None:
-            if normalize is None:
-                raise KernelError(
-                    "images: overlays need maps in 0..1, but normalize is None; use 'max' or 'minmax', or no images"
-                )
             _check_images(images, (n, *target_size, 3))
             overlay = Overlay(
                 images,
                 _check_palette(palette),
-                _check_alpha(alpha),
+                check_alpha(alpha),
                 _output("overlays_out", overlays_out, (n, k, *target_size, 3), _UINT8),
             )
         elif palette is not None or overlays_out is not None:
@@ -241,7 +237,7 @@ class Kernels(ABC):
             A map holds NaN, infinity or a larger magnitude.
         """
         n, k = _check_maps(maps)
-        target_size = _check_size(size)
+        target_size = check_size(size)
         heatmaps = _output("heatmaps_out", heatmaps_out, (n, k, *target_size), _FLOAT32)
         _check_apart({"heatmaps_out": heatmaps_out}, {"maps": maps})
         _check_viewed(self._view(maps, target_size, heatmaps, None, self._threads(threads)), k)
@@ -287,7 +283,7 @@ class Kernels(ABC):
         overlay = Overlay(
             images,
             _check_palette(palette),
-            _check_alpha(alpha),
+            check_alpha(alpha),
             _output("overlays_out", overlays_out, (n, k, height, width, 3), _UINT8),
         )
         _check_apart({"overlays_out": overlays_out}, {"maps": maps, "images": images, "palette": palette})
@@ -383,11 +379,20 @@ def _check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None
         raise KernelError(f"{name}: {value!r}; choose one of {', '.join(map(repr, allowed))}")
 
 
+def check_normalize(normalize: Normalize, *, has_images: bool) -> None:
+    """Refuse an unknown normalisation, and maps that cannot be coloured."""
+    _check_choice("normalize", normalize, _NORMALIZATIONS)
+    if has_images and normalize is None:
+        raise KernelError(
+            "images: overlays need maps in 0..1, but normalize is None; use 'max' or 'minmax', or no images"
+        )
+
+
 def _index(name: str, value: SupportsIndex) -> int:
     try:
         return operator.index(value)
     except TypeError:
-        raise KernelError(f"{name}: {value!r} is no whole number") from None
+        raise KernelError(f"{name}: {value!r} is not a whole number") from None
 
 
 def _check_array(name: str, array: object, axes: int, dtypes: tuple[np.dtype[Any], ...]) -> None:
@@ -403,7 +408,7 @@ def _check_array(name: str, array: object, axes: int, dtypes: tuple[np.dtype[Any
 
 
 def _images_dense(array: NDArray[Any], order: Sequence[int]) -> bool:
-    """Whether the axes, from the outermost to the innermost, have the strides of a dense array."""
+    """Return whether the axes, from the outermost to the innermost, have the strides of a dense array."""
     expected = array.itemsize
     shape, strides = array.shape, array.strides
     for axis in reversed(order):
@@ -464,7 +469,8 @@ def _check_maps(maps: Floats) -> tuple[int, int]:
     return n, k
 
 
-def _check_size(size: Sequence[int]) -> tuple[int, int]:
+def check_size(size: Sequence[int]) -> tuple[int, int]:
+    """Return (H, W), checked."""
     try:
         height, width = (_index("size", value) for value in size)
     except (TypeError, ValueError):
@@ -494,11 +500,12 @@ def _check_palette(palette: Pixels | None) -> Pixels:
     return palette
 
 
-def _check_alpha(alpha: float) -> float:
+def check_alpha(alpha: float) -> float:
+    """Return an opacity, checked."""
     try:
         value = float(alpha)
     except (TypeError, ValueError):
-        raise KernelError(f"alpha: {alpha!r} is no number") from None
+        raise KernelError(f"alpha: {alpha!r} is not a number") from None
     if not 0 <= value <= 1:
         raise KernelError(f"alpha: {value}; give 0 (the image) .. 1 (the colour)")
     return value
@@ -529,13 +536,18 @@ def _check_apart(outputs: dict[str, NDArray[Any] | None], inputs: dict[str, NDAr
         others[name] = out
 
 
+def not_finite(image: int, target: int) -> NonFiniteError:
+    """Return the error for a map that is not finite."""
+    return NonFiniteError(
+        f"map {target} of image {image} is not finite: NaN or infinity in its activations or weights, or a sum beyond "
+        "float32; check the model and its input",
+        image=image,
+    )
+
+
 def _check_rendered(bad: int | None, k: int) -> None:
     if bad is not None:
-        raise NonFiniteError(
-            f"map {bad % k} of image {bad // k} is not finite: NaN or infinity in its activations or weights, or a "
-            "sum beyond float32; check the model and its input",
-            image=bad // k,
-        )
+        raise not_finite(bad // k, bad % k)
 
 
 def _check_viewed(bad: int | None, k: int) -> None:

@@ -116,5 +116,5 @@ def test_without_internet_the_error_says_which_file_to_bring(tmp_path: Path, mon
 
     monkeypatch.setattr("keras.src.utils.file_utils.urlretrieve", no_internet)
     monkeypatch.setattr("keras.src.utils.file_utils.config.keras_home", lambda: str(tmp_path))
-    with pytest.raises(ModelError, match=r"download 'vgg16_weights\S*_notop\.h5' .*pass its path as weights"):
+    with pytest.raises(ModelError, match=r"Download 'vgg16_weights\S*_notop\.h5' .*pass its path as weights"):
         find_backbone(keras, "vgg16").build(keras, "imagenet", 64)

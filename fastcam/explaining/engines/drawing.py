@@ -60,7 +60,6 @@ class HostPen:
         FileFormatError
             They do not.
         """
-        self.check_targets(targets)
         fits = logits.shape == (n, self._model.class_count) and targets.shape == (n, k)
         for activations, second in zip(layers[::2], layers[1::2], strict=True):
             c = activations.shape[1]
@@ -68,6 +67,7 @@ class HostPen:
             fits = fits and activations.shape[0] == n and second.shape == whole and activations.size > 0
         if not fits:
             raise FileFormatError(f"{self._model.path}: its outputs do not fit each other: export the model again")
+        self.check_targets(targets)
 
     def check_targets(self, targets: Indices) -> None:
         """Refuse explained classes that the model does not have.
@@ -77,10 +77,13 @@ class HostPen:
         FileFormatError
             There is one.
         """
-        if targets.size and not 0 <= targets.min() <= targets.max() < self._model.class_count:
+        # Python's own minimum: NumPy's takes microseconds to begin with.
+        indices = targets.ravel().tolist()
+        low, high = min(indices), max(indices)
+        if not 0 <= low <= high < self._model.class_count:
             raise FileFormatError(
-                f"{self._model.path}: it explained the classes {targets.min()}..{targets.max()} of "
-                f"{self._model.class_count}: export the model again"
+                f"{self._model.path}: it explained the classes {low}..{high} of {self._model.class_count}: export the "
+                "model again"
             )
 
     def _render(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ...errors import DeviceError
 from .. import devices, providers
+from ..convolutions import Convolutions, Rewritten, rewrite
 from ..explained_model import ExplainedModel
 from ..sessions import open_session
 from . import Engine
@@ -28,9 +29,10 @@ class Opened(NamedTuple):
     model: ExplainedModel
     session: onnxruntime.InferenceSession
     engine: Engine
+    convolutions: Convolutions
 
 
-def open_engine(path: Path, request: providers.Request, threads: int | None) -> Opened:
+def open_engine(path: Path, request: providers.Request, threads: int | None, convolutions: str = "auto") -> Opened:
     """Open a file on the requested device.
 
     "auto" takes CUDA if it can be used. If there is a device that cannot be used, it warns and takes the CPU; if there
@@ -44,26 +46,36 @@ def open_engine(path: Path, request: providers.Request, threads: int | None) -> 
         As `Explainer`.
     """
     if request.kind == "auto":
-        return _open_best(path, providers.choose(request), threads)
+        return _open_best(path, providers.choose(request), threads, convolutions)
     if request.kind == "cpu":
-        return _open_on_cpu(path, request, threads)
+        return _open_on_cpu(path, request, threads, convolutions)
     providers.refuse(request)
     return _open_on_device(path, request, threads)
 
 
-def _open_best(path: Path, chosen: providers.Request, threads: int | None) -> Opened:
+def _open_best(path: Path, chosen: providers.Request, threads: int | None, convolutions: str) -> Opened:
     if chosen.kind == "cuda":
         try:
             return _open_on_device(path, chosen, threads)
         except DeviceError as error:
             providers.warn_of_cpu(str(error))
-    return _open_on_cpu(path, chosen._replace(kind="cpu"), threads)
+    return _open_on_cpu(path, chosen._replace(kind="cpu"), threads, convolutions)
 
 
-def _open_on_cpu(path: Path, request: providers.Request, threads: int | None) -> Opened:
-    session = open_session(path, providers.place(request, path, 0), threads)
+def _open_on_cpu(path: Path, request: providers.Request, threads: int | None, convolutions: str) -> Opened:
+    placement = providers.place(request, path, 0)
+    rewritten = _rewritten(path, placement, threads) if convolutions == "auto" else Convolutions(reason="as requested")
+    replacement = rewritten if isinstance(rewritten, Rewritten) else None
+    session = open_session(path, placement, threads, replacement)
     model = ExplainedModel(path, session)
-    return Opened(model, session, CpuEngine(model, session, threads))
+    found = rewritten.convolutions if isinstance(rewritten, Rewritten) else rewritten
+    return Opened(model, session, CpuEngine(model, session, threads), found)
+
+
+def _rewritten(path: Path, placement: providers.Placement, threads: int | None) -> Rewritten | Convolutions:
+    if [name for name, _ in placement.providers] != [providers.CPU]:
+        return Convolutions(reason=f"the model runs on {placement.providers[0][0]}")
+    return rewrite(path, threads)
 
 
 def _open_on_device(path: Path, request: providers.Request, threads: int | None) -> Opened:
@@ -90,4 +102,4 @@ def _open_on_device(path: Path, request: providers.Request, threads: int | None)
         largest_batch=placement.largest_batch,
         largest_targets=placement.largest_targets,
     )
-    return Opened(model, session, engine)
+    return Opened(model, session, engine, Convolutions(reason=f"the model runs on {placement.providers[0][0]}"))

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
 
 from ...errors import MissingExtraError, ModelError
 from ...graph import Graph, from_model, needed_nodes, static_dims
@@ -155,9 +154,8 @@ def _size_resizes(graph: Graph) -> None:
                 "keras.layers.Resizing without crop_to_aspect_ratio"
             ) from error
         sizes = np.array([round(size * float(scales[axis])) for axis, size in zip(axes, before, strict=True)], np.int64)
-        node.input[2] = ""
-        node.input.append(graph.emit_constant(sizes, stem="sizes"))
-        node.attribute.append(helper.make_attribute("axes", axes))
+        graph.set_inputs(node, [*node.input[:2], "", graph.emit_constant(sizes, stem="sizes")])
+        graph.set_attributes(node, axes=axes)
         graph.infer_types()
 
 
@@ -283,18 +281,14 @@ def _name_values(graph: Graph, tensors: dict[str, str]) -> dict[str, str]:
     taken = set(graph.inputs)
     renamed: dict[str, str] = {}
     for node in graph.nodes:
-        for index, output in enumerate(node.output):
-            stem = layer_of.get(output) or _stem(output)
-            renamed[output] = _claim(stem, taken)
-            node.output[index] = renamed[output]
-        node.name = node.output[0]
+        for output in node.output:
+            renamed[output] = _claim(layer_of.get(output) or _stem(output), taken)
+        node.name = renamed[node.output[0]]
     for node in graph.nodes:
         for index, name in enumerate(node.input):
             if name in graph.constants and name not in renamed:
                 renamed[name] = _claim(f"{node.name}/{_INPUT_ROLES.get((node.op_type, index), index)}", taken)
-            node.input[index] = renamed.get(name, name)
-    graph.constants = {renamed.get(name, name): array for name, array in graph.constants.items()}
-    graph.outputs = [renamed.get(name, name) for name in graph.outputs]
+    graph.rename_all(renamed)
     graph.infer_types()
     return {layer: renamed[tensor] for layer, tensor in tensors.items() if tensor in renamed}
 

@@ -109,7 +109,7 @@ function chooseClass(image, rank) {
   if (large.open && large.image === image) showLarge(image);
 }
 
-// Only what is near the window is drawn.
+// Only images near the visible area are drawn.
 const watcher = new IntersectionObserver(
   (changes) => {
     for (const { target, isIntersecting } of changes) {
@@ -164,7 +164,7 @@ function reset() {
 const large = by("large");
 
 function showLarge(image) {
-  // Rebuilt for another image only: a button that is pressed must not lose the focus.
+  // Rebuilt only for another image, so that a pressed button keeps the focus.
   const isAnother = large.image !== image;
   large.image = image;
   const [height, width] = image.image_size;
@@ -188,7 +188,7 @@ function showLarge(image) {
   large.querySelector(".links").replaceChildren(
     ...image.classes.map(({ label, file }) => made("a", { href: file, target: "_blank", textContent: `File: ${label}` })),
   );
-  // Not disabled, which would take their focus away.
+  // Not disabled, because a disabled button loses the focus.
   by("previous").setAttribute("aria-disabled", String(visible.indexOf(image) <= 0));
   by("next").setAttribute("aria-disabled", String(visible.indexOf(image) >= visible.length - 1));
   if (!large.open) large.showModal();
@@ -243,7 +243,7 @@ const KEYS = {
 document.addEventListener("keydown", (event) => {
   const typing = event.target.matches("input:not([type=checkbox]), select");
   if (typing || event.ctrlKey || event.metaKey || event.altKey || by("help").open) return;
-  // Single characters can be switched off: who speaks to the computer types them by accident (WCAG 2.1.4).
+  // Single-character shortcuts can be switched off, because speech input triggers them by accident (WCAG 2.1.4).
   if (event.key.length === 1 && !by("shortcuts").checked) return;
   const digit = /^[1-9]$/.test(event.key) ? Number(event.key) - 1 : -1;
   const most = images.reduce((found, image) => Math.max(found, image.classes.length), 0);

@@ -133,8 +133,7 @@ def test_a_value_whose_shape_alone_counts_has_no_gradient(ops: tuple[str, ...]) 
 def test_a_second_output_without_a_rule_is_named() -> None:
     net = NetworkBuilder(("batch", 2))
     scale = net.constant(np.ones(2, np.float32))
-    net.add("LayerNormalization", net.input, scale, name="normal")
-    net.graph.nodes[-1].output.append("mean")
+    net.graph.append(onnx.helper.make_node("LayerNormalization", [net.input, scale], ["normal", "mean"]))
     graph = net.build(net.add("Neg", "mean", name="y"))
     with pytest.raises(UnsupportedOpError, match=r"LayerNormalization.*another output"):
         backpropagate(graph, {"y": "g"}, [net.input])[0]
