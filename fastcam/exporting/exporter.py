@@ -112,7 +112,7 @@ def export(
         A path ends in .keras, .h5 or .onnx.
     path : path
         The .onnx file to write; replaced only once the new one is complete. Above 2 GB the weights go to a file of
-        their own beside it, ``path`` + ".<hash>.data".
+        their own in the same folder, ``path`` + ".<hash>.data".
     layer : str or sequence of str, optional
         The layer to explain: a Keras layer, path of a torch module ("layer4.1"), ONNX value or node name. By default
         the last one with a spatial map, after its activation. Several layers are explained in one file: the first by
@@ -306,7 +306,7 @@ def _channels(graph: Graph, layout: Layout) -> int:
 
 
 def _input_layout(graph: Graph, imported: ImportedModel) -> Layout:
-    """Tell where the channels are: the axis of size 1 or 3; the framework's habit where both could be."""
+    """Return the layout: the channels are on the axis of size 1 or 3, by the framework's convention if both are."""
     shape = next(iter(graph.inputs.values())).shape
     fits: dict[Layout, bool] = {"NCHW": shape[1] in (1, 3), "NHWC": shape[3] in (1, 3)}
     habits: list[Layout] = ["NHWC", "NCHW"] if imported.framework == "keras" else ["NCHW", "NHWC"]

@@ -120,7 +120,8 @@ def settle_signature(graph: Graph, options: ImportOptions) -> None:
         When there are several outputs or inputs to choose from, or the input is no image.
     """
     inner = {name for node in graph.nodes for name in node.output}
-    graph.outputs = [options.output if options.output in inner else choose_output(graph.outputs, options.output)]
+    wanted = options.output
+    graph.outputs = [wanted if wanted is not None and wanted in inner else choose_output(graph.outputs, wanted)]
     graph.prune()
     if len(graph.inputs) != 1:
         raise ModelError(f"the model has {len(graph.inputs)} inputs {list(graph.inputs)}: fastcam explains one image")
