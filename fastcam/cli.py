@@ -18,8 +18,9 @@ import fastcam
 
 from .errors import FastcamError, WriteError
 from .explaining.methods import METHODS
+from .explaining.selftest import RUNTIMES, run_selftest
 from .folders.jobs import FORMATS
-from .metadata import PRECISIONS
+from .metadata import PICTURES, PRECISIONS
 from .preprocessing import Preprocessing
 
 # Exit statuses beside 0: the work or a part of it was refused; the command line was wrong (click's own); Ctrl-C, as
@@ -191,6 +192,32 @@ def train(data_dir: Path, weights: str, **options: Any) -> None:
     show_default=True,
     help="fp16: a network in float16, for GPUs, in half the file; its gradients stay float32.",
 )
+@click.option(
+    "--draw",
+    type=click.Choice(["heatmaps", "overlays"]),
+    help="Draw in the graph, so that any ONNX runtime needs one run and no further code.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(list(METHODS)),
+    default="gradcam",
+    show_default=True,
+    help="What --draw draws by.",
+)
+@click.option("--signed", is_flag=True, help="With --draw: keep the evidence against a class, -1..1.")
+@click.option(
+    "--picture",
+    type=click.Choice(PICTURES),
+    help="With --draw: take uint8 RGB pictures of the input's size, or of any size.",
+)
+@click.option(
+    "--target",
+    type=click.Choice(["default", "required"]),
+    default="default",
+    show_default=True,
+    help="required: an ordinary input, for runtimes other than ONNX Runtime.",
+)
+@click.option("--raw-outputs", is_flag=True, help="With --draw: give activations and weights, too.")
 @click.option("--output", metavar="NAME", help="The scores, where the model has several outputs.")
 @click.option("--input-size", type=_Size(), help="Size of the images, where the model leaves it open.")
 @click.option("--token-grid", type=_Size(), help="Patches of a transformer's image, where the model does not tell.")
@@ -324,6 +351,29 @@ def info(file: Path, as_json: bool) -> None:
         return
     for name, value in _facts(found):
         _say(f"{name:<16}{value}")
+
+
+@commands.command(epilog="Example: fastcam selftest dogs.onnx --runtime openvino")
+@click.argument("file", type=_FILE)
+@click.option(
+    "--runtime",
+    type=click.Choice(list(RUNTIMES)),
+    default="onnxruntime",
+    show_default=True,
+    help="Where to run it.",
+)
+def selftest(file: Path, runtime: str) -> int:
+    """Check that a runtime computes the scores and the heatmap that FILE expects of it.
+
+    FILE, exported with --draw, carries a test input, and a class other than the top one to explain. The exit status is
+    1 where the answer differs.
+    """
+    result = run_selftest(file, runtime)
+    _say(f"runtime: {result.runtime}")
+    _say(f"class: asked for {result.target}, explained {result.explained}")
+    _say(f"relative error: scores {result.logits_error:.1e}, heatmap {result.heatmap_error:.1e}")
+    _say(f"{'passed' if result.passed else 'FAILED'}, tolerance {result.tolerance:.1e}")
+    return 0 if result.passed else _REFUSED
 
 
 @commands.command(epilog='Example: fastcam demo --out pictures  (needs: pip install "fastcam[demo]")')

@@ -12,7 +12,9 @@ from .errors import ArgumentError, FileFormatError
 from .preprocessing import Layout, Preprocessing
 
 FORMAT_VERSION = "1"
-READABLE_VERSIONS = ("1",)
+# Files that draw their own heatmaps, or take pictures: readers of version 1 would miss outputs, or misread the input.
+DRAWING_VERSION = "2"
+READABLE_VERSIONS = (FORMAT_VERSION, DRAWING_VERSION)
 
 # Ranks that the input `target` can ask for: -1 the best class, -2 the second. TensorRT sorts at most 3840 classes, and
 # nobody looks at a hundred maps.
@@ -22,6 +24,9 @@ MAXIMUM_RANK = 100
 LARGEST_BATCH = 2**16
 
 PRECISIONS = ("fp32", "fp16")
+
+# Sizes of the uint8 pictures that a file may take: the model's input size, or any.
+PICTURES = ("input", "any")
 
 SCORE_ACTIVATIONS = ("softmax", "sigmoid", "none")
 
@@ -63,6 +68,12 @@ class Metadata:
         Where the model came from: "keras" or "onnx".
     precision : {"fp32", "fp16"}
         What the network computes in; its gradients are float32 always.
+    method : str or None
+        The method by which the file draws its own ``maps`` and ``heatmaps``; None where it draws none.
+    signed : bool
+        Whether ``heatmaps`` keep the evidence against a class: -1..1 instead of 0..1.
+    picture : {None, "input", "any"}
+        Whether the input is uint8 pictures (N,H,W,3), and of what size.
     """
 
     layers: tuple[str, ...]
@@ -73,6 +84,9 @@ class Metadata:
     score_activation: str
     framework: str
     precision: str = "fp32"
+    method: str | None = None
+    signed: bool = False
+    picture: str | None = None
 
     @property
     def overflow_advice(self) -> str:
@@ -83,8 +97,14 @@ class Metadata:
 
     def to_properties(self) -> dict[str, str]:
         """Return the entries of the file's ``metadata_props``, always in the same order."""
+        drawing = {
+            "method": self.method or "",
+            "signed": "true" if self.signed else "",
+            "picture": self.picture or "",
+        }
+        drawing = {key: value for key, value in drawing.items() if value}
         entries = {
-            "format_version": FORMAT_VERSION,
+            "format_version": DRAWING_VERSION if drawing else FORMAT_VERSION,
             "package_version": importlib.metadata.version("fastcam"),
             "framework": self.framework,
             "layers": json.dumps(self.layers, ensure_ascii=False),
@@ -94,6 +114,7 @@ class Metadata:
             "preprocessing": "null" if self.preprocessing is None else self.preprocessing.to_json(),
             "score_activation": self.score_activation,
             "precision": self.precision,
+            **drawing,
         }
         return {_PREFIX + key: value for key, value in entries.items()}
 
@@ -167,6 +188,9 @@ _READERS: dict[str, Any] = {
     "score_activation": _one_of(*SCORE_ACTIVATIONS),
     "framework": str,
     "precision": _one_of(*PRECISIONS),
+    "method": lambda text: text or None,
+    "signed": lambda text: _one_of("", "true")(text) == "true",
+    "picture": lambda text: _one_of("", *PICTURES)(text) or None,
 }
 # Entries that older files of this format do not have.
-_DEFAULTS = {_PREFIX + "precision": "fp32"}
+_DEFAULTS = {_PREFIX + "precision": "fp32", **{_PREFIX + key: "" for key in ("method", "signed", "picture")}}

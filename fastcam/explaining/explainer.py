@@ -14,7 +14,7 @@ import numpy.typing as npt
 from .. import kernels
 from ..errors import ArgumentError, ImageError, LayerError, suggest
 from ..kernels.boundary import Normalize
-from ..pictures.preparing import prepare
+from ..pictures.preparing import prepare, resize_images
 from ..pictures.reading import read_image
 from ..preprocessing import Layout, Preprocessing
 from .devices.exchange import HasDLPack, HasInterface, is_on_device
@@ -24,7 +24,7 @@ from .engines.inputs import DeviceInputs, Inputs, Pictures, Tensors
 from .engines.opening import open_engine
 from .explained_model import DEFAULT_METHOD, LARGEST_HEATMAP
 from .explanation import DeviceExplanation, Explanation, Floats, ImageSource, Indices, Pixels, is_whole
-from .providers import ask
+from .providers import CUDA, ask
 from .targets import Target, Targets
 
 Images: TypeAlias = "ImageSource | npt.NDArray[np.floating[Any]] | Sequence[ImageSource] | HasDLPack | HasInterface"
@@ -156,7 +156,7 @@ class Explainer:
         """How a picture becomes the model's input; None where the file does not say."""
         return self._model.metadata.preprocessing
 
-    def prepare(self, images: ImageSource | Sequence[ImageSource]) -> Floats:
+    def prepare(self, images: ImageSource | Sequence[ImageSource]) -> Floats | Pixels:
         """Turn pictures into the model's input.
 
         The whole picture is resized to the input's size, without cropping, so that heatmaps cover all of it.
@@ -169,7 +169,8 @@ class Explainer:
         Returns
         -------
         ndarray
-            float32 (N,H,W,channels) or (N,channels,H,W), as the model takes it.
+            float32 (N,H,W,channels) or (N,channels,H,W), as the model takes it; uint8 (N,H,W,3) for a file that takes
+            pictures.
 
         Raises
         ------
@@ -178,7 +179,9 @@ class Explainer:
         """
         return self._prepared([read_image(source) for source in _as_list(images)])
 
-    def _prepared(self, pictures: Sequence[Pixels]) -> Floats:
+    def _prepared(self, pictures: Sequence[Pixels]) -> Floats | Pixels:
+        if self._model.metadata.picture is not None:
+            return resize_images(pictures, self.input_size)
         if self.preprocessing is None:
             raise ImageError(
                 f"{self.path} does not say how a picture becomes the model's input: "
@@ -304,6 +307,11 @@ class Explainer:
     ) -> Explanation | DeviceExplanation:
         if not isinstance(self._engine, CudaEngine):
             what = "the results" if on_device else "the images"
+            if self.providers[0] == CUDA:
+                raise ArgumentError(
+                    f"{what} cannot stay on the GPU: {self.path} draws in its own graph. Use arrays on the host, or "
+                    "export the model again with raw_outputs=True and without picture"
+                )
             raise ArgumentError(
                 f"{what} cannot be on a GPU: the model runs on {self.providers[0]}. "
                 'Open Explainer(..., device="cuda"), or use arrays on the host'
@@ -381,6 +389,10 @@ class Explainer:
 
     def _checked_batch(self, batch: npt.NDArray[Any]) -> Floats:
         """Return a preprocessed batch as float32 of the model's shape."""
+        if self._model.metadata.picture is not None:
+            raise ImageError(
+                f"{self.path} takes pictures: give paths, or uint8 arrays (H,W,3), not preprocessed floats"
+            )
         if batch.ndim != 4 or batch.shape[1:] != self._image_shape:
             raise ImageError(
                 f"the batch has shape {batch.shape}; the model takes (N, {', '.join(map(str, self._image_shape))}), "

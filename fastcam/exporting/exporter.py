@@ -15,6 +15,8 @@ from ..graph import Graph, static_dims
 from ..metadata import PRECISIONS, Metadata
 from ..preprocessing import Layout, Preprocessing
 from .classifier import open_classifier
+from .drawing import DrawingPlan
+from .expectation import expect
 from .float16 import halve, round_weights
 from .importers import WIDENED, ImportedModel, ImportOptions, ModelSource
 from .outputs import add_explanation, forward_outputs
@@ -80,6 +82,12 @@ def export(
     preprocess: PreprocessingSpec | None = None,
     gradients: str = "pooled",
     precision: str = "fp32",
+    draw: str | None = None,
+    method: str = "gradcam",
+    signed: bool = False,
+    picture: str | None = None,
+    target: str = "default",
+    raw_outputs: bool = False,
 ) -> ExportResult:
     """Write a classifier as an ONNX file that explains itself.
 
@@ -122,6 +130,26 @@ def export(
         "fp16" lets the network compute in float16, for GPUs: half the file, and half the memory traffic. Inputs,
         outputs and the gradients, those of the float16 network, stay float32, and so does what float16 would harm
         (`float16.FLOAT32_OPS`).
+    draw : {None, "heatmaps", "overlays"}
+        Draw in the graph, so that any ONNX runtime needs one run and no code of fastcam. "heatmaps" replaces
+        ``activations`` and ``weights`` by ``maps`` (N,K,h,w), the weighted sum over channels, and ``heatmaps``
+        (N,K,H,W) float32 of the input's size: its positive part, divided by its maximum and resized bilinearly, 0..1.
+        "overlays" adds ``overlays`` (N,K,H,W,3) uint8, the heatmaps' colours (jet) blended half and half over the
+        pictures.
+    method : str
+        What to draw by: "gradcam", "gradcam++", "xgradcam", "hirescam" or "layercam".
+    signed : bool
+        Whether to keep the evidence against a class: heatmaps of -1..1, divided by the largest magnitude.
+    picture : {None, "input", "any"}
+        Let a file that draws take uint8 ``pictures`` (N,H,W,3), RGB, instead of preprocessed floats: of the input's
+        size, or of any size, resized in the graph within one level of Pillow's antialiased bilinear filter.
+    target : {"default", "required"}
+        "default" lets callers leave ``target`` out, as an input with a default value, which only ONNX Runtime knows in
+        full: several runtimes always explain the top class then. "required" makes it an ordinary input. A class that
+        does not exist then fails alone: its entry of ``targets`` is -1 and its heatmap is NaN.
+    raw_outputs : bool
+        Whether a file that draws also gives ``activations``, ``weights`` and, with ``gradients="full"``,
+        ``gradients``.
 
     Returns
     -------
@@ -154,6 +182,7 @@ def export(
     for name, sides in (("input_size", input_size), ("token_grid", token_grid)):
         if sides is not None and not _is_size(sides):
             raise ArgumentError(f"{name}={sides!r}: give (height, width), at least 1 each")
+    plan = DrawingPlan(draw, method, signed, picture, target, raw_outputs)
     chosen_preprocessing = None if preprocess is None else Preprocessing.of(preprocess)
     names = _class_names(classes)
     check_writable(destination)
@@ -167,27 +196,40 @@ def export(
         if chosen_preprocessing is None and imported.preprocessing is not None:
             chosen_preprocessing = Preprocessing.of(imported.preprocessing)
         _check_channels(graph, layout, chosen_preprocessing)
+        plan.check(classifier.layers, chosen_preprocessing)
         notes = _notes(imported, precision)
         if precision == "fp16":
             notes += round_weights(graph)
-        add_explanation(graph, classifier.layers, full=_GRADIENTS[gradients])
+        add_explanation(
+            graph,
+            classifier.layers,
+            full=_GRADIENTS[gradients] or plan.needs_gradients,
+            required=plan.target == "required",
+        )
         graph.prune()
         graph.infer_types()
         if precision == "fp16":
             halve(graph, forward_outputs(classifier.layers))
+        plan.apply(graph, layout, chosen_preprocessing)
 
-    input_name = next(iter(graph.inputs))
+    input_name = next(name for name in graph.inputs if name != "target")
     metadata = Metadata(
         layers=tuple(classifier.layers),
         candidates=tuple(classifier.candidates),
         classes=None if names is None else tuple(names),
-        input_layout=layout,
+        input_layout=layout if plan.picture is None else "NHWC",
         preprocessing=chosen_preprocessing,
         score_activation=classifier.score_activation,
         framework=imported.framework,
         precision=precision,
+        method=plan.method if plan.draw else None,
+        signed=plan.signed,
+        picture=plan.picture,
     )
-    size = write_model(graph, destination, metadata.to_properties())
+    selftest = expect(graph, destination.parent, metadata) if plan.draw else None
+    if plan.draw and selftest is None:
+        notes.append("The file holds no self-test, which takes onnxruntime to compute: pip install onnxruntime")
+    size = write_model(graph, destination, metadata.to_properties() | (selftest.to_properties() if selftest else {}))
     return ExportResult(
         path=destination,
         layer=metadata.layers[0],
@@ -197,7 +239,7 @@ def export(
         class_count=class_count,
         input_name=input_name,
         input_shape=graph.shape(input_name),
-        input_layout=layout,
+        input_layout=metadata.input_layout,
         preprocessing=metadata.preprocessing,
         outputs=tuple(graph.outputs),
         bytes=size,

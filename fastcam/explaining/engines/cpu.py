@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ...errors import ModelError
 from ..explained_model import ExplainedModel
 from . import Drawing, Results
-from .drawing import HostDrawing
+from .drawing import HostDrawing, check_targets
 from .inputs import Inputs
 
 if TYPE_CHECKING:
@@ -37,11 +37,12 @@ class CpuEngine:
             tensor = inputs.tensor(chunk)
             wanted = targets if len(targets) == 1 else targets[chunk]
             logits, explained, *layers = self._run(tensor, wanted, drawing.fetched)
+            check_targets(self._model.path, wanted, explained)
             self._drawing.check_shapes(len(tensor), wanted.shape[1], logits, explained, layers)
             parts.append(self._drawing.draw(drawing, logits, explained, layers, start))
         return parts[0] if len(parts) == 1 else Results(*map(np.concatenate, zip(*parts, strict=True)))
 
-    def _run(self, tensor: Floats, targets: Indices, fetched: tuple[str, ...]) -> list[NDArray[Any]]:
+    def _run(self, tensor: NDArray[Any], targets: Indices, fetched: tuple[str, ...]) -> list[NDArray[Any]]:
         """Run the model; return the outputs ``fetched`` for every row of ``tensor``."""
         count = len(tensor)
         fixed_batch = self._model.fixed_batch

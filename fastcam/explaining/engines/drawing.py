@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
-from ...errors import FileFormatError, NonFiniteError
+from ...errors import FileFormatError, ModelError, NonFiniteError
 from ...kernels.boundary import Normalize
 from ...kernels.reference import normalized
 from ..explained_model import DEFAULT_METHOD, ExplainedModel
@@ -46,6 +47,8 @@ class HostDrawing:
         advice = self._model.metadata.overflow_advice
         check_scores(logits, start, advice)
         try:
+            if self._model.draws_only:
+                return Results(*self._finish(drawing, layers[0]), targets, logits)
             if len(layers) == 2:
                 rendered = self._render(drawing, layers[0], layers[1], drawing.size)
                 return Results(rendered.heatmaps, rendered.maps, targets, logits)
@@ -64,12 +67,22 @@ class HostDrawing:
             They do not.
         """
         fits = logits.shape == (n, self._model.class_count) and targets.shape == (n, k)
+        if self._model.draws_only:
+            fits, layers = fits and layers[0].shape[:2] == (n, k) and layers[0].size > 0, ()
         for activations, second in zip(layers[::2], layers[1::2], strict=True):
             c = activations.shape[1]
             whole = (n, k, c) if second.ndim == 3 else (n, k, c, *activations.shape[2:])
             fits = fits and activations.shape[0] == n and second.shape == whole and activations.size > 0
         if not fits:
             raise FileFormatError(f"{self._model.path}: its outputs do not fit each other: export the model again")
+
+    def _finish(self, drawing: Drawing, sums: Floats) -> tuple[Floats, Floats]:
+        """Return heatmaps and maps from the file's own weighted sums over channels."""
+        bad = kernels.first_not_finite(sums)
+        if bad is not None:
+            raise NonFiniteError("a map is not finite", bad)
+        maps = normalized(np.maximum(sums.astype(np.float64), 0), drawing.normalize).astype(np.float32)
+        return kernels.resize(maps, drawing.size or maps.shape[2:], threads=self._threads), maps
 
     def _render(
         self, drawing: Drawing, activations: Floats, second: Floats, size: tuple[int, int] | None
@@ -87,6 +100,21 @@ class HostDrawing:
             normalize=drawing.normalize,
             size=size,
             threads=self._threads,
+        )
+
+
+def check_targets(path: Path, wanted: Indices, explained: Indices) -> None:
+    """Raise ModelError where the file explained other classes than those that were asked for.
+
+    Some execution providers take the default of ``target`` for a constant, and always explain the top class.
+    """
+    asked = np.broadcast_to(wanted, explained.shape) if wanted.shape[1:] == explained.shape[1:] else wanted
+    different = np.argwhere((asked >= 0) & (asked != explained)) if asked.shape == explained.shape else ()
+    if len(different):
+        image, position = different[0]
+        raise ModelError(
+            f"{path}: asked to explain class {asked[image, position]}, the execution provider explained class "
+            f'{explained[image, position]}: it ignores the input "target". Export the model with target="required"'
         )
 
 

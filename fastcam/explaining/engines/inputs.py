@@ -19,7 +19,7 @@ class Inputs(Protocol):
 
     def __len__(self) -> int: ...
 
-    def tensor(self, chunk: slice) -> Floats:
+    def tensor(self, chunk: slice) -> Floats | Pixels:
         """Return a slice of them as the model's input, on the host."""
 
 
@@ -38,7 +38,7 @@ class Tensors:
     def __len__(self) -> int:
         return len(self.batch)
 
-    def tensor(self, chunk: slice) -> Floats:
+    def tensor(self, chunk: slice) -> Floats | Pixels:
         """See `Inputs`."""
         return self.batch[chunk]
 
@@ -54,14 +54,14 @@ class Pictures:
         Of pictures: the model's input.
     """
 
-    def __init__(self, pictures: Sequence[Pixels], prepare: Callable[[Sequence[Pixels]], Floats]) -> None:
+    def __init__(self, pictures: Sequence[Pixels], prepare: Callable[[Sequence[Pixels]], Floats | Pixels]) -> None:
         self._pictures = pictures
         self._prepare = prepare
 
     def __len__(self) -> int:
         return len(self._pictures)
 
-    def tensor(self, chunk: slice) -> Floats:
+    def tensor(self, chunk: slice) -> Floats | Pixels:
         """See `Inputs`."""
         return self._prepare(self._pictures[chunk])
 

@@ -78,6 +78,9 @@ def _open_on_device(path: Path, request: providers.Request, threads: int | None)
         raise
     weakref.finalize(session, idle.append, stream).atexit = False
     model = ExplainedModel(path, session)
+    if model.draws_only or model.metadata.picture is not None:
+        # Its graph does what the device's kernels are for.
+        return Opened(model, session, CpuEngine(model, session, threads))
     engine = CudaEngine(
         model,
         session,

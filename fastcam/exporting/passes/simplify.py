@@ -11,7 +11,8 @@ In this order:
 7. Fold what follows a Conv and is affine per channel (BatchNormalization, Mul, Add) into its kernel and bias.
 8. Turn what is left of Mul + Add per channel into one BatchNormalization.
 9. Turn MatMul + bias into Gemm.
-10. Prune.
+10. Give every Pad before a MaxPool a value that ONNX Runtime does not mistake for the MaxPool's own (`pads`).
+11. Prune.
 
 Each pass returns nothing and may be run again; a value in ``keep`` survives under its name.
 """
@@ -25,6 +26,7 @@ from .constants import answer_shape_questions, fold_constants, settle_reshapes, 
 from .convolutions import fold_into_convolutions, fold_pads, join_matmul_and_bias, join_scale_and_shift
 from .fusions import join_layer_normalizations, join_rows_of_tokens, join_sequences
 from .no_ops import drop_no_ops
+from .pads import keep_zeros_before_pools
 from .transposes import sink_transposes
 
 
@@ -58,6 +60,7 @@ def simplify(graph: Graph, keep: Collection[str] = ()) -> None:
     fold_into_convolutions(graph)
     join_scale_and_shift(graph)
     join_matmul_and_bias(graph)
+    keep_zeros_before_pools(graph)
     graph.outputs = outputs
     graph.prune()
     graph.infer_types()
