@@ -285,7 +285,7 @@ class Explainer:
         normalization = _checked_normalize(normalize)
         check_count("batch", batch)
         fetched = self._first_layer
-        if layer is not None or method != DEFAULT_METHOD:
+        if layer is not None or method != DEFAULT_METHOD or self._model.draws_only:
             fetched = self._model.fetched([0] if layer is None else self._positions(layer), self._model.gives(method))
         pictures, inputs = self._read(images)
         if not pictures:

@@ -10,9 +10,9 @@ from ...graph import Graph, attribute, operator
 def keep_zeros_before_pools(graph: Graph) -> None:
     """Let a MaxPool that reads a picture padded with zeros see these zeros in every version of ONNX Runtime.
 
-    Before version 1.32 it merges such a Pad into the MaxPool, whose own padding counts as minus infinity: wrong wherever
-    all other values of a window are negative, as in ResNet50V2. It only does so where every byte of the padded value is
-    zero, and -0.0 has one that is not.
+    Before version 1.32 it merges such a Pad into the MaxPool, whose own padding counts as minus infinity: wrong where
+    all other values of a window are negative, as in ResNet50V2. It only does so where every byte of the padded value
+    is zero, and -0.0 has one that is not.
     """
     producers = graph.producers()
     for pool in graph.nodes:
