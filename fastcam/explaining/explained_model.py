@@ -14,6 +14,8 @@ from .methods import METHODS, find_method
 if TYPE_CHECKING:
     import onnxruntime
 
+    from .openvino import OpenVinoSession
+
 DEFAULT_METHOD = "gradcam"
 # Pixels of one heatmap: a gigabyte of float32.
 LARGEST_HEATMAP = 2**28
@@ -58,7 +60,7 @@ class ExplainedModel:
         The file was not made by `fastcam.export`, or was changed.
     """
 
-    def __init__(self, path: Path, session: onnxruntime.InferenceSession) -> None:
+    def __init__(self, path: Path, session: onnxruntime.InferenceSession | OpenVinoSession) -> None:
         self.path = path
         self.metadata = Metadata.from_properties(_properties(path, session), str(path))
         self.inputs, self.outputs = _signature(path, session)
@@ -161,7 +163,9 @@ class ExplainedModel:
                 raise FileFormatError(f"{self.path}: its output {name!r} is missing or changed: export the model again")
 
 
-def _signature(path: Path, session: onnxruntime.InferenceSession) -> tuple[dict[str, Value], dict[str, Value]]:
+def _signature(
+    path: Path, session: onnxruntime.InferenceSession | OpenVinoSession
+) -> tuple[dict[str, Value], dict[str, Value]]:
     try:
         inputs, outputs = (
             {item.name: Value(item.name, item.type, tuple(item.shape)) for item in items}
@@ -174,7 +178,7 @@ def _signature(path: Path, session: onnxruntime.InferenceSession) -> tuple[dict[
     return inputs, outputs
 
 
-def _properties(path: Path, session: onnxruntime.InferenceSession) -> Mapping[str, str]:
+def _properties(path: Path, session: onnxruntime.InferenceSession | OpenVinoSession) -> Mapping[str, str]:
     try:
         properties: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
     except UnicodeDecodeError as error:

@@ -16,6 +16,8 @@ from .inputs import Inputs
 if TYPE_CHECKING:
     import onnxruntime
 
+    from ..openvino import OpenVinoSession
+
 Floats: TypeAlias = NDArray[np.float32]
 Indices: TypeAlias = NDArray[np.int64]
 
@@ -23,7 +25,9 @@ Indices: TypeAlias = NDArray[np.int64]
 class CpuEngine:
     """See `Engine`."""
 
-    def __init__(self, model: ExplainedModel, session: onnxruntime.InferenceSession, threads: int | None) -> None:
+    def __init__(
+        self, model: ExplainedModel, session: onnxruntime.InferenceSession | OpenVinoSession, threads: int | None
+    ) -> None:
         self._model = model
         self._session = session
         self._drawing = HostDrawing(model, threads)
@@ -37,7 +41,7 @@ class CpuEngine:
             tensor = inputs.tensor(chunk)
             wanted = targets if len(targets) == 1 else targets[chunk]
             logits, explained, *layers = self._run(tensor, wanted, drawing.fetched)
-            check_targets(self._model.path, wanted, explained)
+            check_targets(self._model.path, wanted, explained, logits)
             self._drawing.check_shapes(len(tensor), wanted.shape[1], logits, explained, layers)
             parts.append(self._drawing.draw(drawing, logits, explained, layers, start))
         return parts[0] if len(parts) == 1 else Results(*map(np.concatenate, zip(*parts, strict=True)))

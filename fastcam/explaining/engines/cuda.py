@@ -38,7 +38,7 @@ from ..devices import Device
 from ..devices.exchange import DeviceTensor, Foreign, borrow
 from ..explained_model import ExplainedModel
 from . import Drawing, Results
-from .drawing import HostDrawing, check_scores, fuse, maps_not_finite
+from .drawing import HostDrawing, check_scores, check_targets, fuse, maps_not_finite
 from .inputs import DeviceInputs, Inputs, Pictures
 from .lanes import Array, Lane, LanePool, Layout, arrange
 
@@ -475,6 +475,9 @@ class CudaEngine:
         with self._awaited(item.lane):
             self._check_input(call, item)
             part = self._part(call.drawing, item)
+            rows = slice(item.start, item.start + item.count)
+            wanted = call.targets if len(call.targets) == 1 else call.targets[rows]
+            check_targets(self._model.path, wanted, part.targets, part.logits)
             return call.kept or _placed(results, part, item.start, len(call.inputs))
 
     @contextmanager

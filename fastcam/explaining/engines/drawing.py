@@ -103,19 +103,44 @@ class HostDrawing:
         )
 
 
-def check_targets(path: Path, wanted: Indices, explained: Indices) -> None:
+def check_targets(path: Path, wanted: Indices, explained: Indices, logits: Floats) -> None:
     """Raise ModelError where the file explained other classes than those that were asked for.
 
     Some execution providers take the default of ``target`` for a constant, and always explain the top class.
+
+    Parameters
+    ----------
+    path : Path
+        What to call the file.
+    wanted : ndarray
+        (1 or N, K): class indices, or -r for the class of rank r.
+    explained : ndarray
+        (N,K), as the file says.
+    logits : ndarray
+        (N,classes).
     """
-    asked = np.broadcast_to(wanted, explained.shape) if wanted.shape[1:] == explained.shape[1:] else wanted
-    different = np.argwhere((asked >= 0) & (asked != explained)) if asked.shape == explained.shape else ()
-    if len(different):
-        image, position = different[0]
+    reason = 'its execution provider ignores the input "target". Export the model with target="required"'
+    if explained.shape != (len(logits), wanted.shape[1]):
+        raise ModelError(f"{path}: asked for {wanted.shape[1]} classes of each image, got {explained.shape}: {reason}")
+    asked = np.broadcast_to(wanted, explained.shape)
+    different = (asked >= 0) & (asked != explained)
+    lowest = -int(asked.min())
+    if lowest > 0:
+        best = -np.sort(-logits, axis=1)[:, :lowest] if lowest > 1 else logits.max(axis=1, keepdims=True)
+        ranked = np.take_along_axis(best, np.maximum(-asked - 1, 0), axis=1)
+        # Classes of equal scores share their ranks; scores that are not finite are found and named later.
+        scores = np.take_along_axis(logits, np.clip(explained, 0, logits.shape[1] - 1), axis=1)
+        different |= (asked < 0) & ((scores < ranked) | (scores > ranked))
+    if different.any():
+        image, position = np.argwhere(different)[0]
         raise ModelError(
-            f"{path}: asked to explain class {asked[image, position]}, the execution provider explained class "
-            f'{explained[image, position]}: it ignores the input "target". Export the model with target="required"'
+            f"{path}: asked to explain {_target_name(int(asked[image, position]))} of image {image} of a batch, got "
+            f"class {explained[image, position]}: {reason}"
         )
+
+
+def _target_name(target: int) -> str:
+    return f"class {target}" if target >= 0 else f"the class of rank {-target}"
 
 
 def check_scores(logits: Floats, start: int, advice: str) -> None:

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from ...errors import DeviceError
 from .. import devices, providers
 from ..explained_model import ExplainedModel
+from ..openvino import OpenVinoSession
 from ..sessions import open_session
 from .cpu import CpuEngine
 from .cuda import CudaEngine
 
 if TYPE_CHECKING:
     import onnxruntime
+
+    Session = onnxruntime.InferenceSession | OpenVinoSession
 
 # A session may still use its stream while it is taken apart: streams outlive sessions, and serve the next ones.
 _idle_streams: dict[int, list[int]] = defaultdict(list)
@@ -25,7 +28,7 @@ class Opened(NamedTuple):
     """A file that is ready to run."""
 
     model: ExplainedModel
-    session: onnxruntime.InferenceSession
+    session: Session
     engine: CpuEngine | CudaEngine
 
 
@@ -46,6 +49,8 @@ def open_engine(path: Path, request: providers.Request, threads: int | None) -> 
         return _open_best(path, providers.choose(request), threads)
     if request.kind == "cpu":
         return _open_on_cpu(path, request, threads)
+    if request.kind == "openvino":
+        return _with_host_engine(path, OpenVinoSession(path, threads), threads)
     providers.refuse(request)
     return _open_on_device(path, request, threads)
 
@@ -60,7 +65,10 @@ def _open_best(path: Path, chosen: providers.Request, threads: int | None) -> Op
 
 
 def _open_on_cpu(path: Path, request: providers.Request, threads: int | None) -> Opened:
-    session = open_session(path, providers.place(request, path, 0), threads)
+    return _with_host_engine(path, open_session(path, providers.place(request, path, 0), threads), threads)
+
+
+def _with_host_engine(path: Path, session: Session, threads: int | None) -> Opened:
     model = ExplainedModel(path, session)
     return Opened(model, session, CpuEngine(model, session, threads))
 
