@@ -18,7 +18,7 @@ import fastcam
 
 from .errors import FastcamError, WriteError
 from .explaining.methods import METHODS
-from .explaining.selftest import RUNTIMES, run_selftest
+from .explaining.selftest import RUNTIMES, check_selftest_answer, run_selftest, write_selftest_picture
 from .folders.jobs import FORMATS
 from .metadata import PICTURES, PRECISIONS
 from .preprocessing import Preprocessing
@@ -362,18 +362,36 @@ def info(file: Path, as_json: bool) -> None:
     show_default=True,
     help="Where to run it.",
 )
-def selftest(file: Path, runtime: str) -> int:
+@click.option(
+    "--picture", type=_FILE, metavar="PNG", help="Run nothing: write the test's picture, for a program of your own."
+)
+@click.option(
+    "--answer", type=_FILE, metavar="FILE", help="Run nothing: check the heatmap that it wrote, as raw float32."
+)
+def selftest(file: Path, runtime: str, picture: Path | None, answer: Path | None) -> int:
     """Check that a runtime computes the scores and the heatmap that FILE expects of it.
 
     FILE, exported with --draw, carries a test input, and a class other than the top one to explain. The exit status is
     1 where the answer differs.
     """
+    if picture is not None:
+        _say(f"wrote {picture}: explain class {write_selftest_picture(file, picture)}")
+    if answer is not None:
+        error, tolerance = check_selftest_answer(file, answer)
+        _say(f"relative error: heatmap {error:.1e}")
+        return _passed(error <= tolerance, tolerance)
+    if picture is not None:
+        return 0
     result = run_selftest(file, runtime)
     _say(f"runtime: {result.runtime}")
     _say(f"class: asked for {result.target}, explained {result.explained}")
     _say(f"relative error: scores {result.logits_error:.1e}, heatmap {result.heatmap_error:.1e}")
-    _say(f"{'passed' if result.passed else 'FAILED'}, tolerance {result.tolerance:.1e}")
-    return 0 if result.passed else _REFUSED
+    return _passed(result.passed, result.tolerance)
+
+
+def _passed(passed: bool, tolerance: float) -> int:
+    _say(f"{'passed' if passed else 'FAILED'}, tolerance {tolerance:.1e}")
+    return 0 if passed else _REFUSED
 
 
 @commands.command(epilog='Example: fastcam demo --out pictures  (needs: pip install "fastcam[demo]")')

@@ -42,7 +42,7 @@ class SelfTest:
         float32 (classes,).
     step : int
     heatmap : ndarray
-        float32 (h,w), every ``step``-th value of every ``step``-th row.
+        float32, every ``step``-th value of every ``step``-th row.
     tolerance : float
     """
 
@@ -70,7 +70,7 @@ class SelfTest:
             "input": (*self.shape, self.low, self.high),
             "target": (self.target,),
             "logits": self.logits,
-            "heatmap": (self.step, *self.heatmap.ravel()),
+            "heatmap": (self.step, *self.heatmap),
             "tolerance": (self.tolerance,),
         }
         return {_PREFIX + key: " ".join(f"{number:.9g}" for number in numbers) for key, numbers in entries.items()}
@@ -95,7 +95,6 @@ class SelfTest:
             }
             *shape, low, high = numbers["input"]
             step, *heatmap = numbers["heatmap"]
-            rows = math.isqrt(len(heatmap)) or 1
             return cls(
                 shape=tuple(int(side) for side in shape),
                 low=low,
@@ -103,7 +102,7 @@ class SelfTest:
                 target=int(numbers["target"][0]),
                 logits=np.array(numbers["logits"], np.float32),
                 step=int(step),
-                heatmap=np.array(heatmap, np.float32).reshape(rows, -1),
+                heatmap=np.array(heatmap, np.float32),
                 tolerance=numbers["tolerance"][0],
             )
         except (KeyError, ValueError, IndexError, OverflowError) as error:

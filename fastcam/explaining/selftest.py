@@ -12,12 +12,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ArgumentError, FastcamError, MissingExtraError, ModelError, suggest
+from ..errors import ArgumentError, FastcamError, FileFormatError, MissingExtraError, ModelError, suggest
 from ..files import why_no_file
+from ..pictures.writing import write_image
 from ..selftest import SelfTest
 
 Arrays: TypeAlias = "Mapping[str, NDArray[Any]]"
 _OUTPUTS = ("logits", "targets", "heatmaps")
+_UINT8 = 2  # onnx.TensorProto.UINT8
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,7 @@ def run_selftest(path: str | os.PathLike[str], runtime: str = "onnxruntime") -> 
     if runtime not in RUNTIMES:
         hint = suggest(str(runtime), RUNTIMES)
         raise ArgumentError(f"runtime={runtime!r}: {hint}choose one of {', '.join(RUNTIMES)}")
-    reason = why_no_file(Path(path))
-    if reason is not None:
-        raise ModelError(f"{path}: {reason}")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf raises its own
-        raise ModelError(f"{path}: cannot be read: {error}") from error
-    test = SelfTest.from_properties({entry.key: entry.value for entry in model.metadata_props}, str(path))
+    model, test = _read(path)
     image = next(item for item in model.graph.input if item.name != "target")
     kind = onnx.helper.tensor_dtype_to_np_dtype(image.type.tensor_type.elem_type)
     target = np.full((test.shape[0], 1), test.target, np.int64)
@@ -102,6 +97,66 @@ def run_selftest(path: str | os.PathLike[str], runtime: str = "onnxruntime") -> 
         heatmap_error=heatmaps,
         tolerance=test.tolerance,
     )
+
+
+def write_selftest_picture(path: str | os.PathLike[str], picture: str | os.PathLike[str]) -> int:
+    """Write the picture of a file's self-test, for a program that runs the file, and return the class to explain.
+
+    Raises
+    ------
+    FileFormatError
+        The file holds no self-test.
+    ArgumentError
+        It takes no pictures, or the picture's suffix is not that of a format without loss.
+    ModelError
+        The file cannot be read.
+    WriteError
+        The picture cannot be written.
+    """
+    model, test = _read(path)
+    kind = next(item for item in model.graph.input if item.name != "target").type.tensor_type.elem_type
+    if kind != _UINT8:
+        raise ArgumentError(f'{path} takes no pictures: export the model again with picture="input" or "any"')
+    if Path(picture).suffix.lower() != ".png":
+        raise ArgumentError(f"{picture}: the picture must keep every value: give a name that ends in .png")
+    write_image(test.input(np.uint8)[0], picture)
+    return test.target
+
+
+def check_selftest_answer(path: str | os.PathLike[str], answer: str | os.PathLike[str]) -> tuple[float, float]:
+    """Return the relative L2 error of a heatmap that another program wrote as raw float32, and the tolerance.
+
+    Raises
+    ------
+    FileFormatError
+        The file holds no self-test, or the answer does not have the size of a heatmap.
+    ModelError
+        A file cannot be read.
+    """
+    model, test = _read(path)
+    output = next(item for item in model.graph.output if item.name == "heatmaps")
+    height, width = (side.dim_value for side in output.type.tensor_type.shape.dim[2:])
+    try:
+        values = np.fromfile(answer, np.dtype("<f4"))
+    except OSError as error:
+        raise ModelError(f"{answer}: cannot be read: {error.strerror or error}") from error
+    if values.size != height * width:
+        raise FileFormatError(f"{answer} holds {values.size} numbers; a heatmap has {height} x {width}")
+    return test.errors(test.logits[None], values.reshape(1, 1, height, width))[1], test.tolerance
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[Any, SelfTest]:
+    """Return a file's model, without external weights, and its self-test."""
+    import onnx
+
+    reason = why_no_file(Path(path))
+    if reason is not None:
+        raise ModelError(f"{path}: {reason}")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf raises its own
+        raise ModelError(f"{path}: cannot be read: {error}") from error
+    return model, SelfTest.from_properties({entry.key: entry.value for entry in model.metadata_props}, str(path))
 
 
 def _module(runtime: str) -> Any:

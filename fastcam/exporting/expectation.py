@@ -68,7 +68,7 @@ def expect(graph: Graph, folder: Path, metadata: Metadata) -> SelfTest | None:
         target=int(targets[0, best]),
         logits=logits[0],
         step=step,
-        heatmap=heatmaps[0, best, ::step, ::step],
+        heatmap=heatmaps[0, best, ::step, ::step].ravel(),
         tolerance=_tolerance(graph, metadata),
     )
 

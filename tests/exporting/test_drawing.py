@@ -335,6 +335,13 @@ def test_every_runtime_passes_the_self_test(runtime: str, picture: str | None, t
     assert result.explained != int(np.argmax(_selftest_logits(path)))
 
 
+def test_the_self_test_of_a_picture_that_is_not_square(tmp_path: Path) -> None:
+    model, preprocess = _picture_networks()["NHWC"]
+    for picture in (None, "any"):
+        path = _export(tmp_path, model, preprocess=preprocess, draw="heatmaps", picture=picture, target="required")
+        assert run_selftest(path).passed
+
+
 def _selftest_logits(path: Path) -> list[float]:
     entries = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     return [float(text) for text in entries["fastcam.selftest.logits"].split()]
