@@ -22,6 +22,8 @@ from .explaining.selftest import RUNTIMES, check_selftest_answer, run_selftest, 
 from .folders.jobs import FORMATS
 from .metadata import PICTURES, PRECISIONS
 from .preprocessing import Preprocessing
+from .web.runtime import PACKAGE
+from .web.site import build_site
 
 # Exit statuses beside 0: the work or a part of it was refused; the command line was wrong (click's own); Ctrl-C, as
 # shells count it.
@@ -351,6 +353,28 @@ def info(file: Path, as_json: bool) -> None:
         return
     for name, value in _facts(found):
         _say(f"{name:<16}{value}")
+
+
+@commands.command(epilog="Example: fastcam web dogs.onnx -o site && python -m http.server -d site")
+@click.argument("file", type=_FILE)
+@click.option("-o", "--out", type=_FILE, required=True, metavar="DIR", help="Folder for the page.")
+@click.option("--title", help="Heading of the page. [default: the file's name]")
+@click.option(
+    "--runtime-archive",
+    "archive",
+    type=_FILE,
+    metavar="TGZ",
+    help=f"The result of 'npm pack {PACKAGE}', for machines without npm or network.",
+)
+def web(file: Path, out: Path, title: str | None, archive: Path | None) -> None:
+    """Write a static page that explains photos with FILE in the browser: no photo leaves the machine.
+
+    FILE was exported with --draw heatmaps --picture input --target required. ONNX Runtime Web comes from npm and is
+    checked by its hash; the page loads nothing from elsewhere. Any web server serves DIR, GitHub Pages for one.
+    """
+    site = build_site(file, out, title=title, archive=archive)
+    _say(f"wrote {site.folder}: {', '.join(f'{part} {_megabytes(size)}' for part, size in site.bytes.items())}")
+    _say(f"open it: python -m http.server -d {site.folder}, then http://localhost:8000")
 
 
 @commands.command(epilog="Example: fastcam selftest dogs.onnx --runtime openvino")

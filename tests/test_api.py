@@ -96,7 +96,7 @@ def test_explaining_needs_neither_onnx_nor_tensorflow(tmp_path: Path) -> None:
 
 
 # From the ground up: each package may import those to its left.
-_PACKAGES = "ground kernels pictures exporting explaining folders training demo cli".split()
+_PACKAGES = "ground kernels pictures exporting explaining folders training web demo cli".split()
 _GROUND = {"errors", "files", "graph", "preprocessing", "metadata", "labels", "selftest"}
 # What has to stay apart although the order would allow it.
 _APART = {
@@ -107,6 +107,8 @@ _APART = {
     ("training", "exporting"),
     ("training", "explaining"),
     ("training", "folders"),
+    ("web", "exporting"),
+    ("web", "explaining"),
 }
 _ROOT = Path(fastcam.__file__).parent
 
