@@ -24,7 +24,7 @@ from .outputs import name_output, reserve
 _DRAWS = ("heatmaps", "overlays")
 _TARGETS = ("default", "required")
 _LUMA = (19595, 38470, 7471)  # ITU-R 601 in 16 bits, as Pillow rounds it
-_OPACITY = np.float32(0.5)
+_OPACITY = 0.5
 _COLORMAP = "jet"
 
 
@@ -103,7 +103,8 @@ class DrawingPlan:
         if self.draw is None:
             return
         (image,) = (name for name in graph.inputs if name != "target")
-        size = static_dims(graph, image, [layout.index("H"), layout.index("W")])
+        height, width = static_dims(graph, image, [layout.index("H"), layout.index("W")])
+        size = height, width
         raw = [name for name in graph.outputs if name not in ("logits", "targets")]
         heatmaps = _add_heatmaps(graph, self, size)
         if self.picture is not None and preprocessing is not None:
@@ -147,7 +148,8 @@ def _add_heatmaps(graph: Graph, plan: DrawingPlan, size: tuple[int, int]) -> str
 def bilinear_matrix(before: int, after: int) -> NDArray[np.float32]:
     """Return the matrix (after,before) of half-pixel-centre bilinear interpolation with repeated edges."""
     at = np.clip((np.arange(after) + 0.5) * (before / after) - 0.5, 0, before - 1)
-    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(before))).astype(np.float32)
+    matrix: NDArray[np.float32] = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(before))).astype(np.float32)
+    return matrix
 
 
 def _channel_weights(graph: Graph, flat: str) -> str:
@@ -313,7 +315,7 @@ def _blend(graph: Graph, heatmaps: str, pixels: str) -> str:
     import cmap
 
     colors = np.rint(cmap.Colormap(_COLORMAP).lut(256)[:, :3] * 255)
-    table = np.concatenate([colors, np.zeros((1, 3))]).astype(np.float32) * _OPACITY
+    table = np.concatenate([colors, np.zeros((1, 3))]).astype(np.float32) * np.float32(_OPACITY)
     level = graph.emit("Round", graph.emit("Mul", heatmaps, _number(graph, 255)))
     known = graph.emit("GreaterOrEqual", heatmaps, _number(graph, 0))
     row = graph.emit("Cast", graph.emit("Where", known, level, _number(graph, 256)), to=6, stem="overlay/row")

@@ -140,7 +140,7 @@ class _Image:
     """An image on its way. ``pixels`` are None where they are read again, ``error`` says why there is no tensor."""
 
     source: Source
-    tensor: NDArray[np.float32] | None = None
+    tensor: NDArray[Any] | None = None
     pixels: Pixels | None = None
     notes: tuple[str, ...] = ()
     stamp: Stamp | None = None

@@ -168,6 +168,6 @@ def _facts(path: Path, title: str) -> dict[str, Any]:
 
 def _too_large(path: Path, size: int) -> str:
     return (
-        f"{path} has {size / 1e6:.0f} MB or more, and browsers load models of up to {LARGEST_MODEL / 1e6:.0f} MB: choose "
-        "a smaller network, or export it with --precision fp16"
+        f"{path} has {size / 1e6:.0f} MB or more, and browsers load models of up to {LARGEST_MODEL / 1e6:.0f} MB: "
+        "choose a smaller network, or export it with --precision fp16"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ...errors import DeviceError
 from .. import devices, providers
@@ -18,7 +18,7 @@ from .cuda import CudaEngine
 if TYPE_CHECKING:
     import onnxruntime
 
-    Session = onnxruntime.InferenceSession | OpenVinoSession
+Session: TypeAlias = "onnxruntime.InferenceSession | OpenVinoSession"
 
 # A session may still use its stream while it is taken apart: streams outlive sessions, and serve the next ones.
 _idle_streams: dict[int, list[int]] = defaultdict(list)
