@@ -9,7 +9,6 @@ python -m bench report                 write docs/benchmarks.md, its pictures an
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import subprocess
 import sys
@@ -17,11 +16,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .harness import (
     RESULTS,
-    Question,
     Record,
     Settings,
     machine,
@@ -31,26 +28,7 @@ from .harness import (
     table,
     write_record,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-# In the order in which they run and are reported, and their parts of a run's time.
-QUESTIONS: Mapping[str, float] = {
-    "overhead": 0.2,
-    "peers": 0.47,
-    "endtoend": 0.1,
-    "kernel": 0.05,
-    "cold": 0.08,
-    "export": 0.06,
-    "scaling": 0.04,
-}
-
-
-def find_question(name: str) -> Question:
-    """Return the module of a question."""
-    module: Question = importlib.import_module(f".{name}", __package__)
-    return module
+from .questions import QUESTIONS, find_question
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

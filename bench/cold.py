@@ -248,9 +248,3 @@ def draw(record: Record) -> Figure:
             plots.Panel("peak memory, GB", {name: found / 1e9 for name, found in peaks.items()}, "fastcam", unit="")
         )
     return plots.bars(panels, "")
-
-
-if __name__ == "__main__":
-    from .__main__ import main
-
-    sys.exit(main(["cold", *sys.argv[1:]]))

@@ -145,7 +145,7 @@ def _job(path: Path, photos: Sequence[Path], out: Path, *, report: bool) -> Run:
 
     def run() -> float:
         shutil.rmtree(out, ignore_errors=True)
-        seconds = fastcam.explain_files(path, list(photos), out, batch=_BATCH, report=report).seconds
+        seconds = fastcam.explain_files(path, list(photos), out, batch_size=_BATCH, report=report).seconds
         if len(list((out / "overlays").iterdir())) != len(photos):
             sys.exit("fastcam.explain_files did not write an overlay for each photo")
         return seconds / len(photos)
@@ -229,9 +229,3 @@ def draw(record: Record) -> Figure:
         rates = {name: 1 / seconds for name, seconds in record.medians(key).items()}
         panels.append(plots.Panel(f"{key}, images/s", rates, JOB, unit=""))
     return plots.bars(panels, "images/s", best="high")
-
-
-if __name__ == "__main__":
-    from .__main__ import main
-
-    sys.exit(main(["endtoend", *sys.argv[1:]]))

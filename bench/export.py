@@ -214,9 +214,3 @@ def _panel(record: Record, key: str, unit: str, title: str) -> plots.Panel:
         "ms": {name: 1e3 * Timing(tuple(each)).median for name, each in facts["forward_seconds"].items()},
     }[unit]
     return plots.Panel(f"{key}: {title}", values, OWN, unit="")
-
-
-if __name__ == "__main__":
-    from .__main__ import main
-
-    sys.exit(main(["export", *sys.argv[1:]]))

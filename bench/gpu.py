@@ -178,12 +178,12 @@ def _contestants(subject: Subject, images: Any) -> Contestants:
     compiled = torch.compile(subject.module)
     contestants: Contestants = {
         "ONNX Runtime, plain": _plain_run(subject, images),
-        "fastcam, host to host": lambda: subject.explainer(host, batch=count),
+        "fastcam, host to host": lambda: subject.explainer(host, batch_size=count),
         "torch, plain": _synchronized(subject.device, lambda: _forward(subject.module, images)),
         "torch.compile, plain": _synchronized(subject.device, lambda: _forward(compiled, images)),
     }
     if on_device:
-        contestants["fastcam, GPU to GPU"] = lambda: subject.explainer(tensor, batch=count, on_device=True)
+        contestants["fastcam, GPU to GPU"] = lambda: subject.explainer(tensor, batch_size=count, on_device=True)
     for name, module in (("torch", subject.module), ("torch.compile", compiled)):
         contestants[f"{name}, captum"] = _synchronized(subject.device, _captum(module, subject.layer, images))
         contestants[f"{name}, torchcam"] = _synchronized(subject.device, _torchcam(module, subject.layer, images))

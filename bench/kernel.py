@@ -343,9 +343,3 @@ def draw(record: Record) -> Figure:
         micros = {name: 1e6 * seconds for name, seconds in record.medians(single[0]).items()}
         panels.append(plots.Panel(f"{single[0]}, us", micros, "fastcam", unit=""))
     return plots.bars(panels, "", best="")
-
-
-if __name__ == "__main__":
-    from .__main__ import main
-
-    sys.exit(main(["kernel", *sys.argv[1:]]))

@@ -131,9 +131,3 @@ def draw(record: Record) -> Figure:
             plots.Panel(f"heatmaps of {count} classes" if count > 1 else "heatmap of the best class", shares, unit="%")
         )
     return plots.bars(panels, "% on top of the plain forward pass", columns=3, best="")
-
-
-if __name__ == "__main__":
-    from .__main__ import main
-
-    sys.exit(main(["overhead", *sys.argv[1:]]))

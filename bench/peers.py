@@ -32,6 +32,7 @@ PACKAGES = (
 
 PLAIN = "plain forward (ONNX Runtime)"
 _RUNTIMES = "plain forward"
+EXPLAINED = "fastcam (scores + heatmap)"
 _TEXTBOOK = "textbook TensorFlow"
 
 
@@ -57,6 +58,7 @@ def cases(settings: Settings) -> list[Case]:
         _peers_case(models, "small", 16, 1, 20),
         _peers_case(models, "small", 1, 15, 20),
         _peers_case(models, "small", 16, 15, 30),
+        _runtimes_case(models, "VGG16", 8, 40),
         _runtimes_case(models, "VGG16", 16, 70),
         _peers_case(models, "VGG16", 16, 15, 1500),
     ]
@@ -152,6 +154,7 @@ def _measure_runtimes(models: Models, batch: int, allowance: float) -> Measureme
             contestants[name] = run
         else:
             missing[name] = f"other probabilities: off by {errors[name]:.1g}"
+    contestants[EXPLAINED] = lambda: models.explainer(images)
     timings = interleave(contestants, Pace(allowance - (time.perf_counter() - begin)))
     return Measurement.of(timings, facts={"errors": errors}, missing=missing)
 
@@ -205,7 +208,7 @@ def write(record: Record) -> str:
         parts += [comparison(record), _agreements(record), _goals(record)]
     runtimes = [key for key in record.cases if key.startswith(_RUNTIMES)]
     if runtimes:
-        rows = [[name, *(_share(record, key, name) for key in runtimes)] for name in RUNTIMES]
+        rows = [[name, *(_share(record, key, name) for key in runtimes)] for name in (*RUNTIMES, EXPLAINED)]
         parts.append(markdown(["ms, times ONNX Runtime's", *runtimes], rows))
     return "\n\n".join(part for part in parts if part)
 
@@ -257,9 +260,3 @@ def draw(record: Record) -> Figure:
         bars = {name: seconds / medians[own] for name, seconds in medians.items()}
         panels.append(plots.Panel(f"{key}\n{own}: {figures(medians[own] * 1e3)} ms", bars, own))
     return plots.bars(panels, "time, {own} = 1")
-
-
-if __name__ == "__main__":
-    from .__main__ import main
-
-    sys.exit(main(["peers", *sys.argv[1:]]))

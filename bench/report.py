@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .__main__ import QUESTIONS, find_question
 from .contestants import FASTCAM
 from .harness import Question, Record, read_record, results_path
 from .peers import summary
+from .questions import QUESTIONS, find_question
 
 _BEGIN, _END = "<!-- benchmark -->\n", "<!-- end of benchmark -->"
 _PICTURES = Path("docs") / "benchmarks"

@@ -87,10 +87,10 @@ def _measure(settings: Settings, workload: Workload, allowance: float) -> Measur
     images = drawn_images(workload.batch, (network.channels, network.side, network.side))
     plain = RUNTIMES[ONNX_RUNTIME].make(models, images)
     explainer, target = models.explainer, f"top{workload.targets}"
-    _validate(explainer(images, target, batch=workload.batch))
+    _validate(explainer(images, target, batch_size=workload.batch))
     contestants: dict[str, Callable[[], object]] = {
         PLAIN: plain,
-        EXPLAINED: lambda: explainer(images, target, batch=workload.batch),
+        EXPLAINED: lambda: explainer(images, target, batch_size=workload.batch),
     }
     plain()
     return Measurement.of(
@@ -130,9 +130,3 @@ def draw(record: Record) -> Figure:
         lines = {name: [(size, 1e3 * record.medians(key)[name]) for size, key in points] for name in names}
         panels.append(plots.Curves(axis, axis, lines, EXPLAINED))
     return plots.curves(panels, "ms")
-
-
-if __name__ == "__main__":
-    from .__main__ import main
-
-    sys.exit(main(["scaling", *sys.argv[1:]]))

@@ -13,9 +13,28 @@ The way of the data::
 >>> explanation[0].save("why.png")  # doctest: +SKIP
 """
 
+import importlib
 from typing import Any
 
 import lazy_loader
+
+
+def _refuse_sub_interpreters() -> None:
+    """Raise ImportError in a sub-interpreter, where the compiled modules would wait for ever while they are loaded."""
+    for name in ("_interpreters", "_xxsubinterpreters"):  # since Python 3.13, and before
+        try:
+            interpreters = importlib.import_module(name)
+        except ImportError:
+            continue
+        if interpreters.get_current() != interpreters.get_main():
+            raise ImportError(
+                "fastcam does not run in a sub-interpreter, and neither does NumPy: import it in the main interpreter "
+                "(with mod_wsgi: WSGIApplicationGroup %{GLOBAL})"
+            )
+        return
+
+
+_refuse_sub_interpreters()
 
 # `__init__.pyi` is the one list of public names. They are loaded when first used: onnx alone takes longer to import
 # than a service that only runs an Explainer should wait.

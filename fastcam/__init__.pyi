@@ -11,20 +11,24 @@ from .errors import (
     ModelError,
     NonFiniteError,
     TargetError,
+    TimeLimitError,
     UnsupportedOpError,
     WriteError,
 )
 from .explaining.explainer import Explainer
 from .explaining.explanation import DeviceExplanation, Explanation, ImageExplanation
 from .explaining.inspection import ModelInfo, inspect
+from .explaining.rendering import render
 from .explaining.tensorrt import write_context
 from .exporting.exporter import ExportResult, export
 from .exporting.gradients.table import Step, defvjp
 from .exporting.splitter import split
 from .folders.jobs import JobProgress, JobResult, explain_files
 from .folders.report import write_report
+from .kernels.boundary import Rendered
 from .preprocessing import Preprocessing
-from .training.finetune import TrainingProgress, TrainingResult, finetune
+from .training.finetune import finetune
+from .training.results import TrainingProgress, TrainingResult
 
 __all__ = [
     "ArgumentError",
@@ -47,8 +51,10 @@ __all__ = [
     "ModelInfo",
     "NonFiniteError",
     "Preprocessing",
+    "Rendered",
     "Step",
     "TargetError",
+    "TimeLimitError",
     "TrainingProgress",
     "TrainingResult",
     "UnsupportedOpError",
@@ -58,6 +64,7 @@ __all__ = [
     "export",
     "finetune",
     "inspect",
+    "render",
     "split",
     "write_context",
     "write_report",

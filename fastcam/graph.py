@@ -1,18 +1,19 @@
-"""A model as a graph that can be asked and extended.
+"""A model as a graph that can be queried and edited.
 
-Read side: producers, consumers, attributes, constants, shapes. Write side: `Graph.emit` appends nodes.
+All edits go through the methods of `Graph`, which keep its indices (who makes a value, who reads it, which names are
+taken) up to date: no index can go stale, and every edit takes time in proportion to what it changes, not to the size of
+the graph. The nodes themselves are `onnx.NodeProto`: read their fields freely, but never write them.
 
-The weights live beside the nodes as NumPy arrays, outside any protobuf message: a VGG16 is passed around,
+The weights lie beside the nodes as NumPy arrays, outside any protobuf message: a VGG16 is passed around,
 shape-inferred and rewritten as a few kilobytes of nodes, and its 537 MB are neither copied nor serialised until the
 file is written.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +25,12 @@ from .errors import ModelError, UnsupportedOpError
 Array = npt.NDArray[Any]
 Dim = int | str | None
 
+_T = TypeVar("_T")
+
 # Shape arithmetic (Reshape, Slice, Pad ...) reads small constants; inference needs their values, and only theirs.
 _INFERENCE_CONSTANT_SIZE = 64
 
-# Ops that the checker refuses, and importers replace.
+# Ops that the checker rejects, and importers replace.
 _WITHDRAWN = ("GroupNormalization",)
 
 _DEFAULT_DOMAINS = ("", "ai.onnx")
@@ -40,13 +43,76 @@ class TensorType(NamedTuple):
     shape: tuple[Dim, ...]
 
 
-@dataclass
+class _Link:
+    """A node's place in a circular list."""
+
+    __slots__ = ("after", "before", "node")
+
+    def __init__(self, node: onnx.NodeProto | None = None) -> None:
+        self.node = node
+        self.before: _Link = self
+        self.after: _Link = self
+
+
+class _NodeOrder:
+    """Nodes in a doubly linked list: insertion and removal anywhere take constant time."""
+
+    def __init__(self) -> None:
+        self._end = _Link()
+        self._links: dict[int, _Link] = {}
+        self._snapshot: tuple[onnx.NodeProto, ...] | None = ()
+
+    def __contains__(self, node: onnx.NodeProto) -> bool:
+        return id(node) in self._links
+
+    def __len__(self) -> int:
+        return len(self._links)
+
+    def __iter__(self) -> Iterator[onnx.NodeProto]:
+        link = self._end.after
+        while link.node is not None:
+            yield link.node
+            link = link.after
+
+    def snapshot(self) -> tuple[onnx.NodeProto, ...]:
+        """Return the nodes in order; made anew only after a change."""
+        if self._snapshot is None:
+            self._snapshot = tuple(self)
+        return self._snapshot
+
+    def insert_before(self, place: onnx.NodeProto | None, node: onnx.NodeProto) -> None:
+        """Insert ``node`` before ``place``; None stands for the end."""
+        if node in self:
+            raise ValueError(f"node {node.name!r} is already part of the graph")
+        following = self._end if place is None else self._links[id(place)]
+        link = self._links[id(node)] = _Link(node)
+        link.before, link.after = following.before, following
+        link.before.after = following.before = link
+        self._snapshot = None
+
+    def following(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
+        """Return the node behind ``node``; None for the last."""
+        return self._links[id(node)].after.node
+
+    def remove(self, node: onnx.NodeProto) -> None:
+        """Remove ``node``."""
+        link = self._links.pop(id(node))
+        link.before.after, link.after.before = link.after, link.before
+        self._snapshot = None
+
+
 class Graph:
     """Nodes in topological order, with their constants and the types of their values.
 
+    Parameters
+    ----------
+    nodes : iterable of onnx.NodeProto
+        In topological order. The graph owns them from here on.
+    constants, inputs, outputs, opset, types, defaults, domains, maps
+        As the attributes.
+
     Attributes
     ----------
-    nodes : list of onnx.NodeProto
     constants : dict of str to ndarray
         The weights, by value name. Arrays are shared, never modified in place.
     inputs : dict of str to TensorType
@@ -54,7 +120,7 @@ class Graph:
     opset : int
         Version of the default ONNX operator set.
     types : dict of str to TensorType
-        What shape inference knows, by value name; `infer_types` refreshes it.
+        Results of the last shape inference, by value name; `infer_types` refreshes them.
     defaults : dict of str to ndarray
         Values of the inputs that a caller may leave out.
     domains : dict of str to int
@@ -63,38 +129,75 @@ class Graph:
         Height, width and channels of the values that are known to be maps, whatever the order of their axes.
     """
 
-    nodes: list[onnx.NodeProto]
-    constants: dict[str, Array]
-    inputs: dict[str, TensorType]
-    outputs: list[str]
-    opset: int
-    types: dict[str, TensorType] = field(default_factory=dict)
-    defaults: dict[str, Array] = field(default_factory=dict)
-    domains: dict[str, int] = field(default_factory=dict)
-    maps: dict[str, tuple[int, int, int]] = field(default_factory=dict)
-    # Names ever seen, while the number of nodes is this; and the small constants by value.
-    _seen: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
-    _seen_nodes: int = field(default=-1, init=False, repr=False, compare=False)
-    _small: dict[tuple[str, tuple[int, ...], bytes], str] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    def __init__(
+        self,
+        nodes: Iterable[onnx.NodeProto] = (),
+        constants: Mapping[str, Array] | None = None,
+        inputs: Mapping[str, TensorType] | None = None,
+        outputs: Iterable[str] = (),
+        opset: int = 18,
+        *,
+        types: Mapping[str, TensorType] | None = None,
+        defaults: Mapping[str, Array] | None = None,
+        domains: Mapping[str, int] | None = None,
+        maps: Mapping[str, tuple[int, int, int]] | None = None,
+    ) -> None:
+        self.constants: dict[str, Array] = dict(constants or {})
+        self.inputs: dict[str, TensorType] = dict(inputs or {})
+        self.outputs: list[str] = list(outputs)
+        self.opset = opset
+        self.types: dict[str, TensorType] = dict(types or {})
+        self.defaults: dict[str, Array] = dict(defaults or {})
+        self.domains: dict[str, int] = dict(domains or {})
+        self.maps: dict[str, tuple[int, int, int]] = dict(maps or {})
+        # Every name that a node has ever read or made, the next number of each stem, and the small constants by value.
+        self._seen: set[str] = set()
+        self._numbers: dict[str, int] = {}
+        self._small: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._set_nodes(nodes)
+
+    def copy(self, **changes: Any) -> Graph:
+        """Return a graph with its own nodes, which shares the arrays; ``changes`` replace arguments of `Graph`."""
+        parts: dict[str, Any] = {
+            "nodes": self.nodes,
+            "constants": self.constants,
+            "inputs": self.inputs,
+            "outputs": self.outputs,
+            "opset": self.opset,
+            "types": self.types,
+            "defaults": self.defaults,
+            "domains": self.domains,
+            "maps": self.maps,
+        } | changes
+        return Graph(**{**parts, "nodes": [_copy(node) for node in parts["nodes"]]})
+
+    # Queries
+
+    @property
+    def nodes(self) -> tuple[onnx.NodeProto, ...]:
+        """The nodes in topological order, as they are now."""
+        return self._order.snapshot()
+
+    def holds(self, node: onnx.NodeProto) -> bool:
+        """Return whether ``node`` is (still) part of the graph."""
+        return node in self._order
 
     def producer(self, value: str) -> onnx.NodeProto | None:
         """Return the node that makes ``value``; None for inputs and constants."""
-        return self.producers().get(value)
+        return self._producers.get(value)
 
-    def producers(self) -> dict[str, onnx.NodeProto]:
-        """Return the node behind every computed value."""
-        return {output: node for node in self.nodes for output in node.output if output}
+    def readers(self, value: str) -> list[onnx.NodeProto]:
+        """Return the nodes that read ``value``, each once, in the order in which they came to read it."""
+        return list({id(node): node for node in self._uses.get(value, {}).values()}.values())
 
-    def consumers(self) -> dict[str, list[onnx.NodeProto]]:
-        """Return the nodes that read each value, in topological order; a node that reads it twice is listed once."""
-        readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in self.nodes:
-            for name in dict.fromkeys(node.input):
-                if name:
-                    readers.setdefault(name, []).append(node)
-        return readers
+    def only_reader(self, value: str) -> onnx.NodeProto | None:
+        """Return the node that alone reads ``value``; None where none or several do, or the graph's outputs."""
+        readers = self.readers(value)
+        return readers[0] if len(readers) == 1 and value not in self.outputs else None
+
+    def producers(self) -> Mapping[str, onnx.NodeProto]:
+        """Return the node behind every computed value, a view that follows all edits."""
+        return MappingProxyType(self._producers)
 
     def type(self, value: str) -> TensorType:
         """Return the type of ``value``.
@@ -102,7 +205,7 @@ class Graph:
         Raises
         ------
         ModelError
-            When shape inference could not tell.
+            When shape inference could not determine it.
         """
         if value in self.constants:
             array = self.constants[value]
@@ -120,130 +223,144 @@ class Graph:
         return self.type(value).shape
 
     def rank(self, value: str) -> int | None:
-        """Return the number of dimensions of ``value``, None where inference could not tell."""
+        """Return the number of dimensions of ``value``, None where inference could not determine it."""
         if value in self.constants:
             return self.constants[value].ndim
         known = self.types.get(value) or self.inputs.get(value)
         return None if known is None else len(known.shape)
 
-    def unused_name(self, stem: str) -> str:
-        """Return ``stem``, or ``stem`` with the first number that makes it a new value name."""
-        if len(self.nodes) != self._seen_nodes:
-            self._seen.update(name for node in self.nodes for name in (*node.input, *node.output))
-            self._seen_nodes = len(self.nodes)
-        name, number = stem, 1
-        while name in self._seen or name in self.constants or name in self.inputs:
-            name, number = f"{stem}_{number}", number + 1
-        self._seen.add(name)
-        return name
+    def dtype(self, value: str) -> np.dtype[Any] | None:
+        """Return the element type of ``value``, None where inference could not determine it."""
+        return self.type(value).dtype if self.rank(value) is not None else None
+
+    # Edits
+
+    def append(self, *nodes: onnx.NodeProto) -> None:
+        """Add nodes at the end."""
+        self._insert(None, nodes)
+
+    def insert_before(self, place: onnx.NodeProto, *nodes: onnx.NodeProto) -> None:
+        """Insert nodes before the node ``place``."""
+        self._insert(place, nodes)
+
+    def insert_after(self, place: onnx.NodeProto, *nodes: onnx.NodeProto) -> None:
+        """Insert nodes behind the node ``place``."""
+        self._insert(self._order.following(place), nodes)
+
+    def remove(self, *nodes: onnx.NodeProto) -> None:
+        """Remove nodes; what read their outputs has to read something else by the next `check` or `prune`."""
+        for node in nodes:
+            self._order.remove(node)
+            for output in node.output:
+                if self._producers.get(output) is node:
+                    del self._producers[output]
+            for index, name in enumerate(node.input):
+                self._drop_use(name, node, index)
+
+    def replace(self, node: onnx.NodeProto, *nodes: onnx.NodeProto) -> None:
+        """Put nodes in the place of one; they may make values of the same names."""
+        following = self._order.following(node)
+        self.remove(node)
+        self._insert(following, nodes)
+
+    def rewrite(self, node: onnx.NodeProto, op: str, inputs: Sequence[str], **attributes: Any) -> onnx.NodeProto:
+        """Replace a node by one of another op that makes the same values under the same name, and return that."""
+        new = helper.make_node(op, inputs, list(node.output), name=node.name, **attributes)
+        self.replace(node, new)
+        return new
+
+    def set_input(self, node: onnx.NodeProto, index: int, value: str) -> None:
+        """Let a node read ``value`` as its input number ``index``."""
+        self._drop_use(node.input[index], node, index)
+        node.input[index] = value
+        self._add_use(value, node, index)
+
+    def set_inputs(self, node: onnx.NodeProto, values: Iterable[str]) -> None:
+        """Replace all inputs of a node."""
+        for index, name in enumerate(node.input):
+            self._drop_use(name, node, index)
+        del node.input[:]
+        node.input.extend(values)
+        for index, name in enumerate(node.input):
+            self._add_use(name, node, index)
+
+    def set_output(self, node: onnx.NodeProto, index: int, value: str) -> None:
+        """Let output number ``index`` of a node be called ``value``; those who read the old name keep reading it."""
+        if self._producers.get(node.output[index]) is node:
+            del self._producers[node.output[index]]
+        node.output[index] = value
+        self._add_output(value, node)
+
+    def set_attributes(self, node: onnx.NodeProto, **values: Any) -> None:
+        """Set attributes of a node; None removes one."""
+        kept = [item for item in node.attribute if item.name not in values]
+        new = [helper.make_attribute(name, value) for name, value in values.items() if value is not None]
+        del node.attribute[:]
+        node.attribute.extend([*kept, *new])
+
+    def replace_by_constants(self, node: onnx.NodeProto, arrays: Iterable[Array]) -> None:
+        """Remove a node and let its outputs be constants."""
+        self.constants.update({name: array for name, array in zip(node.output, arrays, strict=True) if name})
+        self.remove(node)
 
     def rename(self, old: str, new: str) -> None:
         """Give the value ``old`` the name ``new`` everywhere."""
-        for node in self.nodes:
-            for names in (node.input, node.output):
-                for index, name in enumerate(names):
-                    if name == old:
-                        names[index] = new
-        for mapping in (self.constants, self.inputs, self.types, self.defaults, self.maps):
-            _rename_key(mapping, old, new)
-        self._seen.add(new)
-        self.outputs = [new if name == old else name for name in self.outputs]
+        self.rename_all({old: new})
 
-    def replace_uses(self, old: str, new: str) -> None:
-        """Let every reader of ``old``, the graph's outputs included, read ``new`` instead."""
-        for node in self.nodes:
-            for index, name in enumerate(node.input):
-                if name == old:
-                    node.input[index] = new
-        self.outputs = [new if name == old else name for name in self.outputs]
+    def rename_all(self, names: Mapping[str, str]) -> None:
+        """Give values new names everywhere, all at once: two may swap theirs."""
+        nodes = {id(node): node for old in names if (node := self._producers.get(old)) is not None}
+        for old in names:
+            self._producers.pop(old, None)
+        for node in nodes.values():
+            for index, name in enumerate(node.output):
+                node.output[index] = names.get(name, name)
+                self._add_output(node.output[index], node)
+        self.replace_all_uses(names)
+        self.constants, self.inputs, self.defaults = (
+            _renamed(mapping, names) for mapping in (self.constants, self.inputs, self.defaults)
+        )
+        for mapping in (self.types, self.maps):
+            mapping.update([(new, mapping.pop(old)) for old, new in names.items() if old in mapping])
+
+    def replace_uses(self, old: str, new: str, *, outputs: bool = True) -> None:
+        """Let every reader of ``old``, the graph's outputs included if asked, read ``new`` instead."""
+        self.replace_all_uses({old: new}, outputs=outputs)
+
+    def replace_all_uses(self, names: Mapping[str, str], *, outputs: bool = True) -> None:
+        """Let the readers of several values read others instead, all at once; see `replace_uses`."""
+        moved = [(new, self._uses.pop(old)) for old, new in names.items() if old != new and old in self._uses]
+        for new, uses in moved:
+            for (_, index), node in uses.items():
+                node.input[index] = new
+            self._uses.setdefault(new, {}).update(uses)
+            self._seen.add(new)
+        if outputs:
+            self.outputs = [names.get(name, name) for name in self.outputs]
+
+    def detach(self, value: str, made: str, read: str) -> onnx.NodeProto:
+        """Free the name ``value``: its producer makes ``made`` instead, and its readers read ``read``.
+
+        Returns
+        -------
+        onnx.NodeProto
+            The producer, behind which nodes between the two may be inserted.
+        """
+        producer = self._producers[value]
+        self.replace_uses(value, read)
+        self.set_output(producer, list(producer.output).index(value), made)
+        return producer
 
     def prune(self) -> None:
         """Drop what the outputs do not need, and bring the nodes into an order that depends on the outputs alone."""
-        self.nodes = needed_nodes(self, self.outputs)
-        used = {name for node in self.nodes for name in node.input} | set(self.outputs)
-        self.constants = {name: array for name, array in self.constants.items() if name in used}
-        made = {name for node in self.nodes for name in node.output}
-        self.types = {name: type_ for name, type_ in self.types.items() if name in made}
-
-    def check(self) -> None:
-        """Raise ModelError where a node breaks ONNX's rules for its op, or reads a value that nothing makes."""
-        context = onnx.checker.C.CheckerContext()
-        context.ir_version = onnx.IR_VERSION
-        context.opset_imports = {"": self.opset, **self.domains}
-        known = {*self.inputs, *self.constants, *(name for node in self.nodes for name in node.output)}
-        for node in self.nodes:
-            if operator(node) in _WITHDRAWN:
-                continue
-            try:
-                onnx.checker.check_node(node, context)
-            except onnx.checker.ValidationError as error:
-                raise ModelError(f"node {node.name!r} ({node.op_type}) is not valid ONNX: {error}") from error
-            missing = [name for name in node.input if name and name not in known]
-            if missing:
-                raise ModelError(f"node {node.name!r} ({node.op_type}) reads {missing}, which nothing makes")
-        if not known.issuperset(self.outputs):
-            raise ModelError(f"nothing makes the outputs {sorted(set(self.outputs) - known)}")
-
-    def infer_types(self) -> None:
-        """Refresh `types` by ONNX shape inference, without handing it the weights."""
-        try:
-            model = shape_inference.infer_shapes(self._without_weights(), data_prop=True)
-        except Exception as error:  # the C++ checker throws several unrelated types
-            raise ModelError(f"shape inference refused the model: {error}") from error
-        # An output declared without a shape leaves inference with a second, empty entry: the informed one counts.
-        self.types = {info.name: _type_of(info) for info in model.graph.output if _has_shape(info)}
-        self.types |= {info.name: _type_of(info) for info in model.graph.value_info if _has_shape(info)}
-
-    def _without_weights(self) -> onnx.ModelProto:
-        """Return the graph as a message in which the large constants are inputs."""
-        known = {name: array for name, array in self.constants.items() if _steers_shapes(array)}
-        assumed = {
-            name: TensorType(array.dtype, array.shape) for name, array in self.constants.items() if name not in known
-        }
-        view = dataclasses.replace(self, nodes=[], constants=known, inputs={**self.inputs, **assumed})
-        for node in self.nodes:
-            view.nodes.extend(_inferable(view, node))
-        return view.to_model()
-
-    def to_model(self, *, metadata: Mapping[str, str] | None = None, name: str = "fastcam") -> onnx.ModelProto:
-        """Return the graph as a message that holds its weights (a copy of them)."""
-        model = self.skeleton(metadata=metadata, name=name)
-        model.graph.initializer.extend(
-            numpy_helper.from_array(np.asarray(array, order="C"), key)
-            for key, array in {**self.constants, **self.defaults}.items()
-        )
-        return model
-
-    def skeleton(self, *, metadata: Mapping[str, str] | None = None, name: str = "fastcam") -> onnx.ModelProto:
-        """Return the graph as a message without its weights."""
-        proto = helper.make_graph(
-            self.nodes,
-            name,
-            [_value_info(key, type_) for key, type_ in self.inputs.items()],
-            [self._output_info(key) for key in self.outputs],
-        )
-        model = helper.make_model(
-            proto,
-            opset_imports=[helper.make_opsetid(domain, n) for domain, n in {"": self.opset, **self.domains}.items()],
-            producer_name="fastcam",
-            ir_version=helper.find_min_ir_version_for([helper.make_opsetid("", self.opset)]),
-        )
-        helper.set_model_props(model, dict(metadata or {}))
-        return model
-
-    def _output_info(self, name: str) -> onnx.ValueInfoProto:
-        known = self.types.get(name) or self.inputs.get(name)
-        if known is None:
-            return onnx.ValueInfoProto(name=name)
-        # Names that inference gave are no declaration: the next one may know more.
-        shape = tuple(None if str(size).startswith("unk__") else size for size in known.shape)
-        return _value_info(name, TensorType(known.dtype, shape))
+        self._set_nodes(needed_nodes(self, self.outputs))
+        self.constants = {name: a for name, a in self.constants.items() if name in self._uses or name in self.outputs}
+        self.types = {name: type_ for name, type_ in self.types.items() if name in self._producers}
 
     def emit(self, op: str, *inputs: str, stem: str = "", **attributes: Any) -> str:
         """Append a node of one output and return the name of the value it makes."""
         output = self.unused_name(stem or f"{op}_out")
-        self.nodes.append(helper.make_node(op, list(inputs), [output], name=output, **attributes))
-        self._seen_nodes += 1
+        self.append(helper.make_node(op, list(inputs), [output], name=output, **attributes))
         return output
 
     def emit_constant(self, array: npt.ArrayLike, *, stem: str = "constant") -> str:
@@ -259,6 +376,128 @@ class Graph:
         if key[2]:
             self._small[key] = name
         return name
+
+    def unused_name(self, stem: str) -> str:
+        """Return ``stem``, or ``stem`` with the first number that makes it a new value name."""
+        name, number = stem, self._numbers.get(stem, 1)
+        while name in self._seen or name in self.constants or name in self.inputs:
+            name, number = f"{stem}_{number}", number + 1
+        self._numbers[stem] = number
+        self._seen.add(name)
+        return name
+
+    def _set_nodes(self, nodes: Iterable[onnx.NodeProto]) -> None:
+        self._order = _NodeOrder()
+        self._producers: dict[str, onnx.NodeProto] = {}
+        # By value: the node that reads it, by the node's identity and the position among its inputs.
+        self._uses: dict[str, dict[tuple[int, int], onnx.NodeProto]] = {}
+        self._insert(None, nodes)
+
+    def _insert(self, place: onnx.NodeProto | None, nodes: Iterable[onnx.NodeProto]) -> None:
+        for node in nodes:
+            self._order.insert_before(place, node)
+            for output in node.output:
+                self._add_output(output, node)
+            for index, name in enumerate(node.input):
+                self._add_use(name, node, index)
+
+    def _add_output(self, value: str, node: onnx.NodeProto) -> None:
+        if value:
+            self._producers[value] = node
+            self._seen.add(value)
+
+    def _add_use(self, value: str, node: onnx.NodeProto, index: int) -> None:
+        if value:
+            self._uses.setdefault(value, {})[id(node), index] = node
+            self._seen.add(value)
+
+    def _drop_use(self, value: str, node: onnx.NodeProto, index: int) -> None:
+        uses = self._uses.get(value, {})
+        uses.pop((id(node), index), None)
+        if value and not uses:
+            self._uses.pop(value, None)
+
+    # Checks, inference, messages
+
+    def check(self) -> None:
+        """Raise ModelError where a node breaks ONNX's rules for its op, or reads a value that nothing makes."""
+        context = onnx.checker.C.CheckerContext()
+        context.ir_version = onnx.IR_VERSION
+        context.opset_imports = {"": self.opset, **self.domains}
+        known = {*self.inputs, *self.constants, *self._producers}
+        for node in self.nodes:
+            if operator(node) in _WITHDRAWN:
+                continue
+            try:
+                onnx.checker.check_node(node, context)
+            except onnx.checker.ValidationError as error:
+                raise ModelError(f"node {node.name!r} ({node.op_type}) is not valid ONNX: {error}") from error
+            missing = [name for name in node.input if name and name not in known]
+            if missing:
+                raise ModelError(f"node {node.name!r} ({node.op_type}) reads {missing}, which nothing makes")
+        if not known.issuperset(self.outputs):
+            raise ModelError(f"nothing makes the outputs {sorted(set(self.outputs) - known)}")
+
+    def infer_types(self) -> None:
+        """Refresh `types` by ONNX shape inference, without passing it the weights."""
+        try:
+            model = shape_inference.infer_shapes(self._without_weights(), data_prop=True)
+        except Exception as error:  # the C++ checker throws several unrelated types
+            raise ModelError(f"shape inference refused the model: {error}") from error
+        # An output declared without a shape leaves inference with a second, empty entry: the informed one counts.
+        self.types = {info.name: _type_of(info) for info in model.graph.output if _has_shape(info)}
+        self.types |= {info.name: _type_of(info) for info in model.graph.value_info if _has_shape(info)}
+
+    def _without_weights(self) -> onnx.ModelProto:
+        """Return the graph as a message in which the large constants are inputs."""
+        known = {name: array for name, array in self.constants.items() if _steers_shapes(array)}
+        assumed = {
+            name: TensorType(array.dtype, array.shape) for name, array in self.constants.items() if name not in known
+        }
+        nodes: list[onnx.NodeProto] = []
+        for node in self.nodes:
+            stand_ins, constants = _inferable(self, node)
+            nodes += stand_ins
+            known |= constants
+        message = self._message(nodes, {**self.inputs, **assumed})
+        message.graph.initializer.extend(_tensors({**known, **self.defaults}))
+        return message
+
+    def to_model(self, *, metadata: Mapping[str, str] | None = None, name: str = "fastcam") -> onnx.ModelProto:
+        """Return the graph as a message that holds its weights (a copy of them)."""
+        model = self.skeleton(metadata=metadata, name=name)
+        model.graph.initializer.extend(_tensors({**self.constants, **self.defaults}))
+        return model
+
+    def skeleton(self, *, metadata: Mapping[str, str] | None = None, name: str = "fastcam") -> onnx.ModelProto:
+        """Return the graph as a message without its weights."""
+        model = self._message(self.nodes, self.inputs, name)
+        helper.set_model_props(model, dict(metadata or {}))
+        return model
+
+    def _message(
+        self, nodes: Iterable[onnx.NodeProto], inputs: Mapping[str, TensorType], name: str = "fastcam"
+    ) -> onnx.ModelProto:
+        proto = helper.make_graph(
+            list(nodes),
+            name,
+            [_value_info(key, type_) for key, type_ in inputs.items()],
+            [self._output_info(key) for key in self.outputs],
+        )
+        return helper.make_model(
+            proto,
+            opset_imports=[helper.make_opsetid(domain, n) for domain, n in {"": self.opset, **self.domains}.items()],
+            producer_name="fastcam",
+            ir_version=helper.find_min_ir_version_for([helper.make_opsetid("", self.opset)]),
+        )
+
+    def _output_info(self, name: str) -> onnx.ValueInfoProto:
+        known = self.types.get(name) or self.inputs.get(name)
+        if known is None:
+            return onnx.ValueInfoProto(name=name)
+        # Names that inference gave are no declaration: the next one may know more.
+        shape = tuple(None if str(size).startswith("unk__") else size for size in known.shape)
+        return _value_info(name, TensorType(known.dtype, shape))
 
 
 def from_model(
@@ -334,12 +573,11 @@ def needed_nodes(graph: Graph, outputs: Iterable[str]) -> list[onnx.NodeProto]:
     ModelError
         When a value depends on itself.
     """
-    producers = graph.producers()
     order: list[onnx.NodeProto] = []
     entered: set[int] = set()
     finished: set[int] = set()
     for output in outputs:
-        stack = [(producers.get(output), False)]
+        stack = [(graph.producer(output), False)]
         while stack:
             node, left = stack.pop()
             if node is None or id(node) in finished:
@@ -352,7 +590,7 @@ def needed_nodes(graph: Graph, outputs: Iterable[str]) -> list[onnx.NodeProto]:
                 raise ModelError(f"the graph has a cycle through node {node.name or node.output[0]!r}")
             entered.add(id(node))
             stack.append((node, True))
-            stack.extend((producers.get(name), False) for name in reversed(node.input) if name)
+            stack.extend((graph.producer(name), False) for name in reversed(node.input) if name)
     return order
 
 
@@ -385,28 +623,27 @@ def static_dims(graph: Graph, value: str, axes: Sequence[int]) -> tuple[int, ...
     return tuple(int(size) for size in sizes if size is not None)
 
 
-def _inferable(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Return nodes of the same type and shape in place of one that ONNX infers no shape for, or an incomplete one."""
+def _inferable(graph: Graph, node: onnx.NodeProto) -> tuple[list[onnx.NodeProto], dict[str, Array]]:
+    """Return nodes of the same type and shape, and constants for them, in place of one that ONNX infers badly."""
     if operator(node) == "GroupNormalization":
-        return [helper.make_node("Identity", node.input[:1], node.output)]
+        return [helper.make_node("Identity", node.input[:1], node.output)], {}
     if operator(node) == "Range":
-        return _open_range(graph, node)
+        return _open_range(graph, node), {}
     axes = attribute(node, "axes")
     sizes = graph.constants.get(node.input[3]) if operator(node) == "Resize" and len(node.input) == 4 else None
     rank = graph.rank(node.input[0]) if sizes is not None else None
     if not axes or sizes is None or rank is None:
-        return [node]
+        return [node], {}
     # Inference forgets the name of the batch: one pixel, spread over the new size, keeps it.
     name = node.output[0]
     whole = np.ones(rank, np.int64)
     whole[list(axes)] = sizes
     bounds = {f"{name}/start": np.zeros(len(axes)), f"{name}/end": np.ones(len(axes)), f"{name}/axes": np.array(axes)}
-    graph.constants |= {key: array.astype(np.int64) for key, array in bounds.items()}
-    graph.constants[f"{name}/sizes"] = whole
-    return [
+    nodes = [
         helper.make_node("Slice", [node.input[0], *bounds], [f"{name}/pixel"]),
         helper.make_node("Expand", [f"{name}/pixel", f"{name}/sizes"], node.output),
     ]
+    return nodes, {key: array.astype(np.int64) for key, array in {**bounds, f"{name}/sizes": whole}.items()}
 
 
 def _open_range(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
@@ -421,11 +658,15 @@ def _open_range(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
     ]
 
 
-def _rename_key(mapping: dict[str, Any], old: str, new: str) -> None:
-    if old in mapping:
-        items = [(new if key == old else key, value) for key, value in mapping.items()]
-        mapping.clear()
-        mapping.update(items)
+def _renamed(mapping: dict[str, _T], names: Mapping[str, str]) -> dict[str, _T]:
+    """Return a mapping with new keys, in its order."""
+    if mapping.keys().isdisjoint(names):
+        return mapping
+    return {names.get(key, key): value for key, value in mapping.items()}
+
+
+def _tensors(arrays: Mapping[str, Array]) -> Iterator[onnx.TensorProto]:
+    return (numpy_helper.from_array(np.asarray(array, order="C"), name) for name, array in arrays.items())
 
 
 def _content(array: Array) -> tuple[str, tuple[int, ...], bytes]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
 from .errors import ArgumentError, FileFormatError
+from .notes import Note
 from .preprocessing import Layout, Preprocessing
 
 FORMAT_VERSION = "1"
@@ -28,7 +29,8 @@ PRECISIONS = ("fp32", "fp16")
 # Sizes of the uint8 pictures that a file may take: the model's input size, or any.
 PICTURES = ("input", "any")
 
-SCORE_ACTIVATIONS = ("softmax", "sigmoid", "none")
+# What turns logits into probabilities. "probabilities": the logits are probabilities already; "none": not known.
+SCORE_ACTIVATIONS = ("softmax", "sigmoid", "none", "probabilities")
 
 _PREFIX = "fastcam."
 
@@ -62,12 +64,14 @@ class Metadata:
     input_layout : "NHWC" or "NCHW"
     preprocessing : Preprocessing or None
         None: it is not known how a picture becomes the model's input.
-    score_activation : {"softmax", "sigmoid", "none"}
-        What the source model made of its logits.
+    score_activation : {"softmax", "sigmoid", "none", "probabilities"}
+        What turns the logits into probabilities, see `SCORE_ACTIVATIONS`.
     framework : str
         Where the model came from: "keras" or "onnx".
     precision : {"fp32", "fp16"}
-        What the network computes in; its gradients are float32 always.
+        What the network computes in; its gradients are always float32.
+    notes : tuple of Note
+        What was done to the model, guessed about it, or left as it was.
     method : str or None
         The method by which the file draws its own ``maps`` and ``heatmaps``; None where it draws none.
     signed : bool
@@ -84,6 +88,7 @@ class Metadata:
     score_activation: str
     framework: str
     precision: str = "fp32"
+    notes: tuple[Note, ...] = ()
     method: str | None = None
     signed: bool = False
     picture: str | None = None
@@ -114,6 +119,7 @@ class Metadata:
             "preprocessing": "null" if self.preprocessing is None else self.preprocessing.to_json(),
             "score_activation": self.score_activation,
             "precision": self.precision,
+            "notes": json.dumps([[note.kind, note] for note in self.notes], ensure_ascii=False),
             **drawing,
         }
         return {_PREFIX + key: value for key, value in entries.items()}
@@ -179,6 +185,10 @@ def _one_of(*allowed: str) -> Any:
     return read
 
 
+def _notes(text: str) -> tuple[Note, ...]:
+    return tuple(Note(kind, note) for kind, note in json.loads(text))
+
+
 _READERS: dict[str, Any] = {
     "layers": _layers,
     "candidates": _names,
@@ -188,9 +198,13 @@ _READERS: dict[str, Any] = {
     "score_activation": _one_of(*SCORE_ACTIVATIONS),
     "framework": str,
     "precision": _one_of(*PRECISIONS),
+    "notes": _notes,
     "method": lambda text: text or None,
     "signed": lambda text: _one_of("", "true")(text) == "true",
     "picture": lambda text: _one_of("", *PICTURES)(text) or None,
 }
-# Entries that older files of this format do not have.
-_DEFAULTS = {_PREFIX + "precision": "fp32", **{_PREFIX + key: "" for key in ("method", "signed", "picture")}}
+# Entries that older files of this format lack.
+_DEFAULTS = {
+    _PREFIX + key: value
+    for key, value in {"precision": "fp32", "notes": "[]", "method": "", "signed": "", "picture": ""}.items()
+}

@@ -17,6 +17,10 @@ from fastcam.graph import Graph
 
 # TensorFlow's start-up report would drown the tests' output.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# With one worker per processor, more threads would only wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+        os.environ.setdefault(name, "1")
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def test_help_lists_the_subcommands(arguments: list[str]) -> None:
     [
         ("train", "fastcam train photos/ -o dogs.keras --unfreeze 1"),
         ("export", "fastcam export dogs.keras dogs.onnx --classes breeds.txt"),
-        ("explain", "fastcam explain dogs.onnx photos/ -o why --top 3"),
+        ("explain", "fastcam explain dogs.onnx photos/ -o why --top-k 3"),
         ("info", "fastcam info dogs.onnx"),
         ("demo", "fastcam demo --out pictures"),
         ("completion", "fastcam completion bash >> ~/.bashrc"),
@@ -115,6 +115,54 @@ def test_completion_scripts_complete(shell: str) -> None:
     assert _run(env=environment).stdout.split() == ["plain,explain", "plain,export"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected", "deprecated"),
+    [
+        ("explain m.onnx x.jpg -o out --top 3", {"top_k": 3}, {"--top": "--top-k"}),
+        (
+            "explain m.onnx x.jpg -o out --top=3 --batch=2",
+            {"top_k": 3, "batch_size": 2},
+            {"--top": "--top-k", "--batch": "--batch-size"},
+        ),
+        ("train x -o x.keras --validation 0.3", {"validation_split": 0.3}, {"--validation": "--validation-split"}),
+        ("explain m.onnx -o out --top-k 3 -- --top", {"top_k": 3}, {}),
+    ],
+)
+def test_former_names_of_options_are_taken_for_one_release(
+    monkeypatch: pytest.MonkeyPatch, arguments: str, expected: dict[str, Any], deprecated: dict[str, str]
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def record(*_: object, **options: object) -> None:
+        seen.update(options)
+        raise fastcam.ArgumentError("seen")
+
+    for name in ("explain_files", "finetune"):
+        monkeypatch.setattr(fastcam, name, record)
+    result = _invoke(*arguments.split())
+    assert {name: seen[name] for name in expected} == expected
+    said = [line for line in result.stderr.splitlines() if "deprecated" in line]
+    assert said == [f"fastcam: {old} is deprecated: use {new}" for old, new in deprecated.items()]
+    for old in deprecated:
+        assert f"{old} " not in _invoke(arguments.split(maxsplit=1)[0], "--help").output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["explain", "m.onnx", "x.jpg", "-o", ""],
+        ["export", "", "x.onnx"],
+        ["demo", "--out", ""],
+        ["train", "", "-o", "x.keras"],
+    ],
+)
+def test_an_empty_path_is_refused(arguments: list[str]) -> None:
+    """As of a variable that is not set; it would mean the current folder."""
+    result = _invoke(*arguments)
+    assert result.exit_code == 2
+    assert "the path is empty" in result.output
+
+
 # train
 
 
@@ -138,8 +186,8 @@ def test_training_options_reach_the_function_with_its_own_defaults(
         if name not in ("progress", "data_dir", "out"):
             assert called[name] == parameter.default, name
     arguments = """--backbone mobilenetv2 --weights none --size 64 --hidden 32 --hidden 16 --dropout 0.5 --epochs 3
-        --learning-rate 0.1 --unfreeze 2 --fine-epochs 4 --fine-learning-rate 0.2 --batch 5 --patience 6
-        --augmentations 7 --no-class-weights --validation 0.3 --seed 8 --resume""".split()
+        --learning-rate 0.1 --unfreeze 2 --fine-epochs 4 --fine-learning-rate 0.2 --batch-size 5 --patience 6
+        --augmentations 7 --no-class-weights --validation-split 0.3 --seed 8 --resume""".split()
     result = _invoke("train", "photos", "-o", tmp_path / "dogs.keras", *arguments)
     assert result.exit_code == 0, result.output
     del called["progress"]
@@ -156,15 +204,15 @@ def test_training_options_reach_the_function_with_its_own_defaults(
         "unfreeze": 2,
         "fine_epochs": 4,
         "fine_learning_rate": 0.2,
-        "batch": 5,
+        "batch_size": 5,
         "patience": 6,
         "augmentations": 7,
         "class_weights": False,
-        "validation": 0.3,
+        "validation_split": 0.3,
         "seed": 8,
         "resume": True,
     }
-    assert "accuracy on the photos held out: 75.0%" in result.output
+    assert "validation accuracy: 75.0%" in result.output
     assert "skipped: bad" in result.output
 
 
@@ -173,7 +221,7 @@ def test_photos_become_heatmaps_in_three_commands(tmp_path: Path) -> None:
     pytest.importorskip("keras", reason="needs tensorflow: pip install fastcam[train]")
     make_class_folders(tmp_path / "photos", 4)
     (tmp_path / "photos" / "grün" / "broken.jpg").write_bytes(b"")
-    options = "--backbone mobilenet --weights none --size 64 --epochs 2 --batch 64".split()
+    options = "--backbone mobilenet --weights none --size 64 --epochs 2 --batch-size 64".split()
     trained = _run("train", "photos", "-o", "dogs.keras", *options, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "network: epoch 2 of 2, loss " in trained.stderr
@@ -206,7 +254,7 @@ def test_a_terminal_gets_a_bar_for_each_step_of_a_training(capsys: pytest.Captur
     assert "4/4 [" in shown
     assert "head:  67%" in shown
     assert "blocks: 100%" in shown
-    assert "loss 0.500, accuracy 75.0%, held out: loss 0.250, accuracy 100.0%" in shown
+    assert "loss 0.500, accuracy 75.0%, validation: loss 0.250, accuracy 100.0%" in shown
 
 
 # export
@@ -242,7 +290,7 @@ def test_export_takes_several_layers_and_says_what_is_missing(tmp_path: Path) ->
     layers = fastcam.Explainer(tmp_path / "one.onnx").candidates[:2]
     result = _invoke("export", tmp_path / "in.onnx", tmp_path / "out.onnx", "--layer", layers[1], "--layer", layers[0])
     assert fastcam.Explainer(tmp_path / "out.onnx").layers == (layers[1], layers[0])
-    assert "preprocessing: unknown: photos cannot be explained; export again with --preprocess\n" in result.output
+    assert "preprocessing: unknown: pictures cannot be explained; export again with --preprocess\n" in result.output
     assert "classes: 5, without names\n" in result.output
 
 
@@ -251,7 +299,7 @@ def test_export_takes_several_layers_and_says_what_is_missing(tmp_path: Path) ->
 
 def test_explain_writes_and_says_what_it_found(model: Path, photos: Path, tmp_path: Path) -> None:
     done = _run(
-        "explain", model, photos, "-o", tmp_path / "out", "--top", "2", "--format", "png", "--colormap", "turbo"
+        "explain", model, photos, "-o", tmp_path / "out", "--top-k", "2", "--format", "png", "--colormap", "turbo"
     )
     assert done.returncode == 0, done.stderr
     explained = fastcam.Explainer(model)([*sorted(photos.iterdir())], "top2")
@@ -276,7 +324,7 @@ def test_options_reach_the_job(model: Path, photos: Path, tmp_path: Path, monkey
 
     monkeypatch.setattr(fastcam, "explain_files", explain_files)
     arguments = """--target pug --target 3 --method layercam --layer a --layer b --format npy --size 50x60 --alpha 0.25
-        --colormap magma --batch 4 --threads 2 --device cpu --no-report --resume --top 4""".split()
+        --colormap magma --batch-size 4 --threads 2 --device cpu --no-report --resume --top-k 4""".split()
     result = _invoke("explain", model, photos, "list.txt", "-o", tmp_path / "out", *arguments)
     assert result.exit_code == 0, result.output
     del called["progress"]
@@ -284,14 +332,14 @@ def test_options_reach_the_job(model: Path, photos: Path, tmp_path: Path, monkey
         "inputs": (str(photos), "list.txt"),
         "out": tmp_path / "out",
         "target": ["pug", "3"],
-        "top": 4,
+        "top_k": 4,
         "method": "layercam",
         "layer": ["a", "b"],
         "format": "npy",
         "size": (50, 60),
         "alpha": 0.25,
         "colormap": "magma",
-        "batch": 4,
+        "batch_size": 4,
         "threads": 2,
         "device": "cpu",
         "report": False,
@@ -330,16 +378,16 @@ def test_resuming_says_what_was_there(model: Path, photos: Path, tmp_path: Path)
     assert _run("explain", model, photos / "dog1.png", "-o", tmp_path / "out").returncode == 0
     refused = _run("explain", model, photos, "-o", tmp_path / "out")
     assert refused.returncode == 1
-    assert "holds an earlier run" in refused.stderr
+    assert "contains an earlier run" in refused.stderr
     done = _run("explain", model, photos, "-o", tmp_path / "out", "--resume")
-    assert "explained 3 of 3 images, 1 of them earlier, in" in done.stdout
+    assert "explained 3 of 3 images, 1 of them in an earlier run, in" in done.stdout
 
 
 def test_animations_are_counted(model: Path, tmp_path: Path) -> None:
     frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
     done = _run("explain", model, tmp_path / "two.gif", "-o", tmp_path / "out")
-    assert "1 files hold several frames or pages: the first ones were explained\n" in done.stdout
+    assert "files with several frames or pages, of which only the first was explained: 1\n" in done.stdout
 
 
 def test_a_log_gets_plain_lines_from_time_to_time(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
@@ -360,7 +408,7 @@ def test_a_terminal_gets_a_bar_with_rate_and_time_left(model: Path, photos: Path
         Image.new("RGB", (20, 30), (6 * number, 50, 99)).save(photos / f"more{number}.png")
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
-    command = [*_COMMAND, "explain", str(model), str(photos), "-o", str(tmp_path / "out"), "--batch", "2"]
+    command = [*_COMMAND, "explain", str(model), str(photos), "-o", str(tmp_path / "out"), "--batch-size", "2"]
     with subprocess.Popen(command, stderr=theirs, stdout=subprocess.DEVNULL) as child:
         os.close(theirs)
         shown = b""
@@ -394,12 +442,35 @@ def test_an_interruption_is_said_and_can_be_resumed(model: Path, tmp_path: Path)
         child.send_signal(signal.SIGINT)
         _, said = child.communicate(timeout=60)
     assert child.returncode == 130
-    assert said.strip() == "fastcam: interrupted; `fastcam explain` and `fastcam train` go on with --resume"
+    assert said.strip() == "fastcam: interrupted; continue `fastcam explain` or `fastcam train` with --resume"
     assert not list((tmp_path / "out").rglob("*.part"))
     done = _run("explain", model, folder, "-o", tmp_path / "out", "--resume")
     assert done.returncode == 0
     assert "explained 300 of 300 images" in done.stdout
-    assert " of them earlier" in done.stdout
+    assert " of them in an earlier run" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT as POSIX knows it")
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_repeated_interruptions_end_without_a_traceback(model: Path, tmp_path: Path, count: int) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(200):
+        Image.effect_noise((600, 500), 30 + number / 10).convert("RGB").save(folder / f"{number:03}.jpg")
+    command = [*_COMMAND, "explain", str(model), str(folder), "-o", str(tmp_path / "out"), "--batch-size", "64"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+        partial = tmp_path / "out" / "results.partial.jsonl"
+        while child.poll() is None and not (partial.exists() and partial.stat().st_size):
+            time.sleep(0.005)
+        for _ in range(count):
+            child.send_signal(signal.SIGINT)
+            time.sleep(0.002)
+        _, said = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "Traceback" not in said
+    assert "fastcam: stopping" in said
+    done = _run("explain", model, folder, "-o", tmp_path / "out", "--batch-size", "64", "--resume")
+    assert "explained 200 of 200 images" in done.stdout
 
 
 # info
@@ -413,13 +484,13 @@ def test_info_says_what_inspect_found(model: Path) -> None:
     assert lines["preprocessing"] == "symmetric"
     assert lines["classes"] == "5: beagle, pug, boxer, collie, husky"
     assert lines["parameters"] == f"{found.parameters:,}, and {found.gradient_parameters:,} more for the gradients"
-    assert lines["multiply-adds"].startswith(f"{found.macs / 1e6:,.1f} million an image")
+    assert lines["multiply-adds"].startswith(f"{found.macs / 1e6:,.1f} million per image")
     assert lines["methods"] == "gradcam (others need export --gradients full)"
     output = _invoke("info", model).output
     (name, (channels, height, width)) = next(iter(found.layers.items()))
     assert f"explained layer {name}: {channels} channels of {height} x {width}\n" in output
     assert found.candidates[1] in output
-    assert "CPUExecutionProvider: runs it here" in output
+    assert "CPUExecutionProvider: available" in output
 
 
 def test_info_as_json(model: Path) -> None:
@@ -468,11 +539,11 @@ def test_a_refusal_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         ("explode", 2, "No such command 'explode'"),
         ("explain m.onnx", 2, "Missing argument 'INPUT...'"),
         ("explain m.onnx x.jpg", 2, "Missing option '-o'"),
-        ("explain m.onnx x.jpg -o out --size 3", 2, "'3' is no size: give 'image' or 'input' or height x width"),
-        ("explain m.onnx x.jpg -o out --top 0", 2, "not in the range"),
+        ("explain m.onnx x.jpg -o out --size 3", 2, "'3' is not a size: give 'image' or 'input' or height x width"),
+        ("explain m.onnx x.jpg -o out --top-k 0", 2, "not in the range"),
         ("explain m.onnx x.jpg -o out --format bmp", 2, "not one of"),
         ("explain gone.onnx x.jpg -o out", 1, "fastcam: gone.onnx: no such file"),
-        ("explain m.onnx nothing/*.jpg -o out", 1, "the pattern 'nothing/*.jpg' holds no pictures"),
+        ("explain m.onnx nothing/*.jpg -o out", 1, "the pattern 'nothing/*.jpg' contains no pictures"),
         ("explain m.onnx x.jpg -o out --target pugg", 1, "did you mean 'pug'"),
         ("explain m.onnx x.jpg -o out --target 5", 1, "target 5 is out of range"),
         ("explain m.onnx x.jpg -o out --device gpu", 1, "device='gpu' is not known"),
@@ -481,12 +552,12 @@ def test_a_refusal_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         ("explain plain.onnx x.jpg -o out", 1, "this ONNX file does not explain itself: run fastcam.export"),
         ("info .", 1, "fastcam: .: is a folder, not a file"),
         ("info x.jpg", 1, "Give a file of fastcam.export"),
-        ("train nowhere -o out.keras", 1, "fastcam: nowhere: is no folder"),
+        ("train nowhere -o out.keras", 1, "fastcam: nowhere: is not a folder"),
         ("train . -o out.txt", 1, "must end in .keras"),
         ("train empty -o out.keras --epochs 0", 2, "not in the range"),
         ("export gone.keras out.onnx", 1, "gone.keras"),
-        ("export plain.onnx out.onnx --preprocess caffe", 1, "unknown preprocessing 'caffe'"),
-        ("export plain.onnx out.onnx --preprocess {", 1, "no preprocessing in '{'"),
+        ("export plain.onnx out.onnx --preprocess vgg", 1, "unknown preprocessing 'vgg'"),
+        ("export plain.onnx out.onnx --preprocess {", 1, "does not describe a preprocessing"),
         ("export plain.onnx out.onnx --classes gone.txt", 1, "gone.txt"),
         ("export plain.onnx nowhere/out.onnx", 1, "the folder 'nowhere' does not exist"),
         ("info plain.onnx", 1, "run fastcam.export on it first"),
@@ -516,6 +587,13 @@ def test_names_cannot_command_the_terminal(model: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert b"\x1b" not in done.stderr
     assert rb"\x1b[31mred\udcff.jpg' is empty or no picture" in done.stderr
+
+
+def test_names_cannot_forge_a_line(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a\nexplained 5 of 5 images.jpg").write_bytes(b"")
+    done = _run("explain", model, tmp_path, "-o", tmp_path / "out")
+    assert rb"a\nexplained 5 of 5 images.jpg' is".decode() in done.stderr
+    assert not [line for line in done.stderr.splitlines() if line.startswith("explained 5")]
 
 
 def test_a_reader_that_leaves_is_no_traceback(model: Path, photos: Path, tmp_path: Path) -> None:

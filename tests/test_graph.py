@@ -169,7 +169,7 @@ def test_order_depends_on_the_outputs_alone() -> None:
     graph = small_classifier()
     graph.prune()
     order = [node.output[0] for node in graph.nodes]
-    graph.nodes.reverse()
+    graph = graph.copy(nodes=graph.nodes[::-1])
     graph.prune()
     assert [node.output[0] for node in graph.nodes] == order
     assert [node.output[0] for node in needed_nodes(graph, graph.outputs)] == order

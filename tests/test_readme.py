@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,11 +25,15 @@ _COMMANDS = re.findall(r"<!-- runs sh -->\n```sh\n(.*?)```", _TEXT, re.DOTALL)
 _TRAINING = re.findall(r"<!-- runs train -->\n```sh\n(.*?)```", _TEXT, re.DOTALL)
 
 
-def _save_network(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The VGG16 that the README calls dogs.keras."""
     keras = pytest.importorskip("keras", reason="needs tensorflow: pip install fastcam[keras]")
     model = keras.applications.VGG16(weights=None, input_shape=(224, 224, 3), classes=15)
     make_layers_he(model, seed=0)
-    model.save(tmp_path / "dogs.keras")
+    path = tmp_path_factory.mktemp("network") / "dogs.keras"
+    model.save(path)
+    return path
 
 
 def _save_photos(folder: Path, names: Sequence[str]) -> None:
@@ -39,14 +44,14 @@ def _save_photos(folder: Path, names: Sequence[str]) -> None:
 
 
 @pytest.mark.slow
-def test_the_readmes_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_blocks_run(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # A block teaches a rule: this takes it back afterwards.
     monkeypatch.setitem(VJPS, "Sin", VJPS["Relu"])
-    _save_network(tmp_path)
+    shutil.copy(network, tmp_path / "dogs.keras")
     _save_photos(tmp_path, ["dog.jpg", "two_dogs.jpg"])
 
-    assert len(_BLOCKS) == 5
+    assert len(_BLOCKS) == 6
     names: dict[str, object] = {}
     for block in _BLOCKS:
         exec(block, names)
@@ -58,8 +63,8 @@ def test_the_readmes_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.slow
-def test_the_readmes_commands_run(tmp_path: Path) -> None:
-    _save_network(tmp_path)
+def test_the_readmes_commands_run(network: Path, tmp_path: Path) -> None:
+    shutil.copy(network, tmp_path / "dogs.keras")
     _save_photos(tmp_path / "photos", ["dog.jpg", "two_dogs.jpg"])
     (tmp_path / "breeds.txt").write_text("\n".join(f"breed {number}" for number in range(15)), encoding="utf-8")
     assert len(_COMMANDS) == 1
@@ -83,7 +88,7 @@ def test_the_readmes_training_runs(tmp_path: Path) -> None:
     assert train in _TRAINING[0]
     fewer = "--weights vgg16.weights.h5 --epochs 1 --fine-epochs 1 --augmentations 0"
     said = _run(_TRAINING[0].replace(train, f"{train.rstrip()} {fewer}\n"), tmp_path)
-    assert "photos: 9 to learn from, 3 held out" in said
+    assert "photos: 9 for training, 3 for validation" in said
     assert "classes: 3: grün, red one, 蓝" in said
     assert "explained 12 of 12 images" in said
     assert (tmp_path / "why" / "report.html").is_file()

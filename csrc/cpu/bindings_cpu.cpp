@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "../gil.hpp"
+#include "bindings_convolution.hpp"
 #include "cam_cpu.hpp"
 #include "instruction_sets.hpp"
 #include "pictures.hpp"
@@ -168,7 +170,7 @@ std::optional<std::size_t> render_arrays(const py::array& activations, const py:
     MapJob map_job{};
     map_job.activations = batch_of(activations, channels_last ? Shape{2, 3, 1} : Shape{1, 2, 3}, "activations");
     map_job.weights = batch_of(weights, weights_order, "weights");
-    map_job.layout = channels_last ? Layout::channels_last : Layout::channels_first;
+    map_job.channel_order = channels_last ? ChannelOrder::channels_last : ChannelOrder::channels_first;
     map_job.weighting = weighting;
     map_job.normalization = normalization;
     map_job.channels = static_cast<std::size_t>(c);
@@ -188,7 +190,7 @@ std::optional<std::size_t> render_arrays(const py::array& activations, const py:
     note_overlay(overlay, outputs, inputs);
     require_apart(outputs, inputs);
 
-    const py::gil_scoped_release release;
+    const Unlocked unlocked;
     return render({static_cast<std::size_t>(n), static_cast<std::size_t>(k)}, map_job, view_job, threads);
 }
 
@@ -219,7 +221,7 @@ std::optional<std::size_t> view_arrays(const py::array& maps, std::size_t height
     note_overlay(overlay, outputs, inputs);
     require_apart(outputs, inputs);
 
-    const py::gil_scoped_release release;
+    const Unlocked unlocked;
     return view({static_cast<std::size_t>(count[0]), static_cast<std::size_t>(count[1])}, job, threads);
 }
 
@@ -247,7 +249,7 @@ void prepare_array(const py::array& image, const py::array& levels, bool reverse
             "image", "too large");
     require_apart({memory_of(target, "target")}, {memory_of(image, "image"), memory_of(levels, "levels")});
 
-    const py::gil_scoped_release release;
+    const Unlocked unlocked;
     prepare(job);
 }
 
@@ -257,7 +259,7 @@ std::optional<std::size_t> first_not_finite_row(const py::array& array) {
     const std::size_t rows = extent(array, 0);
     const std::size_t columns = rows == 0 ? 0 : static_cast<std::size_t>(array.size()) / rows;
     const auto* const values = static_cast<const float*>(array.data());
-    const py::gil_scoped_release release;
+    const Unlocked unlocked;
     return first_not_finite(values, rows, columns);
 }
 
@@ -265,6 +267,7 @@ std::optional<std::size_t> first_not_finite_row(const py::array& array) {
 
 PYBIND11_MODULE(_cpu, module, py::mod_gil_not_used()) {
     module.doc() = "The CPU kernels. Called through fastcam.kernels, which validates and explains.";
+    close_calls_at_exit();
 
     py::enum_<Weighting>(module, "Weighting")
         .value("channel", Weighting::channel)
@@ -285,6 +288,8 @@ PYBIND11_MODULE(_cpu, module, py::mod_gil_not_used()) {
     module.def("prepare", &prepare_array, py::arg("image").noconvert(), py::arg("levels").noconvert(),
                py::arg("reversed_order"), py::arg("channels_last"), py::arg("target").noconvert());
     module.def("first_not_finite", &first_not_finite_row, py::arg("array").noconvert());
+
+    bind_convolutions(module);
     module.def("instruction_sets", &instruction_sets);
     module.def("instruction_set", &instruction_set);
     module.def("use_instruction_set", &use_instruction_set);

@@ -125,7 +125,7 @@ public:
     }
 
 private:
-    bool sums_channels() const { return job_.layout == Layout::channels_first; }
+    bool sums_channels() const { return job_.channel_order == ChannelOrder::channels_first; }
 
     std::size_t choose_slices() const {
         // Gradients with the channels last are pooled over all pixels first.

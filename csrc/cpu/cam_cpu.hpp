@@ -10,7 +10,7 @@
 
 namespace fastcam {
 
-enum class Layout { channels_first, channels_last };
+enum class ChannelOrder { channels_first, channels_last };
 enum class Weighting { channel, pooled, element };
 
 // Images of one array, each dense, `image_stride` elements apart.
@@ -22,9 +22,9 @@ struct Batch {
 
 // From activations (images, channels, size) and weights to maps (images, maps, size).
 struct MapJob {
-    Batch activations;  // laid out as `layout` says
+    Batch activations;  // in `channel_order`
     Batch weights;      // channel: (maps, channels); otherwise (maps, channels, size) laid out as the activations
-    Layout layout;
+    ChannelOrder channel_order;
     Weighting weighting;
     Normalization normalization;
     std::size_t channels;

@@ -8,6 +8,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace {
@@ -35,6 +37,9 @@ inline Vector multiply_add(Vector a, Vector b, Vector c) {
     return _mm512_fmadd_ps(a, b, c);
 #elif defined(__AVX2__)
     return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+    return reinterpret_cast<Vector>(
+        vfmaq_f32(reinterpret_cast<float32x4_t>(c), reinterpret_cast<float32x4_t>(a), reinterpret_cast<float32x4_t>(b)));
 #else
     return a * b + c;
 #endif
@@ -94,6 +99,24 @@ inline Vector load_few(const T* source, std::size_t count) {
     return vector;
 }
 #endif
+
+// Only the first `count` < lanes elements.
+inline void store_few(Vector vector, float* target, std::size_t count) {
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(target, static_cast<__mmask16>((1u << count) - 1), vector);
+#else
+    for (std::size_t lane = 0; lane < count; ++lane) target[lane] = vector[lane];
+#endif
+}
+
+// No pointer behind an array may be formed, but any address may be fetched: hence the integer.
+inline const void* address_ahead(const float* from, std::size_t floats) {
+    return reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(from) + floats * sizeof(float));
+}
+
+// Into the level 1 cache, or the level 2 cache.
+inline void prefetch_near(const float* from, std::size_t floats) { __builtin_prefetch(address_ahead(from, floats), 0, 3); }
+inline void prefetch_far(const float* from, std::size_t floats) { __builtin_prefetch(address_ahead(from, floats), 0, 2); }
 
 // The elements of a row that its whole vectors leave over, zeros in the other lanes. Reads inside the row only.
 template <class T>

@@ -1,4 +1,5 @@
-// Compiled once per instruction set; FASTCAM_KERNELS names the table that this compilation defines.
+// Compiled once per instruction set; FASTCAM_KERNELS names the table that this compilation defines,
+// FASTCAM_CONVOLUTION_KERNELS that of convolution_kernels.cpp.
 #include "simd_kernels.hpp"
 
 #include "simd.hpp"
@@ -599,6 +600,8 @@ void filter_rows(const std::uint8_t* const* rows, const std::int32_t* coefficien
 
 }  // namespace
 
+extern const ConvolutionKernels FASTCAM_CONVOLUTION_KERNELS;
+extern const DenseKernels FASTCAM_DENSE_KERNELS;
 extern const SimdKernels FASTCAM_KERNELS;
 const SimdKernels FASTCAM_KERNELS = {
 #if defined(__AVX512F__)
@@ -622,6 +625,8 @@ const SimdKernels FASTCAM_KERNELS = {
     blend_row,
     filter_columns,
     filter_rows,
+    &FASTCAM_CONVOLUTION_KERNELS,
+    &FASTCAM_DENSE_KERNELS,
 };
 
 }  // namespace fastcam

@@ -5,6 +5,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "convolution_kernels.hpp"
+#include "dense_kernels.hpp"
+
 namespace fastcam {
 
 enum class Normalization { none, max, minmax };
@@ -92,6 +95,9 @@ struct SimdKernels {
     // target[i] = sum over t of coefficients[t] * rows[t][i], rounded.
     void (*filter_rows)(const std::uint8_t* const* rows, const std::int32_t* coefficients, std::size_t taps,
                         std::size_t count, std::uint8_t* target);
+
+    const ConvolutionKernels* convolution;
+    const DenseKernels* dense;
 };
 
 extern const SimdKernels baseline_kernels;

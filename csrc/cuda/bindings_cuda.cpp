@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "../gil.hpp"
 #include "cam_cuda.hpp"
 
 namespace py = pybind11;
@@ -180,34 +181,35 @@ void launch(const std::string& name, unsigned blocks, unsigned threads, std::siz
 PYBIND11_MODULE(_cuda, module, py::mod_gil_not_used()) {
     module.doc() = "The CUDA kernels and the CUDA runtime. Called through fastcam.kernels.cuda and the device layer.";
     py::register_local_exception_translator(&translate);
-    using Unlocked = py::call_guard<py::gil_scoped_release>;
+    close_calls_at_exit();
+    using WithoutLock = py::call_guard<Unlocked>;
 
-    module.def("device_count", &device_count, Unlocked());
+    module.def("device_count", &device_count, WithoutLock());
     module.def("set_device", [](int device) { check(cudaSetDevice(device), "choose a device"); }, py::arg("device"),
-               Unlocked());
-    module.def("device_name", &device_name, py::arg("device"), Unlocked());
+               WithoutLock());
+    module.def("device_name", &device_name, py::arg("device"), WithoutLock());
     module.def("compute_capability", &compute_capability, py::arg("device"));
     module.def("l2_bytes", [](int device) { return attribute(cudaDevAttrL2CacheSize, device); }, py::arg("device"));
-    module.def("memory_info", &memory_info, Unlocked());
+    module.def("memory_info", &memory_info, WithoutLock());
     module.def("versions", &versions);
 
-    module.def("allocate", &allocate, py::arg("size"), Unlocked());
+    module.def("allocate", &allocate, py::arg("size"), WithoutLock());
     module.def("free", [](Address memory) { check(cudaFree(pointer(memory)), "free device memory"); },
-               py::arg("memory"), Unlocked());
-    module.def("allocate_pinned", &allocate_pinned, py::arg("size"), Unlocked());
+               py::arg("memory"), WithoutLock());
+    module.def("allocate_pinned", &allocate_pinned, py::arg("size"), WithoutLock());
     module.def("free_pinned", [](Address memory) { check(cudaFreeHost(pointer(memory)), "free pinned memory"); },
-               py::arg("memory"), Unlocked());
+               py::arg("memory"), WithoutLock());
 
-    module.def("create_stream", &create_stream, Unlocked());
+    module.def("create_stream", &create_stream, WithoutLock());
     module.def("destroy_stream", [](Address stream) { check(cudaStreamDestroy(stream_of(stream)), "destroy a stream"); },
-               py::arg("stream"), Unlocked());
+               py::arg("stream"), WithoutLock());
     module.def("synchronize_stream",
                [](Address stream) { check(cudaStreamSynchronize(stream_of(stream)), "wait for a stream"); },
-               py::arg("stream"), Unlocked());
+               py::arg("stream"), WithoutLock());
 
-    module.def("create_event", &create_event, py::arg("timed") = false, Unlocked());
+    module.def("create_event", &create_event, py::arg("timed") = false, WithoutLock());
     module.def("destroy_event", [](Address event) { check(cudaEventDestroy(event_of(event)), "destroy an event"); },
-               py::arg("event"), Unlocked());
+               py::arg("event"), WithoutLock());
     module.def("record_event",
                [](Address event, Address stream) {
                    check(cudaEventRecord(event_of(event), stream_of(stream)), "record an event");
@@ -220,7 +222,7 @@ PYBIND11_MODULE(_cuda, module, py::mod_gil_not_used()) {
                py::arg("stream"), py::arg("event"));
     module.def("synchronize_event",
                [](Address event) { check(cudaEventSynchronize(event_of(event)), "wait for an event"); },
-               py::arg("event"), Unlocked());
+               py::arg("event"), WithoutLock());
     module.def("elapsed_ms", &elapsed_ms, py::arg("start"), py::arg("end"));
 
     const auto copying = [&](const char* name, cudaMemcpyKind kind) {
@@ -228,7 +230,7 @@ PYBIND11_MODULE(_cuda, module, py::mod_gil_not_used()) {
                    [kind](Address target, Address source, std::size_t bytes, Address stream) {
                        copy(target, source, bytes, stream, kind);
                    },
-                   py::arg("target"), py::arg("source"), py::arg("size"), py::arg("stream"), Unlocked());
+                   py::arg("target"), py::arg("source"), py::arg("size"), py::arg("stream"), WithoutLock());
     };
     copying("copy_to_device", cudaMemcpyHostToDevice);
     copying("copy_to_host", cudaMemcpyDeviceToHost);

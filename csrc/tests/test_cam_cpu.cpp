@@ -82,7 +82,7 @@ struct Case {
     Count count;
     std::size_t channels;
     Size size;
-    Layout layout;
+    ChannelOrder channel_order;
     Weighting weighting;
     Normalization normalization;
     Scalar activations;
@@ -90,14 +90,14 @@ struct Case {
     std::size_t threads;
 
     std::size_t at(std::size_t c, std::size_t p) const {
-        return layout == Layout::channels_first ? c * size.area() + p : p * channels + c;
+        return channel_order == ChannelOrder::channels_first ? c * size.area() + p : p * channels + c;
     }
 
     std::string name() const {
         char text[160];
         std::snprintf(text, sizeof text, "%s n=%zu k=%zu c=%zu %zux%zu layout=%d weighting=%d norm=%d types=%d%d threads=%zu",
                       std::string(instruction_set()).c_str(), count.images, count.maps, channels, size.height, size.width,
-                      static_cast<int>(layout), static_cast<int>(weighting), static_cast<int>(normalization),
+                      static_cast<int>(channel_order), static_cast<int>(weighting), static_cast<int>(normalization),
                       static_cast<int>(activations), static_cast<int>(weights), threads);
         return text;
     }
@@ -178,7 +178,7 @@ void run_case(const Case& c, Size target, bool with_overlay, std::mt19937& rando
     std::generate_n(pixels.get(), c.count.images * target.area() * 3, [&] { return static_cast<std::uint8_t>(random()); });
     std::generate_n(palette.get(), 256 * 3, [&] { return static_cast<std::uint8_t>(random()); });
 
-    MapJob map_job{activations.batch(c.channels * area), weights.batch(weights_per_image), c.layout, c.weighting,
+    MapJob map_job{activations.batch(c.channels * area), weights.batch(weights_per_image), c.channel_order, c.weighting,
                    c.normalization, c.channels, maps.get()};
     ViewJob view_job{maps.get(), c.size, target, heatmaps.get(), nullptr, 0, palette.get(), 0.25, nullptr};
     if (with_overlay) {
@@ -231,7 +231,7 @@ void test_shapes(std::mt19937& random) {
     int turn = 0;
     for (const Size size : sizes) {
         for (const std::size_t channels : channel_counts) {
-            for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
+            for (const ChannelOrder layout : {ChannelOrder::channels_first, ChannelOrder::channels_last}) {
                 for (const Weighting weighting : {Weighting::channel, Weighting::pooled, Weighting::element}) {
                     for (const Scalar activations : {Scalar::float32, Scalar::float16}) {
                         for (const Scalar weights : {Scalar::float32, Scalar::float16}) {
@@ -251,7 +251,7 @@ void test_shapes(std::mt19937& random) {
 
 // Large enough for panels, several blocks, slices, bands and threads.
 void test_large(std::mt19937& random) {
-    for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
+    for (const ChannelOrder layout : {ChannelOrder::channels_first, ChannelOrder::channels_last}) {
         for (const std::size_t threads : {std::size_t{1}, std::size_t{4}}) {
             run_case({{1, 5}, 300, {31, 29}, layout, Weighting::channel, Normalization::max, Scalar::float32,
                       Scalar::float32, threads}, {300, 500}, true, random);
@@ -266,7 +266,7 @@ void test_large(std::mt19937& random) {
 }
 
 void test_non_finite(std::mt19937& random) {
-    const Case c{{3, 2}, 20, {5, 4}, Layout::channels_first, Weighting::channel, Normalization::max, Scalar::float32,
+    const Case c{{3, 2}, 20, {5, 4}, ChannelOrder::channels_first, Weighting::channel, Normalization::max, Scalar::float32,
                  Scalar::float32, 2};
     for (const float value : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
                               -std::numeric_limits<float>::infinity()}) {
@@ -275,7 +275,7 @@ void test_non_finite(std::mt19937& random) {
         weights.set((1 * 2 + 1) * 20 + 7, value);
         const auto maps = exact<float>(6 * 20);
         const auto heatmaps = exact<float>(6 * 20);
-        const MapJob map_job{activations.batch(400), weights.batch(40), c.layout, c.weighting, c.normalization, 20,
+        const MapJob map_job{activations.batch(400), weights.batch(40), c.channel_order, c.weighting, c.normalization, 20,
                              maps.get()};
         const ViewJob view_job{maps.get(), c.size, c.size, heatmaps.get(), nullptr, 0, nullptr, 0, nullptr};
         check(render(c.count, map_job, view_job, 2) == std::size_t{3}, "non-finite weight names map 1 of image 1");
@@ -293,7 +293,7 @@ void test_non_finite(std::mt19937& random) {
 void test_empty() {
     const auto nothing = exact<float>(1);
     const MapJob map_job{{nothing.get(), 1, Scalar::float32}, {nothing.get(), 0, Scalar::float32},
-                         Layout::channels_first, Weighting::channel, Normalization::max, 1, nullptr};
+                         ChannelOrder::channels_first, Weighting::channel, Normalization::max, 1, nullptr};
     const ViewJob view_job{nullptr, {1, 1}, {2, 2}, nullptr, nullptr, 0, nullptr, 0, nullptr};
     check(!render({0, 3}, map_job, view_job, 4), "no images");
     check(!render({1, 0}, map_job, view_job, 4), "no maps");
@@ -327,6 +327,37 @@ void test_pool() {
     }
     for (std::thread& caller : callers) caller.join();
     check(total == 8 * 50 * 10, "many callers at once");
+}
+
+// For ThreadSanitizer: whole calls from many threads, whose maps do not depend on each other.
+void test_calls_from_many_threads(std::mt19937& random) {
+    constexpr std::size_t channels = 96;
+    constexpr std::size_t area = 40 * 40;
+    std::uniform_real_distribution<float> number(-1, 1);
+    std::vector<float> activations(2 * channels * area), weights(2 * 2 * channels);
+    std::generate(activations.begin(), activations.end(), [&] { return number(random); });
+    std::generate(weights.begin(), weights.end(), [&] { return number(random); });
+    const auto draw = [&](std::vector<float>& maps, std::vector<float>& heatmaps, std::size_t threads) {
+        const MapJob map_job{{activations.data(), channels * area, Scalar::float32},
+                             {weights.data(), 2 * channels, Scalar::float32},
+                             ChannelOrder::channels_first, Weighting::channel, Normalization::max, channels, maps.data()};
+        const ViewJob view_job{maps.data(), {40, 40}, {100, 100}, heatmaps.data(), nullptr, 0, nullptr, 0, nullptr};
+        return !render({2, 2}, map_job, view_job, threads);
+    };
+    std::vector<float> wanted_maps(4 * area), wanted(4 * 100 * 100);
+    check(draw(wanted_maps, wanted, 1), "one thread");
+    std::atomic<int> right{0};
+    std::vector<std::thread> callers;
+    for (int caller = 0; caller < 6; ++caller) {
+        callers.emplace_back([&] {
+            for (int round = 0; round < 5; ++round) {
+                std::vector<float> maps(4 * area), heatmaps(4 * 100 * 100);
+                right += draw(maps, heatmaps, 4) && maps == wanted_maps && heatmaps == wanted;
+            }
+        });
+    }
+    for (std::thread& caller : callers) caller.join();
+    check(right == 30, "the same bits from many threads");
 }
 
 }  // namespace
@@ -406,6 +437,7 @@ int main() {
         test_prepare(random);
     }
     test_pool();
+    test_calls_from_many_threads(random);
     std::printf("%d passed, %d failed\n", passed, failed);
     return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

@@ -1,4 +1,4 @@
-"""The demo's network: EfficientNet-Lite0 as ONNX, from the weights that a package ships."""
+"""The network of the demo: EfficientNet-Lite0 as ONNX, from weights that are installed as a package."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def efficientnet_lite0(state: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
 
 
 class _Network:
-    """Nodes and weights of a network in the making; each node and its output carry the PyTorch module's name."""
+    """The nodes and weights of a network; each node and its output are named after the PyTorch module."""
 
     def __init__(self, state: Mapping[str, NDArray[Any]]) -> None:
         self.state = state
@@ -98,10 +98,10 @@ class _Network:
         return self.constant(name, self.state[name])
 
     def convolution(self, value: str, name: str, norm: str, *, stride: int = 1, clip: bool) -> str:
-        """Convolution (depthwise where the weight has one input channel), batch normalisation and, if `clip`, ReLU6."""
+        """Add a convolution (depthwise for weights of one input channel), batch normalisation and, if `clip`, ReLU6."""
         weight = self.weight(f"{name}.weight")
         filters, depth, size, _ = self.state[weight].shape
-        # Every strided input here has even sides, so "same" pads size - stride in all.
+        # All inputs of strided convolutions have even sides, so "same" pads size - stride in total.
         before = (size - stride) // 2
         after = size - stride - before
         value = self.node(
@@ -121,7 +121,7 @@ class _Network:
         return self.node("Clip", [value, *limits], f"{norm}.relu6")
 
     def block(self, value: str, prefix: str, stride: int) -> str:
-        """Inverted residual block: expand (but in the first block), filter each channel, project, add the input."""
+        """Add an inverted residual block: expand (not in the first), filter each channel, project, add the input."""
         inner = value
         if f"{prefix}_expand_conv.weight" in self.state:
             inner = self.convolution(inner, f"{prefix}_expand_conv", f"{prefix}_bn0", clip=True)
@@ -135,7 +135,7 @@ class _Network:
 
 
 def class_names() -> list[str]:
-    """Names of the 1000 ImageNet classes, all different.
+    """Return the names of the 1000 ImageNet classes, all different.
 
     Returns
     -------
@@ -152,7 +152,7 @@ def class_names() -> list[str]:
 
 
 def require(module: str) -> Any:
-    """Import what the demo needs, or raise MissingExtraError."""
+    """Import a package that the demo needs; raises MissingExtraError."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

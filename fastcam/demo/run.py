@@ -41,20 +41,20 @@ PHOTOS = ("chelsea.png", "astronaut.png", "coffee.png", "rocket.jpg")
 PREPROCESSING = {"order": "RGB", "mean": (127, 127, 127), "scale": (1 / 128, 1 / 128, 1 / 128)}
 
 
-# The timing: rounds of one burst each; calls of a burst that count, and before them; seconds between bursts.
+# Timing: number of rounds; timed calls in a burst, and warm-up calls before them; seconds between bursts.
 _ROUNDS, _BURST, _WARM_UP, _PAUSE = 15, 10, 3, 0.02
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What `run` made.
+    """The result of `run`.
 
     Parameters
     ----------
     model
         The exported file.
     overlays
-        One picture per photo and class, photo by photo, likeliest class first.
+        One picture per photo and class, photo by photo, the top class first.
     sheet
         The contact sheet.
     seconds
@@ -71,12 +71,12 @@ class DemoResult:
 
 
 def run(out_dir: str | os.PathLike[str] = "fastcam-demo", say: Callable[[str], None] = print) -> DemoResult:
-    """Export EfficientNet-Lite0, explain the three likeliest classes of four photos, and measure what it costs.
+    """Export EfficientNet-Lite0, explain the top 3 classes of four photos, and measure the cost of explaining.
 
     Parameters
     ----------
     out_dir
-        Folder for the model and the pictures; made where it does not exist.
+        Folder for the model and the pictures; created if it does not exist.
     say
         Receives each line of the report.
 
@@ -90,7 +90,7 @@ def run(out_dir: str | os.PathLike[str] = "fastcam-demo", say: Callable[[str], N
     MissingExtraError
         A package of the [demo] extra is not installed.
     WriteError
-        The folder cannot be made or written to.
+        The folder cannot be created or written to.
     """
     packages = {name: require(name) for name in EXTRA}
     folder = _make_folder(Path(out_dir))
@@ -124,22 +124,17 @@ def run(out_dir: str | os.PathLike[str] = "fastcam-demo", say: Callable[[str], N
     with stage("write the contact sheet"):
         sheet = folder / "contact_sheet.png"
         write_image(_contact_sheet(photos, explanations), sheet)
-    with stage(f"time {_ROUNDS * _BURST} runs of each, by turns"):
+    with stage(f"time {_ROUNDS * _BURST} interleaved runs of each"):
         batch = explainer.prepare(photos[:1])
         plain = _plain_forward(network, threads, batch)
         forward, explained = _interleaved((plain, lambda: explainer(batch)), _ROUNDS)
 
     overhead = explained / forward
     say("")
-    for photo, labels, targets, scores in zip(
-        photos, explanations.labels, explanations.targets, explanations.probabilities, strict=True
-    ):
-        say(
-            f"{photo.stem:<12}"
-            + ", ".join(f"{label} {scores[t]:.0%}" for label, t in zip(labels, targets, strict=True))
-        )
+    for photo, explanation in zip(photos, explanations, strict=True):
+        say(f"{photo.stem:<12}" + ", ".join(map(explanation.describe, range(len(explanation.targets)))))
     say("")
-    say(f"plain forward {forward * 1e3:.1f} ms, scores and heatmap {explained * 1e3:.1f} ms: {overhead:.3f} times")
+    say(f"forward pass {forward * 1e3:.1f} ms, scores and heatmap {explained * 1e3:.1f} ms: {overhead:.3f} times")
     say(f"(medians, one photo, {threads} threads)")
     say(f"contact sheet: {sheet}")
     return DemoResult(path, tuple(overlays), sheet, seconds, overhead)
@@ -149,7 +144,7 @@ def _make_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WriteError(f"cannot make the folder '{folder}' ({error.strerror}). Choose another with --out") from None
+        raise WriteError(f"cannot create the folder '{folder}' ({error.strerror}). Choose another with --out") from None
     return folder
 
 
@@ -166,7 +161,7 @@ def _save_overlay(folder: Path, photo: Path, explanation: fastcam.ImageExplanati
 
 def _contact_sheet(photos: Sequence[Path], explanations: fastcam.Explanation) -> NDArray[np.uint8]:
     """One row per photo: the photo, then its overlays under class name and probability; uint8 (H,W,3)."""
-    # Figure and canvas of our own: pyplot would choose a backend for the whole process.
+    # Not pyplot, which would choose a backend for the whole process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -176,7 +171,7 @@ def _contact_sheet(photos: Sequence[Path], explanations: fastcam.Explanation) ->
     heights = [side * pictures[0][0].shape[0] / pictures[0][0].shape[1] + title for pictures in rows]
     figure = Figure(figsize=(columns * side + 0.6, sum(heights) + 0.6), dpi=110, layout="constrained")
     canvas: Any = FigureCanvasAgg(figure)
-    figure.suptitle("EfficientNet-Lite0: where it looks for its three likeliest classes", fontsize=15, weight="bold")
+    figure.suptitle("EfficientNet-Lite0: where it looks for its top 3 classes", fontsize=15, weight="bold")
     for axes, (picture, heading) in zip(
         figure.subplots(len(rows), columns, height_ratios=heights).flat,
         (cell for pictures in rows for cell in pictures),
@@ -190,10 +185,7 @@ def _contact_sheet(photos: Sequence[Path], explanations: fastcam.Explanation) ->
 
 
 def _sheet_row(photo: Path, explanation: fastcam.ImageExplanation) -> list[tuple[NDArray[np.uint8], str]]:
-    overlays = [
-        (explanation.overlay(k), f"{label}  {explanation.probabilities[target]:.0%}")
-        for k, (label, target) in enumerate(zip(explanation.labels, explanation.targets, strict=True))
-    ]
+    overlays = [(explanation.overlay(k), explanation.describe(k)) for k in range(len(explanation.targets))]
     return [(read_image(photo), photo.stem), *overlays]
 
 
@@ -207,10 +199,10 @@ def _plain_forward(network: onnx.ModelProto, threads: int, batch: NDArray[Any]) 
 
 
 def _interleaved(functions: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
-    """Median seconds of each function, called in short bursts by turns.
+    """Return the median seconds of each function, called in short, interleaved bursts.
 
-    Turns, so that a change of the machine's speed meets all alike; bursts, because the idle threads of one session
-    spin for a while and would slow down the first calls of the next one.
+    Interleaved, so that a change in the machine's speed affects all functions; in bursts, because the idle threads of a
+    session spin for a while and slow down the first calls of the next one.
     """
     samples: list[list[float]] = [[] for _ in functions]
     for _ in range(rounds):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 DEFAULT_METHOD = "gradcam"
 # Pixels of one heatmap: a gigabyte of float32.
 LARGEST_HEATMAP = 2**28
+# Numbers in one image of the input: a quarter of a gigabyte of float32, of which a call holds several.
+_LARGEST_INPUT = 2**26
 
 # Element type and rank of what the file gives: once, and of every layer.
 _OUTPUTS = {"logits": ("float", 2), "targets": ("int64", 2)}
@@ -81,6 +83,8 @@ class ExplainedModel:
         if self.fixed_batch is not None and not 0 < self.fixed_batch <= LARGEST_BATCH:
             raise FileFormatError(f"{path}: it takes batches of {self.fixed_batch} images: export the model again")
         self.class_count = int(self.outputs["logits"].shape[1])
+        if not self.class_count:
+            raise FileFormatError(f"{path}: it has no classes: export the model again")
         classes = self.metadata.classes
         if classes is not None and len(classes) != self.class_count:
             raise FileFormatError(
@@ -142,7 +146,7 @@ class ExplainedModel:
             known = self.metadata.picture == "any" or sides[:2] == self.outputs["heatmaps"].shape[2:]
             sides = (*self.outputs["heatmaps"].shape[2:], *sides[2:]) if known else ()
         whole = len(sides) == 3 and all(isinstance(side, int) and side > 0 for side in sides)
-        if image.type != kind or not whole or math.prod(sides) > LARGEST_HEATMAP:
+        if image.type != kind or not whole or math.prod(sides) > _LARGEST_INPUT:
             raise FileFormatError(
                 f"{self.path}: its input {image.name!r} is {image.type} {list(image.shape)}, "
                 "not a batch of pictures: export the model again"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
@@ -12,19 +14,23 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import kernels
-from ..errors import ArgumentError, ImageError, LayerError, suggest
+from ..arguments import check_count, check_flag, check_names, check_path, check_text, checked, optional, renamed, shown
+from ..arrays import Floats, Pixels
+from ..errors import ArgumentError, FastcamError, ImageError, LayerError, suggest
 from ..kernels.boundary import Normalize
+from ..notes import Note
 from ..pictures.preparing import prepare, resize_images
-from ..pictures.reading import read_image
+from ..pictures.reading import ValueRange, read_image
 from ..preprocessing import Layout, Preprocessing
+from .convolutions import CHOICES, Convolutions
 from .devices.exchange import HasDLPack, HasInterface, is_on_device
-from .engines import Drawing, Results
-from .engines.cuda import CudaEngine
+from .engines import Results, Task
 from .engines.inputs import DeviceInputs, Inputs, Pictures, Tensors
 from .engines.opening import open_engine
 from .explained_model import DEFAULT_METHOD, LARGEST_HEATMAP
-from .explanation import DeviceExplanation, Explanation, Floats, ImageSource, Indices, Pixels, is_whole
-from .providers import CUDA, ask
+from .explanation import DeviceExplanation, Explanation, ImageSource, is_whole
+from .providers import ask
+from .runs import TimeLimit
 from .targets import Target, Targets
 
 Images: TypeAlias = "ImageSource | npt.NDArray[np.floating[Any]] | Sequence[ImageSource] | HasDLPack | HasInterface"
@@ -51,6 +57,10 @@ class Explainer:
         batch: faster for small networks, but nothing else in the process may use the GPU while one is captured.
     threads : int, optional
         Threads of the model and of the kernels; by default all processors.
+    convolutions : {"auto", "onnxruntime"}
+        Kernels of the convolutions on the CPU: "auto" uses fastcam's own for the layers where they are faster,
+        "onnxruntime" uses ONNX Runtime's for all layers. Results differ in the sixth digit. `describe` lists the
+        layers.
 
     Raises
     ------
@@ -63,6 +73,10 @@ class Explainer:
     MissingExtraError
         ONNX Runtime is not installed.
 
+    Notes
+    -----
+    Pickling and copying keep the arguments; the file is opened again.
+
     Examples
     --------
     >>> explainer = fastcam.Explainer("dogs.onnx")  # doctest: +SKIP
@@ -70,6 +84,7 @@ class Explainer:
     >>> explanation[0].save("why.png")  # doctest: +SKIP
     """
 
+    @checked(path=check_path, threads=optional(check_count))
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -77,12 +92,19 @@ class Explainer:
         device: str = "auto",
         providers: Sequence[Any] | None = None,
         threads: int | None = None,
+        convolutions: str = "auto",
     ) -> None:
+        self._arguments = {"path": path, "device": device, "providers": providers, "threads": threads}
         self._threads = _checked_threads(threads)
-        self._model, self._session, self._engine = open_engine(Path(path), ask(device, providers), self._threads)
+        opened = open_engine(Path(path), ask(device, providers), self._threads, _checked_convolutions(convolutions))
+        self._model, self._session, self._engine, self._convolutions = opened
         self._targets = Targets(str(path), self.classes, self.class_count)
         self._image_shape = self._model.image_shape
         self._first_layer = self._model.fetched([0], "weights")
+
+    def __reduce__(self) -> Any:
+        # Sessions cannot be copied: a copy, or one in another process, opens the file again.
+        return _reopened, (type(self), self._arguments)
 
     @property
     def path(self) -> Path:
@@ -93,6 +115,23 @@ class Explainer:
     def providers(self) -> list[str]:
         """Execution providers in use, the first one first."""
         return list(self._session.get_providers())
+
+    @property
+    def convolutions(self) -> Convolutions:
+        """Which convolutions fastcam's own kernels compute."""
+        return self._convolutions
+
+    def describe(self) -> dict[str, Any]:
+        """Return how the model runs.
+
+        Returns
+        -------
+        dict
+            "providers": execution providers in use. "convolutions": "layers", the algorithm of each layer that
+            fastcam's kernels compute; "others", the number of convolutions that ONNX Runtime computes (None: not
+            counted); "reason", why ONNX Runtime computes all of them (None: it does not).
+        """
+        return {"providers": self.providers, "convolutions": asdict(self._convolutions)}
 
     @property
     def signature(self) -> tuple[dict[str, tuple[Any, ...]], dict[str, tuple[Any, ...]]]:
@@ -157,7 +196,14 @@ class Explainer:
         """How a picture becomes the model's input; None where the file does not say."""
         return self._model.metadata.preprocessing
 
-    def prepare(self, images: ImageSource | Sequence[ImageSource]) -> Floats | Pixels:
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What `export` did to the model, guessed about it, or left as it was."""
+        return self._model.metadata.notes
+
+    def prepare(
+        self, images: ImageSource | Sequence[ImageSource], *, value_range: ValueRange = None
+    ) -> Floats | Pixels:
         """Turn pictures into the model's input.
 
         The whole picture is resized to the input's size, without cropping, so that heatmaps cover all of it.
@@ -166,6 +212,8 @@ class Explainer:
         ----------
         images
             A path, PIL image or uint8 array (H,W,3), or a list that mixes them.
+        value_range
+            As in a call.
 
         Returns
         -------
@@ -178,17 +226,23 @@ class Explainer:
         ImageError
             A picture cannot be read, or the file does not say how to preprocess.
         """
-        return self._prepared([read_image(source) for source in _as_list(images)])
+        return self._prepared([read_image(source, value_range=value_range) for source in _as_list(images)])
 
     def _prepared(self, pictures: Sequence[Pixels]) -> Floats | Pixels:
         if self._model.metadata.picture is not None:
             return resize_images(pictures, self.input_size)
+        channels = self._model.side("C")
+        if channels not in (1, 3):
+            raise ImageError(
+                f"{self.path} takes images of {channels} channels, and pictures have 1 or 3: give a preprocessed "
+                f"float32 batch (N, {_sides(self._image_shape)})"
+            )
         if self.preprocessing is None:
             raise ImageError(
                 f"{self.path} does not say how a picture becomes the model's input: "
                 "export it again with preprocess=..., or give a preprocessed float32 batch"
             )
-        return prepare(pictures, self.preprocessing, self.input_size, self.input_layout, self._model.side("C"))
+        return prepare(pictures, self.preprocessing, self.input_size, self.input_layout, channels)
 
     @overload
     def __call__(
@@ -200,7 +254,9 @@ class Explainer:
         layer: str | Sequence[str] | None = ...,
         size: str | tuple[int, int] = ...,
         normalize: str | None = ...,
-        batch: int = ...,
+        batch_size: int = ...,
+        timeout: float | None = ...,
+        value_range: ValueRange = ...,
         on_device: Literal[False] = ...,
     ) -> Explanation: ...
 
@@ -214,10 +270,14 @@ class Explainer:
         layer: str | Sequence[str] | None = ...,
         size: str | tuple[int, int] = ...,
         normalize: str | None = ...,
-        batch: int = ...,
+        batch_size: int = ...,
+        timeout: float | None = ...,
+        value_range: ValueRange = ...,
         on_device: Literal[True],
     ) -> DeviceExplanation: ...
 
+    @renamed(batch="batch_size")
+    @checked(method=check_text, layer=optional(check_names), batch_size=check_count, on_device=check_flag)
     def __call__(
         self,
         images: Images,
@@ -227,7 +287,9 @@ class Explainer:
         layer: str | Sequence[str] | None = None,
         size: str | tuple[int, int] = "input",
         normalize: str | None = "max",
-        batch: int = 16,
+        batch_size: int = 16,
+        timeout: float | None = None,
+        value_range: ValueRange = None,
         on_device: bool = False,
     ) -> Explanation | DeviceExplanation:
         """Score images and explain the scores.
@@ -255,9 +317,14 @@ class Explainer:
             Size of the heatmaps: "input", the model's input; "layer", the explained layer; or (height, width).
         normalize
             "max" divides each map by its maximum, "minmax" maps its range to 0..1, None leaves it raw.
-        batch
-            Largest number of images given to the model at once; bounds the memory. On CUDA a batch that does not fit
+        batch_size
+            Largest number of images in a batch; bounds the memory. On CUDA a batch that does not fit
             into the memory is halved, and so are all later ones.
+        timeout
+            Seconds that the call may take, None for no limit. A model that never ends is stopped between two of its
+            nodes.
+        value_range
+            The values of black and white in pictures of more than 8 bits, such as (0, 4095) for 12-bit radiographs.
         on_device : bool
             Leave the results on the CUDA device, for other libraries to take without a copy. For methods "gradcam" and
             "hirescam", and one layer.
@@ -279,48 +346,35 @@ class Explainer:
             Another argument is wrong.
         NonFiniteError
             NaN or infinity in an image's scores, activations or gradients.
+        TimeLimitError
+            The call took longer than ``timeout``.
         DeviceError
             Not even one image fits into the device's memory.
         """
+        limit = TimeLimit(timeout)
         chosen_size = self._checked_size(size)
         normalization = _checked_normalize(normalize)
-        check_count("batch", batch)
         fetched = self._first_layer
         if layer is not None or method != DEFAULT_METHOD or self._model.draws_only:
             fetched = self._model.fetched([0] if layer is None else self._positions(layer), self._model.gives(method))
-        pictures, inputs = self._read(images)
+        pictures, inputs = self._read(images, value_range)
         if not pictures:
             raise ImageError("there are no images to explain: the list or batch is empty")
         targets = self._targets.resolve(target, len(pictures))
-        drawing = Drawing(fetched, method, normalization, chosen_size)
-        if on_device or isinstance(inputs, DeviceInputs):
-            return self._explain_on_device(inputs, pictures, targets, drawing, batch, on_device)
-        return self._explanation(self._engine.explain(inputs, targets, drawing, batch), pictures)
-
-    def _explain_on_device(
-        self,
-        inputs: Inputs | DeviceInputs,
-        pictures: list[Pixels | None],
-        targets: Indices,
-        drawing: Drawing,
-        batch: int,
-        on_device: bool,
-    ) -> Explanation | DeviceExplanation:
-        if not isinstance(self._engine, CudaEngine):
-            what = "the results" if on_device else "the images"
-            if self.providers[0] == CUDA:
-                raise ArgumentError(
-                    f"{what} cannot stay on the GPU: {self.path} draws in its own graph. Use arrays on the host, or "
-                    "export the model again with raw_outputs=True and without picture"
-                )
+        task = Task(fetched, method, normalization, chosen_size, batch_size, on_device, limit)
+        try:
+            results = self._engine.explain(inputs, targets, task)
+        except MemoryError as error:
+            if isinstance(error, FastcamError):
+                raise
+            shape = (len(pictures), targets.shape[1], *(chosen_size or self.input_size))
             raise ArgumentError(
-                f"{what} cannot be on a GPU: the model runs on {self.providers[0]}. "
-                'Open Explainer(..., device="cuda"), or use arrays on the host'
-            )
-        results = self._engine.explain(inputs, targets, drawing, batch, on_device=on_device)
-        if not on_device:
-            return self._explanation(results, pictures)
-        return DeviceExplanation(*results, self.classes, self._model.metadata.score_activation)
+                f"not enough memory: heatmaps {shape} take {math.prod(shape) * 4 / 2**30:.3g} GiB ({error}). Ask for "
+                "fewer or smaller ones"
+            ) from error
+        if on_device:
+            return DeviceExplanation(*results, self.classes, self._model.metadata.score_activation)
+        return self._explanation(results, pictures)
 
     def _explanation(self, results: Results, pictures: list[Pixels | None]) -> Explanation:
         return Explanation(
@@ -333,22 +387,21 @@ class Explainer:
             score_activation=self._model.metadata.score_activation,
         )
 
-    def _read(self, images: Any) -> tuple[list[Pixels | None], Inputs | DeviceInputs]:
+    def _read(self, images: Any, value_range: ValueRange) -> tuple[list[Pixels | None], Inputs]:
         """Return the pictures, None for those that were not given as such on the host, and what the engine takes."""
         if isinstance(images, np.ndarray) and images.dtype.kind == "f":
             tensor = self._checked_batch(images)
             return [None] * len(tensor), Tensors(tensor)
         if not isinstance(images, np.ndarray | list | tuple | str) and is_on_device(images):
-            count = self._count_on_device(images)
-            return [None] * count, DeviceInputs(images, count)
-        pictures = [read_image(source) for source in _as_list(images)]
-        if isinstance(self._engine, CudaEngine):
-            # What the file does not tell is found out before anything is enqueued.
-            self._prepared([])
+            on_device = self._on_device(images)
+            return [None] * len(on_device), on_device
+        pictures = [read_image(source, value_range=value_range) for source in _as_list(images)]
+        # What the file does not say is found out before anything is enqueued.
+        self._prepared([])
         return list(pictures), Pictures(pictures, self._prepared)
 
-    def _count_on_device(self, images: Any) -> int:
-        """Return the number of images in an array on a device, which fits the model."""
+    def _on_device(self, images: Any) -> DeviceInputs:
+        """Return an array on a device, which fits the model."""
         shape = tuple(int(side) for side in images.shape)
         kind = str(images.dtype).rpartition(".")[2]  # torch has its own types: torch.float32
         pixels = tuple(self._model.side(axis) for axis in "HWC")
@@ -360,7 +413,7 @@ class Explainer:
             )
         if kind == "uint8":
             self._prepared([])
-        return shape[0]
+        return DeviceInputs(images, shape[0], "pixels" if kind == "uint8" else "input")
 
     def _positions(self, layer: str | Sequence[str]) -> list[int]:
         """Return the numbers of the layers that are named."""
@@ -372,7 +425,7 @@ class Explainer:
                     f"Explained: {', '.join(self.layers)}"
                 )
         if not names or len(set(names)) != len(names):
-            raise LayerError(f"layer={layer!r}: give a name, or a list of different ones")
+            raise LayerError(f"layer={shown(layer)}: give a name, or a list of different ones")
         return [self.layers.index(name) for name in names]
 
     def _checked_size(self, size: Any) -> tuple[int, int] | None:
@@ -381,12 +434,15 @@ class Explainer:
             return self.input_size
         if isinstance(size, str) and size == "layer":
             return None
-        numbers = tuple(size) if isinstance(size, Sequence | np.ndarray) and not isinstance(size, str) else ()
+        is_row = isinstance(size, list | tuple) or (isinstance(size, np.ndarray) and size.ndim == 1)
+        numbers = tuple(size) if is_row else ()
         if len(numbers) == 2 and all(is_whole(number) and number > 0 for number in numbers):
             height, width = int(numbers[0]), int(numbers[1])
             if height * width <= LARGEST_HEATMAP:
                 return height, width
-        raise ArgumentError(f"size={size!r}: give 'input', 'layer' or (height, width), at least 1 each, 2**28 in all")
+        raise ArgumentError(
+            f"size={shown(size)}: give 'input', 'layer' or (height, width), at least 1 each, 2**28 in all"
+        )
 
     def _checked_batch(self, batch: npt.NDArray[Any]) -> Floats:
         """Return a preprocessed batch as float32 of the model's shape."""
@@ -400,6 +456,8 @@ class Explainer:
                 f"{self.input_layout}"
             )
         tensor = np.ascontiguousarray(batch, np.float32)
+        if not tensor.flags.aligned:
+            tensor = tensor.copy()
         bad = kernels.first_not_finite(tensor)
         if bad is not None:
             raise ImageError(f"image {bad} of the batch holds NaN or infinity, or a number beyond float32")
@@ -415,20 +473,28 @@ _NORMALIZATIONS: dict[str | None, Normalize] = {"max": "max", "minmax": "minmax"
 
 def _checked_normalize(normalize: Any) -> Normalize:
     if not isinstance(normalize, str | None) or normalize not in _NORMALIZATIONS:
-        raise ArgumentError(f"normalize={normalize!r}: choose 'max', 'minmax' or None")
+        raise ArgumentError(f"normalize={shown(normalize)}: choose 'max', 'minmax' or None")
     return _NORMALIZATIONS[normalize]
 
 
 def _checked_threads(threads: int | None) -> int | None:
-    if threads is not None:
-        check_count("threads", threads)
+    processors = os.cpu_count() or 1
+    if threads is not None and threads > processors:
+        raise ArgumentError(
+            f"threads={threads!r}: this machine has {processors} processors: give 1 to {processors}, or leave it out"
+        )
     return threads
 
 
-def check_count(name: str, number: int) -> None:
-    """Raise ArgumentError where the argument ``name`` is no whole number, at least 1."""
-    if not is_whole(number) or number < 1:
-        raise ArgumentError(f"{name}={number!r}: give a whole number, at least 1")
+def _reopened(kind: type[Explainer], arguments: dict[str, Any]) -> Explainer:
+    """Return an Explainer that was pickled."""
+    return kind(**arguments)
+
+
+def _checked_convolutions(convolutions: Any) -> str:
+    if convolutions not in CHOICES:
+        raise ArgumentError(f"convolutions={convolutions!r}: choose {' or '.join(map(repr, CHOICES))}")
+    return str(convolutions)
 
 
 def _as_list(images: Any) -> list[Any]:

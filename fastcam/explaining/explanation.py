@@ -1,17 +1,18 @@
-"""`Explanation`: what the model said about pictures, and why, ready to look at."""
+"""`Explanation`: scores and heatmaps of pictures, ready to look at."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from .. import kernels
+from ..arguments import check_fraction, check_path, check_text, checked, shown
+from ..arrays import Floats, Indices, Pixels
 from ..errors import ArgumentError, MissingExtraError
 from ..pictures.reading import read_image
 from ..pictures.writing import palette, write_image
@@ -21,20 +22,17 @@ if TYPE_CHECKING:
     import matplotlib.figure
     from PIL import Image
 
-Floats: TypeAlias = npt.NDArray[np.float32]
-Indices: TypeAlias = npt.NDArray[np.int64]
-Pixels: TypeAlias = npt.NDArray[np.uint8]
 ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | Pixels"
 
 
 @dataclass(frozen=True, eq=False)
 class ImageExplanation:
-    """What the model said about one image, and why.
+    """Scores of one image, and the heatmaps that explain them.
 
     Attributes
     ----------
     heatmaps : ndarray
-        (K,H,W) float32, one for each target.
+        (K,H,W) float32, one per target.
     maps : ndarray
         (K,h,w) float32, the same at the size of the explained layer.
     targets : ndarray
@@ -43,8 +41,8 @@ class ImageExplanation:
         Their names; the index as text where the model has no names.
     logits : ndarray
         (classes,) float32.
-    probabilities : ndarray
-        (classes,) float32.
+    probabilities : ndarray or None
+        (classes,) float32; None where the file does not say how the logits become probabilities.
     image : ndarray or None
         The picture, uint8 (H0,W0,3) RGB at its own size; None where the model's input was given directly.
     """
@@ -54,9 +52,10 @@ class ImageExplanation:
     targets: Indices
     labels: list[str]
     logits: Floats
-    probabilities: Floats
+    probabilities: Floats | None
     image: Pixels | None
 
+    @checked(colormap=check_text, alpha=check_fraction)
     def overlay(
         self, k: int = 0, *, colormap: str = "jet", alpha: float = 0.5, image: ImageSource | None = None
     ) -> Pixels:
@@ -84,7 +83,7 @@ class ImageExplanation:
             ``k`` is out of range, the colour map unknown, or there is no picture.
         """
         if not is_whole(k) or not -len(self.maps) <= k < len(self.maps):
-            raise ArgumentError(f"k={k!r}: this image has {len(self.maps)} heatmaps, 0..{len(self.maps) - 1}")
+            raise ArgumentError(f"k={shown(k)}: this image has {len(self.maps)} heatmaps, 0..{len(self.maps) - 1}")
         picture = self.image if image is None else read_image(image)
         if picture is None:
             raise ArgumentError("the model's input was given directly, so there is no picture: pass overlay(image=...)")
@@ -97,6 +96,7 @@ class ImageExplanation:
         overlay: Pixels = drawn[0, 0]
         return overlay
 
+    @checked(path=check_path)
     def save(self, path: str | os.PathLike[str], k: int = 0, *, colormap: str = "jet", alpha: float = 0.5) -> None:
         """Write one overlay as .png, .jpg or .webp.
 
@@ -110,7 +110,7 @@ class ImageExplanation:
         write_image(self.overlay(k, colormap=colormap, alpha=alpha), path)
 
     def plot(self, *, colormap: str = "jet", alpha: float = 0.5) -> matplotlib.figure.Figure:
-        """Draw the picture and its overlays side by side, titled by class and probability.
+        """Draw the picture and its overlays side by side, titled by class and probability (or logit).
 
         Raises
         ------
@@ -126,7 +126,8 @@ class ImageExplanation:
         except ImportError as error:
             raise MissingExtraError(f'plot() needs matplotlib ({error}): pip install "fastcam[demo]"') from error
         overlays = [self.overlay(k, colormap=colormap, alpha=alpha) for k in range(len(self.maps))]
-        panels = [("image", self.image), *zip(self._titles(), overlays, strict=True)]
+        titles = [f"{label}  {self._score(k)}" for k, label in enumerate(self.labels)]
+        panels = [("image", self.image), *zip(titles, overlays, strict=True)]
         figure = Figure(figsize=(3.2 * len(panels), 3.6), layout="constrained")
         for axes, (title, picture) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
             axes.imshow(picture)
@@ -134,20 +135,28 @@ class ImageExplanation:
             axes.set_axis_off()
         return figure
 
-    def _titles(self) -> list[str]:
-        return [
-            f"{label}  {self.probabilities[target]:.1%}"
-            for label, target in zip(self.labels, self.targets, strict=True)
-        ]
+    def describe(self, k: int = 0) -> str:
+        """Return the name and probability of one target; its logit where there is no probability.
+
+        Examples
+        --------
+        >>> explanation[0].describe()  # doctest: +SKIP
+        'beagle 93.1%'
+        """
+        return f"{self.labels[k]} {self._score(k)}"
+
+    def _score(self, k: int) -> str:
+        target = self.targets[k]
+        return f"{self.logits[target]:.3g}" if self.probabilities is None else f"{self.probabilities[target]:.1%}"
 
 
 def is_whole(number: Any) -> bool:
-    """Whether it is an int, Python's or NumPy's."""
-    return isinstance(number, int | np.integer)
+    """Return whether it is an int of Python or NumPy."""
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)
 
 
 def _within_unit(heatmap: Floats) -> Floats:
-    """Bring a raw map (normalize=None) into the 0..1 that colours need; normalised ones stay what they are."""
+    """Scale a raw map (normalize=None) to the 0..1 that colours need; a normalised one is returned as it is."""
     top = heatmap.max()
     return heatmap / top if top > 0 else heatmap
 
@@ -170,8 +179,9 @@ class Explanation(Sequence[ImageExplanation]):
         The pictures, uint8 (H0,W0,3), None where the model's input was given directly.
     classes : tuple of str or None
         Class names by index.
-    score_activation : {"softmax", "sigmoid", "none"}
-        What the source model made of its logits.
+    score_activation : {"softmax", "sigmoid", "probabilities", "none"}
+        What turns the logits into probabilities; "probabilities" where they are probabilities already, "none" where
+        the file does not say.
     """
 
     heatmaps: Floats
@@ -183,13 +193,14 @@ class Explanation(Sequence[ImageExplanation]):
     score_activation: str
 
     @cached_property
-    def probabilities(self) -> Floats:
-        """(N,classes) float32: the softmax or sigmoid of the source model; softmax where it ended in logits."""
-        return _PROBABILITIES[self.score_activation](self.logits)
+    def probabilities(self) -> Floats | None:
+        """(N,classes) float32, those of the source model; None where the file does not say how logits become them."""
+        activation = _PROBABILITIES.get(self.score_activation)
+        return None if activation is None else activation(self.logits)
 
     @cached_property
     def labels(self) -> list[list[str]]:
-        """Class names of `targets`, one list an image; the index as text where the model has no names."""
+        """Class names of `targets`, one list per image; the index as text where the model has no names."""
         name = str if self.classes is None else self.classes.__getitem__
         return [[name(index) for index in row] for row in self.targets.tolist()]
 
@@ -207,7 +218,7 @@ class Explanation(Sequence[ImageExplanation]):
             targets=self.targets[position],
             labels=self.labels[position],
             logits=self.logits[position],
-            probabilities=self.probabilities[position],
+            probabilities=None if self.probabilities is None else self.probabilities[position],
             image=self.images[position],
         )
 
@@ -217,9 +228,9 @@ class Explanation(Sequence[ImageExplanation]):
 
 @dataclass(frozen=True, eq=False)
 class DeviceExplanation:
-    """Scores and heatmaps of N images in device memory: what ``Explainer(...)(..., on_device=True)`` gives.
+    """Scores and heatmaps of N images in device memory, the result of ``Explainer(...)(..., on_device=True)``.
 
-    The arrays are complete and own their memory. Other libraries take them without a copy: ``torch.from_dlpack``.
+    The arrays are complete and own their memory. Other libraries use them without a copy: ``torch.from_dlpack``.
 
     Attributes
     ----------
@@ -233,8 +244,9 @@ class DeviceExplanation:
         (N,classes) float32, before softmax or sigmoid.
     classes : tuple of str or None
         Class names by index.
-    score_activation : {"softmax", "sigmoid", "none"}
-        What the source model made of its logits.
+    score_activation : {"softmax", "sigmoid", "probabilities", "none"}
+        What turns the logits into probabilities; "probabilities" where they are probabilities already, "none" where
+        the file does not say.
     """
 
     heatmaps: DeviceTensor
@@ -248,7 +260,7 @@ class DeviceExplanation:
         return len(self.heatmaps)
 
     def to_host(self) -> Explanation:
-        """Copy all of it to the host."""
+        """Copy everything to the host."""
         return Explanation(
             heatmaps=self.heatmaps.numpy(),
             maps=self.maps.numpy(),
@@ -271,4 +283,8 @@ def _sigmoid(logits: Floats) -> Floats:
     return np.asarray(np.where(logits >= 0, 1 / (1 + small), small / (1 + small)), np.float32)
 
 
-_PROBABILITIES = {"softmax": _softmax, "sigmoid": _sigmoid, "none": _softmax}
+_PROBABILITIES: dict[str, Callable[[Floats], Floats]] = {
+    "softmax": _softmax,
+    "sigmoid": _sigmoid,
+    "probabilities": lambda logits: logits,
+}

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..arguments import check_path, checked
 from ..errors import FastcamError, ModelError
 from ..graph import Graph, attribute, from_model, needed_nodes
 from ..metadata import layer_outputs
+from ..notes import Note
 from ..preprocessing import Layout, Preprocessing
+from .convolutions import Convolutions
 from .engines.opening import open_engine
 from .explainer import Explainer
 from .providers import CPU, CUDA, TENSORRT, ask, find_problem, find_tensorrt_problem
@@ -59,8 +62,12 @@ class ModelInfo:
     macs, gradient_macs : int
         Multiply-accumulates of the convolutions and matrix products for one image, and those that explaining one class
         adds.
+    notes : tuple of Note
+        What `export` did to the model, guessed about it, or left as it was.
     providers : dict
         ONNX Runtime's execution providers: None where one runs the whole model here, else why it does not.
+    convolutions : Convolutions
+        Which convolutions fastcam's own kernels compute on this CPU.
     """
 
     path: Path
@@ -81,13 +88,16 @@ class ModelInfo:
     gradient_parameters: int
     macs: int
     gradient_macs: int
+    notes: tuple[Note, ...]
     providers: dict[str, str | None]
+    convolutions: Convolutions
 
     def to_json(self) -> dict[str, Any]:
         """Return the attributes as what JSON knows."""
         return {**asdict(self), "path": str(self.path)}
 
 
+@checked(path=check_path)
 def inspect(path: str | os.PathLike[str]) -> ModelInfo:
     """Look at a file of `fastcam.export`.
 
@@ -136,7 +146,9 @@ def inspect(path: str | os.PathLike[str]) -> ModelInfo:
         gradient_parameters=_elements(graph, _weights(graph, gradient) - weights),
         macs=_macs(graph, network),
         gradient_macs=_macs(graph, gradient),
+        notes=explainer.notes,
         providers=_providers(explainer.path),
+        convolutions=explainer.convolutions,
     )
 
 
@@ -210,10 +222,14 @@ _MACS: Mapping[str, Callable[[Graph, onnx.NodeProto], int]] = {
 }
 
 
+# It sends inputs to a remote service, and every installation of ONNX Runtime lists it.
+_NEVER_MEANT = ("AzureExecutionProvider",)
+
+
 def _providers(path: Path) -> dict[str, str | None]:
     import onnxruntime
 
-    names = onnxruntime.get_available_providers()
+    names = [name for name in onnxruntime.get_available_providers() if name not in _NEVER_MEANT]
     return {name: _TRIALS.get(name, _reason_against)(path, name) for name in names}
 
 

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..arrays import Floats
 from ..errors import ArgumentError, suggest
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,8 @@ class OpenVinoSession:
         """Return the file's metadata."""
         return SimpleNamespace(custom_metadata_map=self._properties)
 
-    def run(self, names: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """Return the outputs that are named."""
+    def run(self, names: Sequence[str], inputs: Mapping[str, NDArray[Any]], options: Any = None) -> list[NDArray[Any]]:
+        """Return the outputs that are named; ``options`` are ONNX Runtime's."""
         if not hasattr(self._local, "request"):
             self._local.request = self._compiled.create_infer_request()
         # Copies: the next run of this thread writes to the same memory.

@@ -14,8 +14,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
 
+from ..arguments import shown
 from ..errors import ArgumentError, DeviceError, FastcamError, MissingExtraError, ModelError
 from . import tensorrt
 from .devices import NO_KERNELS, find_backend
@@ -115,7 +117,7 @@ def ask(device: str, providers: Sequence[Any] | None) -> Request:
     )
     if match is None:
         raise ArgumentError(
-            f"device={device!r} is not known; choose one of {', '.join(map(repr, DEVICES))} "
+            f"device={shown(device)} is not known; choose one of {', '.join(map(repr, DEVICES))} "
             "(a second GPU is 'cuda:1'), or name ONNX Runtime's execution providers=[...]"
         )
     return Request(match[1] or match[2], int(match[3] or 0), [])
@@ -126,8 +128,11 @@ def _is_text(value: Any) -> bool:
 
 
 def _named_providers(providers: Sequence[Any]) -> Request:
-    if isinstance(providers, str) or not providers or not all(map(_names_a_provider, providers)):
-        raise ArgumentError(f"providers={providers!r}: give a list of names, or of pairs of a name and its options")
+    is_list = isinstance(providers, list | tuple)
+    if not is_list or not providers or not all(map(_names_a_provider, providers)):
+        raise ArgumentError(
+            f"providers={shown(providers)}: give a list of names, or of pairs of a name and its options"
+        )
     pairs = [(item, {}) if isinstance(item, str) else (item[0], dict(item[1])) for item in providers]
     kind = _KINDS.get(pairs[0][0], "cpu")
     if kind == "cpu":
@@ -251,15 +256,27 @@ def _no_driver(index: int) -> str | None:
 
 
 def _no_provider(index: int) -> str | None:
+    if CUDA in import_onnxruntime().get_available_providers():
+        return None
+    return f"this ONNX Runtime has no {CUDA}: {_INSTALL}"
+
+
+def import_onnxruntime() -> ModuleType:
+    """Return the module.
+
+    Raises
+    ------
+    MissingExtraError
+        It is not installed.
+    """
     try:
         import onnxruntime
     except ImportError as error:
         raise MissingExtraError(
-            f'Explainer needs onnxruntime ({error}): pip install "fastcam[cpu]" or "fastcam[gpu]"'
+            f'fastcam needs onnxruntime ({error}): pip install "fastcam[cpu]" or "fastcam[gpu]"'
         ) from error
-    if CUDA in onnxruntime.get_available_providers():
-        return None
-    return f"this ONNX Runtime has no {CUDA}: {_INSTALL}"
+    module: ModuleType = onnxruntime
+    return module
 
 
 def _no_kernels(index: int) -> str | None:

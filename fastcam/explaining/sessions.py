@@ -6,9 +6,11 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DeviceError, MissingExtraError, ModelError
+from ..errors import DeviceError, ModelError
 from ..files import why_no_file
-from .providers import CPU, CUDA, TENSORRT, Placement, Provider
+from .convolutions import Rewritten
+from .providers import CPU, CUDA, TENSORRT, Placement, Provider, import_onnxruntime
+from .runs import wait_for
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -24,7 +26,9 @@ _SHAPE_OPS = frozenset(
 )
 
 
-def open_session(path: Path, placement: Placement, threads: int | None) -> onnxruntime.InferenceSession:
+def open_session(
+    path: Path, placement: Placement, threads: int | None, rewritten: Rewritten | None = None
+) -> onnxruntime.InferenceSession:
     """Open a session whose first provider is really in use.
 
     On CUDA the whole network runs on the device. The CPU takes over ops only where the caller's ``providers`` list it;
@@ -36,6 +40,8 @@ def open_session(path: Path, placement: Placement, threads: int | None) -> onnxr
         What to call the file.
     placement : Placement
     threads : int or None
+    rewritten : Rewritten, optional
+        The model to open instead of the file.
 
     Raises
     ------
@@ -46,12 +52,7 @@ def open_session(path: Path, placement: Placement, threads: int | None) -> onnxr
     DeviceError
         A provider is missing or could not start.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError(
-            f'Explainer needs onnxruntime ({error}): pip install "fastcam[cpu]" or "fastcam[gpu]"'
-        ) from error
+    onnxruntime = import_onnxruntime()
     reason = why_no_file(path)
     if reason is not None:
         raise ModelError(f"{path}: {reason}")
@@ -68,7 +69,7 @@ def open_session(path: Path, placement: Placement, threads: int | None) -> onnxr
             entries = {_TELL_PLACES: "1"} if strict else {}
             if isinstance(placement.model, bytes):
                 entries[_WEIGHTS_FOLDER] = str(path.parent)
-            session = whole or _create(placement, threads, entries)
+            session = whole or _create(placement, threads, entries, rewritten=rewritten)
     except Exception as error:  # ONNX Runtime's exception classes derive from Exception directly
         # What it says of a model is no RuntimeError; a provider that does not start is.
         if isinstance(error, RuntimeError | ValueError) and names[0] in (CUDA, TENSORRT):
@@ -94,7 +95,11 @@ def _create_whole(placement: Placement, threads: int | None) -> onnxruntime.Infe
 
 
 def _create(
-    placement: Placement, threads: int | None, entries: dict[str, str], severity: int = 3
+    placement: Placement,
+    threads: int | None,
+    entries: dict[str, str],
+    severity: int = 3,
+    rewritten: Rewritten | None = None,
 ) -> onnxruntime.InferenceSession:
     import onnxruntime
 
@@ -106,8 +111,15 @@ def _create(
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
     providers = [_plain(provider) for provider in placement.providers]
+    model: Path | bytes = placement.model
+    weights = []
+    if rewritten is not None:
+        weights = rewritten.prepare(options)
+        model = rewritten.message
     # Its own fallback would try the CPU, against our options, and bury why the provider does not start.
-    return onnxruntime.InferenceSession(placement.model, options, providers=providers, enable_fallback=0)
+    session = wait_for(lambda: onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0))
+    weights.clear()
+    return session
 
 
 def _plain(provider: Provider) -> Any:

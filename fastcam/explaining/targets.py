@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..arguments import shown
+from ..arrays import Indices
 from ..errors import TargetError, suggest
 from ..metadata import MAXIMUM_RANK
 
-Indices: TypeAlias = NDArray[np.int64]
 Target: TypeAlias = "int | str | Sequence[int | str] | Sequence[Sequence[int | str]] | Indices | None"
 
 
@@ -64,7 +64,7 @@ class Targets:
         if isinstance(item, str):
             return self._class_by_name(item)
         if isinstance(item, bool | np.bool_) or not isinstance(item, int | np.integer):
-            raise TargetError(f"target {item!r} is neither a class index nor a class name")
+            raise TargetError(f"target {shown(item)} is neither a class index nor a class name")
         if not 0 <= item < self._count:
             raise TargetError(f"target {item} is out of range: the model has classes 0..{self._count - 1}")
         return int(item)
@@ -92,7 +92,9 @@ def _top_ranks(target: str, class_count: int) -> Indices | None:
         return None
     count = int(match[1])
     if not 1 <= count <= min(class_count, MAXIMUM_RANK):
-        raise TargetError(f"target {target!r}: the model ranks its best 1..{min(class_count, MAXIMUM_RANK)} classes")
+        raise TargetError(
+            f"target {shown(target)}: the model ranks its best 1..{min(class_count, MAXIMUM_RANK)} classes"
+        )
     return -np.arange(1, count + 1, dtype=np.int64)[None]
 
 
@@ -102,10 +104,12 @@ def _target_rows(target: Any) -> list[list[Any]]:
     if isinstance(items, str | int | np.integer):
         return [[items]]
     if not isinstance(items, list | tuple) or not items:
-        raise TargetError(f"target {target!r}: give None, 'top3', a class, a list of classes, or one list an image")
-    nested = [isinstance(item, list | tuple | np.ndarray) for item in items]
+        raise TargetError(
+            f"target {shown(target)}: give None, 'top3', a class, a list of classes, or one list an image"
+        )
+    nested = [isinstance(item, list | tuple) or (isinstance(item, np.ndarray) and item.ndim > 0) for item in items]
     if all(nested):
         return [list(item) for item in items]
     if any(nested):
-        raise TargetError(f"target {target!r} mixes classes and lists: give one list an image, or one for all")
+        raise TargetError(f"target {shown(target)} mixes classes and lists: give one list an image, or one for all")
     return [list(items)]

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..graph import Graph, operator
 from ..metadata import Metadata
+from ..notes import Note
 from ..selftest import SelfTest, hashed, sampling_step
 from .ops import QUANTIZATION_OPS
 from .writer import write_model
@@ -18,6 +19,9 @@ from .writer import write_model
 # after every op and some never; fused ops round quantized values in other places.
 _TOLERANCES = {"fp32": 1e-4, "fp16": 3e-2}
 _QUANTIZED_TOLERANCE = 1e-1
+NO_SELFTEST = Note(
+    "selftest", "The file holds no self-test, which takes ONNX Runtime to compute: pip install onnxruntime."
+)
 # Ranks among which the class with the most evidence is looked for: a map of almost nothing would test nothing.
 _RANKS = 10
 

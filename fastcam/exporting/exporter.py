@@ -9,17 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..arguments import check_classes, check_flag, check_names, check_pair, check_path, check_text, checked, optional
 from ..errors import ArgumentError, FastcamError, ModelError
 from ..files import check_writable
 from ..graph import Graph, static_dims
-from ..metadata import PRECISIONS, Metadata
+from ..labels import class_names
+from ..metadata import PRECISIONS, SCORE_ACTIVATIONS, Metadata
+from ..notes import Note
 from ..preprocessing import Layout, Preprocessing
 from .classifier import open_classifier
 from .drawing import DrawingPlan
-from .expectation import expect
+from .expectation import NO_SELFTEST, expect
 from .float16 import halve, round_weights
-from .importers import WIDENED, ImportedModel, ImportOptions, ModelSource
+from .importers import ImportedModel, ImportOptions, ModelSource
 from .outputs import add_explanation, forward_outputs
+from .pixels import find_preprocessing
+from .probabilities import settle_scores
 from .writer import write_model
 
 PreprocessingSpec = str | Preprocessing | Mapping[str, Any]
@@ -50,8 +55,9 @@ class ExportResult:
     outputs : tuple of str
     bytes : int
         Size on disk, external data included.
-    notes : tuple of str
-        What was done to the model, or left as it was, that its owner may want to know; a sentence each.
+    notes : tuple of Note
+        What was done to the model, guessed about it, or left as it was: sentences, each with a ``kind``. They are also
+        stored in the file.
     """
 
     path: Path
@@ -66,9 +72,25 @@ class ExportResult:
     preprocessing: Preprocessing | None
     outputs: tuple[str, ...]
     bytes: int
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
 
 
+@checked(
+    path=check_path,
+    layer=optional(check_names),
+    output=optional(check_text),
+    input_size=optional(check_pair),
+    token_grid=optional(check_pair),
+    classes=optional(check_classes),
+    gradients=check_text,
+    precision=check_text,
+    draw=optional(check_text),
+    method=check_text,
+    signed=check_flag,
+    picture=optional(check_text),
+    target=check_text,
+    raw_outputs=check_flag,
+)
 def export(
     model: ModelSource,
     path: str | os.PathLike[str],
@@ -78,10 +100,11 @@ def export(
     input_size: tuple[int, int] | None = None,
     example_input: Any = None,
     token_grid: tuple[int, int] | None = None,
-    classes: Sequence[str] | str | os.PathLike[str] | None = None,
+    classes: Sequence[str] | Mapping[Any, Any] | str | os.PathLike[str] | None = None,
     preprocess: PreprocessingSpec | None = None,
     gradients: str = "pooled",
     precision: str = "fp32",
+    score_activation: str | None = None,
     draw: str | None = None,
     method: str = "gradcam",
     signed: bool = False,
@@ -108,7 +131,7 @@ def export(
         the last one with a spatial map, after its activation. Several layers are explained in one file: the first by
         the outputs above, the next ones by ``activations_1`` and ``weights_1``, ``activations_2`` and ``weights_2`` ...
     output : str, optional
-        The output that holds the scores, for models with several.
+        The output that holds the scores, for models with several; or any value inside the model.
     input_size : (int, int), optional
         Height and width of the images, in pixels, for a model that leaves them open.
     example_input : torch.Tensor, optional
@@ -116,20 +139,29 @@ def export(
     token_grid : (int, int), optional
         Patches along height and width, for a layer of a transformer, (N,tokens,C), where the model does not tell: the
         patches come last, row by row, after class and register tokens.
-    classes : sequence of str, or path, optional
-        Names by class index; a path names a UTF-8 text file of one name a line. By default those that `finetune`
-        stored in its file.
+    classes : sequence of str, mapping, or path, optional
+        Names by class index: a list; a mapping of indices to names or of names to indices (``id2label``,
+        ``class_indices``); or the path of a UTF-8 file with one name per line, or with one of these as JSON. A binary
+        classifier with one score takes two names, or one for class 1. By default the names that the model holds: those
+        that `finetune`, Ultralytics, Custom Vision or Hugging Face stored.
     preprocess : str, Preprocessing, or mapping, optional
-        How a picture becomes the model's input: "vgg16", "imagenet", "scale", "symmetric", "none", or a mapping of
-        order, mean and scale. By default it is what `finetune` stored in its file, or taken from architectures that
-        fastcam knows (keras.applications VGG16 and VGG19), and is "none" where the model itself starts with the
-        arithmetic.
+        How a picture becomes the model's input: a name that `Preprocessing.of` knows, or a mapping of order, mean and
+        scale. By default it is what `finetune` stored in its file; "none" where the model itself starts with
+        arithmetic that only pixels of 0..255 make sense for; or a guess, which ``notes`` explain: what the published
+        weights of the model's architecture expect (keras.applications, torchvision, timm). Otherwise it is unknown,
+        and only preprocessed batches can be explained.
     gradients : {"pooled", "full"}
         "full" adds the output ``gradients`` (N,K,C,h,w), d logits[n,target] / d activations, for every layer.
     precision : {"fp32", "fp16"}
         "fp16" lets the network compute in float16, for GPUs: half the file, and half the memory traffic. Inputs,
         outputs and the gradients, those of the float16 network, stay float32, and so does what float16 would harm
         (`float16.FLOAT32_OPS`).
+    score_activation : {"softmax", "sigmoid", "none", "probabilities"}, optional
+        What turns the scores into probabilities, for a model that ends in raw scores: "softmax" if exactly one class
+        applies to an image, "sigmoid" if several may apply or for one score of a binary classifier, "probabilities" if
+        the scores are probabilities already, "none" for no probabilities. By default the softmax or sigmoid at the end
+        of the model, which is removed; where there is none, no probabilities are shown. One score z with "sigmoid"
+        becomes two logits (-z, z), whose sigmoids add up to 1, so that both classes can be explained.
     draw : {None, "heatmaps", "overlays"}
         Draw in the graph, so that any ONNX runtime needs one run and no code of fastcam. "heatmaps" replaces
         ``activations`` and ``weights`` by ``maps`` (N,K,h,w), the weighted sum over channels, and ``heatmaps``
@@ -158,7 +190,7 @@ def export(
     Raises
     ------
     ModelError
-        The model cannot be read, or is no classifier of one image. Subclasses: LayerError (no such layer, or no
+        The model cannot be read, or is not a classifier of one image. Subclasses: LayerError (no such layer, or no
         spatial map), UnsupportedOpError (no gradient rule for an op between the layer and the logits).
     ArgumentError
         Another argument is wrong.
@@ -179,25 +211,34 @@ def export(
         raise ArgumentError(f"gradients={gradients!r} is not known; choose one of {', '.join(map(repr, _GRADIENTS))}")
     if precision not in tuple(PRECISIONS):
         raise ArgumentError(f"precision={precision!r} is not known; choose one of {', '.join(map(repr, PRECISIONS))}")
+    if score_activation is not None and score_activation not in tuple(SCORE_ACTIVATIONS):
+        raise ArgumentError(
+            f"score_activation={score_activation!r} is not known; choose one of "
+            f"{', '.join(map(repr, SCORE_ACTIVATIONS))}"
+        )
     for name, sides in (("input_size", input_size), ("token_grid", token_grid)):
         if sides is not None and not _is_size(sides):
             raise ArgumentError(f"{name}={sides!r}: give (height, width), at least 1 each")
     plan = DrawingPlan(draw, method, signed, picture, target, raw_outputs)
     chosen_preprocessing = None if preprocess is None else Preprocessing.of(preprocess)
-    names = _class_names(classes)
+    names = None if classes is None else class_names(classes)
     check_writable(destination)
 
+    options = ImportOptions(output, input_size, example_input, None if names is None else len(names))
     with _understood():
-        classifier = open_classifier(model, layers, ImportOptions(output, input_size, example_input), token_grid)
+        classifier = open_classifier(model, layers, options, token_grid)
         graph, imported = classifier.graph, classifier.imported
-        names = list(imported.classes) if names is None and imported.classes is not None else names
-        class_count = _class_count(graph, names)
+        names, notes = _known_names(graph, names, imported)
+        scores = settle_scores(graph, classifier.score_activation, score_activation, names)
+        (class_count,) = static_dims(graph, graph.outputs[0], [1])
         layout = _input_layout(graph, imported)
-        if chosen_preprocessing is None and imported.preprocessing is not None:
-            chosen_preprocessing = Preprocessing.of(imported.preprocessing)
-        _check_channels(graph, layout, chosen_preprocessing)
-        plan.check(classifier.layers, chosen_preprocessing)
-        notes = _notes(imported, precision)
+        notes += [*_notes(imported, precision), *scores.notes]
+        preprocessing = chosen_preprocessing or imported.preprocessing
+        if preprocessing is None:
+            preprocessing, guesses = find_preprocessing(graph, _channels(graph, layout), imported.guess)
+            notes += guesses
+        _check_channels(graph, layout, preprocessing)
+        plan.check(classifier.layers, preprocessing)
         if precision == "fp16":
             notes += round_weights(graph)
         add_explanation(
@@ -210,25 +251,24 @@ def export(
         graph.infer_types()
         if precision == "fp16":
             halve(graph, forward_outputs(classifier.layers))
-        plan.apply(graph, layout, chosen_preprocessing)
+        plan.apply(graph, layout, preprocessing)
 
     input_name = next(name for name in graph.inputs if name != "target")
     metadata = Metadata(
         layers=tuple(classifier.layers),
         candidates=tuple(classifier.candidates),
-        classes=None if names is None else tuple(names),
+        classes=None if scores.names is None else tuple(scores.names),
         input_layout=layout if plan.picture is None else "NHWC",
-        preprocessing=chosen_preprocessing,
-        score_activation=classifier.score_activation,
+        preprocessing=preprocessing,
+        score_activation=scores.activation,
         framework=imported.framework,
         precision=precision,
+        notes=tuple(notes),
         method=plan.method if plan.draw else None,
         signed=plan.signed,
         picture=plan.picture,
     )
     selftest = expect(graph, destination.parent, metadata) if plan.draw else None
-    if plan.draw and selftest is None:
-        notes.append("The file holds no self-test, which takes onnxruntime to compute: pip install onnxruntime")
     size = write_model(graph, destination, metadata.to_properties() | (selftest.to_properties() if selftest else {}))
     return ExportResult(
         path=destination,
@@ -243,7 +283,7 @@ def export(
         preprocessing=metadata.preprocessing,
         outputs=tuple(graph.outputs),
         bytes=size,
-        notes=tuple(notes),
+        notes=metadata.notes if selftest or not plan.draw else (*metadata.notes, NO_SELFTEST),
     )
 
 
@@ -258,8 +298,8 @@ def _layer_names(layer: object) -> list[str | None]:
     return [str(name) for name in names]
 
 
-def _notes(imported: ImportedModel, precision: str) -> list[str]:
-    return [note for note in imported.notes if precision == "fp32" or note != WIDENED]
+def _notes(imported: ImportedModel, precision: str) -> list[Note]:
+    return [note for note in imported.notes if precision == "fp32" or note.kind != "widened"]
 
 
 def _is_size(size: object) -> bool:
@@ -268,23 +308,15 @@ def _is_size(size: object) -> bool:
     )
 
 
-def _class_names(classes: Sequence[str] | str | os.PathLike[str] | None) -> list[str] | None:
-    if classes is None:
-        return None
-    if isinstance(classes, str | os.PathLike):
-        try:
-            # Editors put a mark before the first line, and an empty one after the last.
-            return Path(classes).read_text(encoding="utf-8-sig").rstrip().splitlines()
-        except (OSError, ValueError) as error:
-            raise ArgumentError(f"classes={str(classes)!r} is not a readable UTF-8 text file: {error}") from error
-    if not isinstance(classes, Iterable):
-        raise ArgumentError(f"classes={classes!r}: give a list of names, or the path of a text file")
-    items: list[object] = list(classes)
-    names = [item for item in items if isinstance(item, str) and item.isprintable()]
-    if len(names) != len(items):
-        wrong = next(item for item in items if not isinstance(item, str) or not item.isprintable())
-        raise ArgumentError(f"classes must be names, got {wrong!r} ({type(wrong).__name__})")
-    return names
+def _known_names(graph: Graph, names: list[str] | None, imported: ImportedModel) -> tuple[list[str] | None, list[Note]]:
+    """Return the caller's class names, or those that the model holds if there is one for each score."""
+    if names is not None or imported.classes is None:
+        return names, []
+    (count,) = static_dims(graph, graph.outputs[0], [1])
+    if len(imported.classes) != count and (len(imported.classes), count) != (2, 1):
+        text = f"The model holds {len(imported.classes)} class names for {count} scores: they were left out."
+        return None, [Note("classes", text)]
+    return list(imported.classes), []
 
 
 @contextlib.contextmanager
@@ -303,18 +335,19 @@ def _understood() -> Iterator[None]:
 
 def _check_channels(graph: Graph, layout: Layout, preprocessing: Preprocessing | None) -> None:
     """Refuse a preprocessing that would fail at the first picture."""
-    channels = next(iter(graph.inputs.values())).shape[layout.index("C")]
-    if channels == 1 and preprocessing and (len(set(preprocessing.mean)) > 1 or len(set(preprocessing.scale)) > 1):
+    if (
+        _channels(graph, layout) == 1
+        and preprocessing
+        and (len(set(preprocessing.mean)) > 1 or len(set(preprocessing.scale)) > 1)
+    ):
         raise ArgumentError(
             f"the model takes greyscale images, and {preprocessing} differs between red, green and blue"
         )
 
 
-def _class_count(graph: Graph, names: Sequence[str] | None) -> int:
-    (count,) = static_dims(graph, graph.outputs[0], [1])
-    if names is not None and len(names) != count:
-        raise ArgumentError(f"{len(names)} class names for a model of {count} classes")
-    return count
+def _channels(graph: Graph, layout: Layout) -> int:
+    (channels,) = static_dims(graph, next(iter(graph.inputs)), [layout.index("C")])
+    return channels
 
 
 def _input_layout(graph: Graph, imported: ImportedModel) -> Layout:

@@ -2,20 +2,19 @@
 
 Two steps, before and after the reverse pass:
 
-1. `round_weights` gives the weights the values that float16 can hold. What the reverse pass folds out of them is then
-   the gradient of the network that will run, not of the one before rounding.
+1. `round_weights` rounds the weights to float16. The reverse pass, which folds some of them, then gives the gradient of
+   the network that will run, not of the one before rounding.
 2. `halve` lets the forward part compute in float16 and leaves the gradient part in float32, with casts between.
 
 A node of the forward part stays in float32 where float16 would lose too much: by its op, or by a constant it reads.
-What comes after it does so, too, up to the next product or to where a value in float16 joins: a variance of 1e5 does
-not pass through float16 on its way to the root, nor pixels on their way to the first convolution.
+So do the nodes behind it, up to the next product or to where a value in float16 joins: a variance of 1e5 does not
+pass through float16 on its way to the root, nor do pixels on their way to the first convolution.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 import onnx
@@ -23,64 +22,25 @@ from onnx import TensorProto, helper
 
 from ..errors import ModelError
 from ..graph import Array, Graph, needed_nodes, operator
+from ..notes import Note
+from .ops import OPS, QUANTIZATION_OPS, Fact, ops_with
 
 # Relative L2 error of a constant in float16. Rounding alone leaves 2**-11 at most; more means that the values are below
 # 2**-14, where float16 runs out of digits: an epsilon of 1e-12 would become 0.
 _LARGEST_ERROR = 2.0**-10
 
-_SUMS = "sums many numbers, whose partial sums outgrow float16's 11 bits or its range"
-_EXPONENTS = "leaves float16's range for small arguments: exp(12) is beyond 65504, 257 squared too"
-_SQUARES = "squares its input inside, and 257 squared is beyond 65504"
-_QUOTIENTS = "makes an infinity of what float16 rounds to 0, below 3e-8"
-_TYPED = "names the type of its result, or converts it"
-
 # Ops of the forward part that stay in float32, and why.
-FLOAT32_OPS = {
-    "AveragePool": _SUMS,
-    "GlobalAveragePool": _SUMS,
-    "CumSum": _SUMS,
-    "Mean": _SUMS,
-    "ReduceMean": _SUMS,
-    "ReduceSum": _SUMS,
-    "ReduceL1": _SUMS,
-    "ReduceProd": _SUMS,
-    "ReduceLogSum": _SUMS,
-    "ReduceLogSumExp": _EXPONENTS,
-    "Softmax": _EXPONENTS,
-    "LogSoftmax": _EXPONENTS,
-    "Exp": _EXPONENTS,
-    "Log": _EXPONENTS,
-    "Softplus": _EXPONENTS,
-    "Pow": _EXPONENTS,
-    "Div": _QUOTIENTS,
-    "Reciprocal": _QUOTIENTS,
-    "Sqrt": _QUOTIENTS,
-    "ReduceL2": _SQUARES,
-    "ReduceSumSquare": _SQUARES,
-    "LpNormalization": _SQUARES,
-    "LpPool": _SQUARES,
-    "GlobalLpPool": _SQUARES,
-    "LRN": _SQUARES,
-    "LayerNormalization": _SQUARES,
-    "InstanceNormalization": _SQUARES,
-    "GroupNormalization": _SQUARES,
-    "MeanVarianceNormalization": _SQUARES,
-    "Cast": _TYPED,
-    "CastLike": _TYPED,
-    "EyeLike": _TYPED,
-}
-
+FLOAT32_OPS = {name: op.float32 for name, op in OPS.items() if op.float32}
 # Ops that are worth a cast to float16: tensor cores compute them.
-_PRODUCTS = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul")
+_PRODUCTS = ops_with(Fact.PRODUCT)
 # Inputs that ONNX wants in float32 whatever the op computes in.
 _FLOAT32_INPUTS = {"Resize": (1, 2)}
 # Constants that a note names.
 _LISTED = 3
-_QUANTIZED_OPS = ("QuantizeLinear", "DequantizeLinear")
 
 
-def round_weights(graph: Graph) -> list[str]:
-    """Round the constants that `halve` will store in float16, and tell what it will leave in float32.
+def round_weights(graph: Graph) -> list[Note]:
+    """Round the constants that `halve` will store in float16, and report what it will leave in float32.
 
     Parameters
     ----------
@@ -89,8 +49,8 @@ def round_weights(graph: Graph) -> list[str]:
 
     Returns
     -------
-    list of str
-        A sentence, where float16 cannot hold some constants.
+    list of Note
+        One, where float16 cannot hold some constants.
 
     Raises
     ------
@@ -98,10 +58,10 @@ def round_weights(graph: Graph) -> list[str]:
         The network is quantised.
     """
     for node in graph.nodes:
-        if operator(node) in _QUANTIZED_OPS:
+        if operator(node) in QUANTIZATION_OPS:
             raise ModelError(
-                f'precision="fp16" does not go with quantisation (node {node.name or node.output[0]!r}): export the '
-                'quantised model with precision="fp32", or the float model that it was made from with "fp16"'
+                f'precision="fp16" cannot be combined with quantisation (node {node.name or node.output[0]!r}): export '
+                'the quantised model with precision="fp32", or the float model that it was made from with "fp16"'
             )
     unfit = _unfit_constants(graph, graph.nodes)
     for name in _half_constants(graph, graph.nodes, unfit):
@@ -109,7 +69,8 @@ def round_weights(graph: Graph) -> list[str]:
     if not unfit:
         return []
     listed = ", ".join(map(repr, sorted(unfit)[:_LISTED])) + (" ..." if len(unfit) > _LISTED else "")
-    return [f"Beyond float16, or too small for it: {listed}; what reads {len(unfit)} such constants stays in float32."]
+    text = f"Float16 cannot hold {listed}: what reads {len(unfit)} such constants stays in float32."
+    return [Note("float16", text)]
 
 
 def halve(graph: Graph, forward: Sequence[str]) -> None:
@@ -136,11 +97,10 @@ def halve(graph: Graph, forward: Sequence[str]) -> None:
     half_of = {name: _half(graph, name, made=name in made, both=name in both) for name in {**made, **read}}
     for node in halved.values():
         kept = _FLOAT32_INPUTS.get(node.op_type, ())
-        for index, name in enumerate(node.input):
-            if index not in kept:
-                node.input[index] = half_of.get(name, name)
+        inputs = (name if index in kept else half_of.get(name, name) for index, name in enumerate(node.input))
+        graph.set_inputs(node, list(inputs))
         for index, name in enumerate(node.output):
-            node.output[index] = half_of.get(name, name)
+            graph.set_output(node, index, half_of.get(name, name))
     # What was known of the values would be taken for their declaration.
     graph.types = {}
     graph.prune()
@@ -148,7 +108,7 @@ def halve(graph: Graph, forward: Sequence[str]) -> None:
 
 
 def _half(graph: Graph, name: str, *, made: bool, both: bool) -> str:
-    """Return what the float16 of a value is called, with casts where it is read in float32, too, or made in it."""
+    """Return the name of a value's float16 form, with casts where it is also read, or is made, in float32."""
     constant = graph.constants.get(name)
     if constant is None and not made:
         return graph.emit("Cast", name, to=TensorProto.FLOAT16, stem=f"{name}/half")
@@ -157,7 +117,7 @@ def _half(graph: Graph, name: str, *, made: bool, both: bool) -> str:
         del graph.constants[name]
         graph.constants[half] = constant.astype(np.float16)
     if both:
-        graph.nodes.append(helper.make_node("Cast", [half], [name], name=f"{name}/float", to=TensorProto.FLOAT))
+        graph.append(helper.make_node("Cast", [half], [name], name=f"{name}/float", to=TensorProto.FLOAT))
     return half
 
 
@@ -175,7 +135,7 @@ def _halved_nodes(graph: Graph, nodes: Iterable[onnx.NodeProto], unfit: set[str]
 
 def _may_be_halved(graph: Graph, node: onnx.NodeProto, unfit: set[str]) -> bool:
     inputs = _half_inputs(graph, node)
-    known = operator(node) == node.op_type and all(_dtype(graph, name) for name in (*node.input, *node.output) if name)
+    known = operator(node) == node.op_type and all(graph.dtype(name) for name in (*node.input, *node.output) if name)
     squares = node.op_type == "Mul" and node.input[0] == node.input[1]
     if not inputs or not known or squares or node.op_type in FLOAT32_OPS:
         return False
@@ -184,7 +144,7 @@ def _may_be_halved(graph: Graph, node: onnx.NodeProto, unfit: set[str]) -> bool:
 
 @cache
 def _takes_half(op: str, opset: int) -> bool:
-    """Tell whether ONNX lets an op compute in float16 wherever it may compute in float32."""
+    """Return whether ONNX lets an op compute in float16 wherever it may compute in float32."""
     allowed = [constraint.allowed_type_strs for constraint in onnx.defs.get_schema(op, opset).type_constraints]
     return all("tensor(float16)" in types for types in allowed if "tensor(float)" in types)
 
@@ -200,12 +160,7 @@ def _float32_inputs(node: onnx.NodeProto) -> list[str]:
 
 
 def _is_float32(graph: Graph, name: str) -> bool:
-    return _dtype(graph, name) == np.float32
-
-
-def _dtype(graph: Graph, name: str) -> np.dtype[Any] | None:
-    """Return the element type of a value, None where inference could not tell."""
-    return graph.type(name).dtype if graph.rank(name) is not None else None
+    return graph.dtype(name) == np.float32
 
 
 def _half_constants(graph: Graph, nodes: Iterable[onnx.NodeProto], unfit: set[str]) -> list[str]:
@@ -219,7 +174,7 @@ def _unfit_constants(graph: Graph, nodes: Iterable[onnx.NodeProto]) -> set[str]:
 
 
 def _fits(array: Array) -> bool:
-    """Tell whether float16 holds an array: nothing overflows, and the values are not too small for its digits."""
+    """Return whether float16 holds an array: nothing overflows, and the values are not too small for its digits."""
     with np.errstate(over="ignore", invalid="ignore"):
         half = array.astype(np.float16)
         error = half.astype(np.float32)

@@ -14,77 +14,115 @@ from onnx import helper
 
 from ..errors import LayerError, offer, suggest
 from ..graph import Graph, attribute, dependents, needed_nodes, operator
-from .ops import ACTIVATION_OPS, BLOCK_OPS, NORMALIZATION_OPS, ORDER_KEEPING_OPS, SPATIAL_FIRST_OPS
-from .tokens import is_token_block, patches_reach_outputs, put_tokens_on_grid, token_grid
+from ..notes import Note
+from .ops import ACTIVATION_OPS, Fact, op_row, ops_with
+from .paths import Demand, varying_values
+from .tokens import TokenGrids, is_token_block, patches_count, put_tokens_on_grid
 
 # Order of the axes of every map (N,C,h,w), where it is known: "NCHW" or "NHWC".
 Orders: TypeAlias = "dict[str, str]"
 
-
 _CHANNELS_LAST = [0, 2, 3, 1]
-
-
 _CHANNELS_FIRST = [0, 3, 1, 2]
+
+# Branches that a note names.
+_LISTED = 3
+
+_ENDS_BLOCK = ops_with(Fact.ACTIVATION | Fact.NORMALIZATION | Fact.ENDS_BLOCK)
+# What belongs to the same block as the op that it follows.
+_FOLLOWS = ACTIVATION_OPS | ops_with(Fact.NORMALIZATION) | {"QuantizeLinear"}
+_KEEPS_ORDER = ops_with(Fact.ELEMENTWISE | Fact.KEEPS_ORDER)
 
 
 def list_candidates(graph: Graph) -> list[str]:
     """Return the values that can be explained, from the last to the first.
 
     A candidate is a map of several channels and more than one pixel, on the way from the image to the logits, that ends
-    a convolutional block; or the tokens of a transformer, if their patches count for the logits.
+    a convolutional block; or the tokens of a transformer, if the logits depend on their patches. Its numbers change
+    with the picture.
     """
-    image = next(iter(graph.inputs))
-    on_the_way = {id(node) for node in dependents(graph, image)}
-    nodes = [node for node in needed_nodes(graph, graph.outputs) if id(node) in on_the_way]
-    consumers = graph.consumers()
-    orders = _axis_orders(graph)
-    producers = graph.producers()
+    varying, demand = varying_values(graph), Demand(graph)
+    orders, grids = _axis_orders(graph), TokenGrids(graph)
 
     def is_candidate(node: onnx.NodeProto) -> bool:
         value = node.output[0]
+        if value not in varying or not demand.reaches(value):
+            return False
         if graph.rank(value) == 3:
-            return is_token_block(graph, node) and _has_tokens(graph, value)
-        ends_block = _ends_block(_dequantized(node, producers), consumers.get(value, []))
-        return ends_block and _has_map(graph, value, orders)
+            grid = grids.find(value) if is_token_block(graph, node) else None
+            return grid is not None and patches_count(demand, value, grid)
+        return _ends_block(_dequantized(graph, node), graph.readers(value)) and _has_map(graph, value, orders)
 
-    return [node.output[0] for node in reversed(nodes) if is_candidate(node)]
-
-
-def _has_tokens(graph: Graph, value: str) -> bool:
-    grid = token_grid(graph, value)
-    return grid is not None and patches_reach_outputs(graph, value, grid)
+    return [node.output[0] for node in reversed(needed_nodes(graph, graph.outputs)) if is_candidate(node)]
 
 
-def _dequantized(node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto:
+def unexplained_branches(graph: Graph, values: Sequence[str], candidates: Sequence[str]) -> list[str]:
+    """Return the candidates through which the scores see the picture past the explained values.
+
+    Of each branch of the network that runs beside all ``values``, the last candidate.
+    """
+    related = {id(node) for value in values for node in dependents(graph, value)}
+    for value in values:
+        _add_ancestors(graph, value, related)
+    branches: list[str] = []
+    for name in candidates:
+        node = graph.producer(name)
+        if node is not None and id(node) not in related:
+            branches.append(name)
+            _add_ancestors(graph, name, related)
+    return branches
+
+
+def branch_notes(graph: Graph, values: Sequence[str], candidates: Sequence[str]) -> list[Note]:
+    """Return a note about the branches that the explained values leave out, if there are any."""
+    branches = unexplained_branches(graph, values, candidates)
+    if not branches:
+        return []
+    listed = ", ".join(map(repr, branches[:_LISTED])) + (" ..." if len(branches) > _LISTED else "")
+    text = f"The scores also depend on the picture through {listed}, past the explained layer; the heatmap leaves out "
+    text += f"that evidence. Name several layers to explain them all: layer={[*values, branches[0]]!r}."
+    return [Note("layer", text)]
+
+
+def _add_ancestors(graph: Graph, value: str, found: set[int]) -> None:
+    """Add the nodes behind ``value`` by their identity; what is in the set already is not entered again."""
+    names = [value]
+    while names:
+        node = graph.producer(names.pop())
+        if node is not None and id(node) not in found:
+            found.add(id(node))
+            names.extend(node.input)
+
+
+def _dequantized(graph: Graph, node: onnx.NodeProto) -> onnx.NodeProto:
     """Return the node whose result DequantizeLinear gives back; any other node itself."""
     if operator(node) != "DequantizeLinear":
         return node
-    quantized = producers.get(node.input[0], node)
-    return producers.get(quantized.input[0], node)
+    quantized = graph.producer(node.input[0]) or node
+    return graph.producer(quantized.input[0]) or node
 
 
 def _ends_block(node: onnx.NodeProto, readers: Sequence[onnx.NodeProto]) -> bool:
-    """The op ends a block, and no activation reads the result directly (x * sigmoid(x) counts as one)."""
-    if operator(node) not in BLOCK_OPS:
+    """Return whether the op ends a block, and no activation reads the result directly (x * sigmoid(x) is one)."""
+    if operator(node) not in _ENDS_BLOCK:
         return False
     if operator(node) == "Sigmoid" and any(operator(reader) == "Mul" for reader in readers):
         return False
-    following = ACTIVATION_OPS | NORMALIZATION_OPS | {"QuantizeLinear"}
-    return not any(operator(reader) in following for reader in readers)
+    return not any(operator(reader) in _FOLLOWS for reader in readers)
 
 
 def _axis_orders(graph: Graph) -> Orders:
-    """Tell for every value of rank 4 whether its channels come first or last, as far as the ops show it.
+    """Return, for every value of rank 4, whether its channels come first or last, as far as the ops show it.
 
     Convolution and pooling have them first. A Transpose moves them, a Reshape leaves nothing to go by, and any other op
-    has them where its inputs have them. Sizes of framework layers, and what reads a value, settle what is left.
+    has them where its inputs have them. The sizes of framework layers, and the readers of a value, decide the rest.
     """
     orders = {name: order for name in graph.inputs if (order := _image_order(graph, name)) is not None}
     asked = _asked_orders(graph)
     for node in graph.nodes:
         known = {orders[name] for name in node.input if name in orders}
         order = known.pop() if len(known) == 1 else None
-        if operator(node) in SPATIAL_FIRST_OPS:
+        if op_row(operator(node)).facts & Fact.SPATIAL_FIRST:
             order = "NCHW"
         elif operator(node) == "Transpose":
             order = _MOVED.get((order, tuple(attribute(node, "perm", ()))))
@@ -98,19 +136,19 @@ def _axis_orders(graph: Graph) -> Orders:
 
 
 def _asked_orders(graph: Graph) -> Orders:
-    """Tell the order of values by what reads them: a convolution takes the channels first."""
+    """Return the order of values by their readers: a convolution takes the channels first."""
     asked: Orders = {}
     for node in reversed(graph.nodes):
-        if operator(node) in SPATIAL_FIRST_OPS:
+        if op_row(operator(node)).facts & Fact.SPATIAL_FIRST:
             asked[node.input[0]] = "NCHW"
-        elif operator(node) in ORDER_KEEPING_OPS:
+        elif operator(node) in _KEEPS_ORDER:
             order = next((asked[output] for output in node.output if output in asked), None)
             asked.update({name: order for name in node.input if order and graph.rank(name) == 4})
     return asked
 
 
 def _named_order(graph: Graph, name: str) -> str | None:
-    """Tell the order of a framework layer's map by its sizes, if only one fits."""
+    """Return the order of a framework layer's map by its sizes, if only one fits."""
     if name not in graph.maps or graph.rank(name) != 4:
         return None
     sizes = dict(zip("HWC", graph.maps[name], strict=True))
@@ -119,7 +157,7 @@ def _named_order(graph: Graph, name: str) -> str | None:
 
 
 def _image_order(graph: Graph, name: str) -> str | None:
-    """Tell where a picture's colours are: the axis of size 1 or 3, if only one can be it."""
+    """Return the order of a picture by its colours: the axis of size 1 or 3, if only one can be it."""
     if graph.rank(name) != 4:
         return None
     shape = graph.shape(name)
@@ -155,7 +193,7 @@ def choose_layer(graph: Graph, value: str | None, layer: str | None = None, grid
     value : str or None
         The value that was asked for; None for the last candidate.
     layer : str, optional
-        What it was called, for messages.
+        The name it was asked for by, for messages.
     grid : (int, int), optional
         Height and width of the patches, for a layer of tokens.
 
@@ -173,27 +211,32 @@ def choose_layer(graph: Graph, value: str | None, layer: str | None = None, grid
             )
         return candidates[0]
     name = layer or value
+    demand = Demand(graph)
     if graph.rank(value) == 3:
-        _check_tokens(graph, value, name, grid)
+        _check_tokens(graph, demand, value, name, grid)
     elif not _has_map(graph, value, _axis_orders(graph)):
         shape = graph.shape(value) if graph.rank(value) is not None else "unknown"
         raise LayerError(
             f"layer {name!r} has shape {shape}: not a map of known, fixed axes (N,C,h,w) with more than one pixel; "
             f"candidates: {_list_names(list_candidates(graph))}"
         )
-    if value not in {read for node in needed_nodes(graph, graph.outputs) for read in node.input}:
+    if not demand.reaches(value):
         raise LayerError(
             f"the scores do not depend on layer {name!r}; candidates: {_list_names(list_candidates(graph))}"
+        )
+    if value not in varying_values(graph):
+        raise LayerError(
+            f"layer {name!r} is the same for every picture; candidates: {_list_names(list_candidates(graph))}"
         )
     return value
 
 
-def _check_tokens(graph: Graph, value: str, name: str, given: tuple[int, int] | None) -> None:
-    grid = token_grid(graph, value, given)
+def _check_tokens(graph: Graph, demand: Demand, value: str, name: str, given: tuple[int, int] | None) -> None:
+    grid = TokenGrids(graph).find(value, given)
     if grid is None:
         reason = f"token_grid={given} does not fit it" if given else "give its patches as token_grid=(height, width)"
         raise LayerError(f"layer {name!r} has the shape {graph.shape(value)}, (N,tokens,channels): {reason}")
-    if not patches_reach_outputs(graph, value, grid):
+    if demand.reaches(value) and not patches_count(demand, value, grid):
         raise LayerError(
             f"the scores read only the first {grid.prefix} tokens of layer {name!r}, and no patch: explain the tokens "
             f"before the last attention; candidates: {_list_names(list_candidates(graph))}"
@@ -201,7 +244,7 @@ def _check_tokens(graph: Graph, value: str, name: str, given: tuple[int, int] | 
 
 
 def find_value(graph: Graph, layer: str, layers: Mapping[str, str]) -> str:
-    """Return the value that a layer, value or node name means; raises LayerError with the nearest names."""
+    """Return the value that the name of a layer, value or node stands for; raises LayerError with similar names."""
     values = {name for node in graph.nodes for name in node.output if name}
     by_node = {node.name: node.output[0] for node in graph.nodes if node.name}
     for table in (layers, {name: name for name in values}, by_node):
@@ -217,8 +260,8 @@ def _list_names(names: Iterable[str]) -> str:
 
 
 def put_on_map(graph: Graph, value: str, grid: tuple[int, int] | None = None) -> None:
-    """Let ``value`` be (N,C,h,w), whatever it is in the model; those that read it read what they did."""
-    tokens = token_grid(graph, value, grid)
+    """Turn ``value`` into (N,C,h,w), whatever its axes are in the model; its readers get what they did before."""
+    tokens = TokenGrids(graph).find(value, grid) if graph.rank(value) == 3 else None
     if tokens is not None:
         put_tokens_on_grid(graph, value, tokens)
     else:
@@ -226,16 +269,13 @@ def put_on_map(graph: Graph, value: str, grid: tuple[int, int] | None = None) ->
 
 
 def put_channels_first(graph: Graph, value: str) -> None:
-    """Let ``value`` be (N,C,h,w): where its channels are last, it is transposed, and back for those that read it."""
+    """Turn ``value`` into (N,C,h,w): if its channels are last it is transposed, and back for its readers."""
     if _axis_orders(graph)[value] == "NCHW":
         return
     before, after = graph.unused_name(f"{value}/channels_last"), graph.unused_name(f"{value}/restored")
-    position = next(index for index, node in enumerate(graph.nodes) if value in node.output)
-    producer = graph.nodes[position]
-    graph.replace_uses(value, after)
-    producer.output[list(producer.output).index(value)] = before
-    graph.nodes[position + 1 : position + 1] = [
+    graph.insert_after(
+        graph.detach(value, made=before, read=after),
         helper.make_node("Transpose", [before], [value], name=f"{value}/turned", perm=_CHANNELS_FIRST),
         helper.make_node("Transpose", [value], [after], name=after, perm=_CHANNELS_LAST),
-    ]
+    )
     graph.infer_types()

@@ -129,7 +129,7 @@ def _ranked_classes(graph: Graph, logits: str, target: str) -> str:
     (classes,) = static_dims(graph, logits, [1])
     count = graph.emit_constant(np.array([min(classes, MAXIMUM_RANK)], np.int64))
     best = graph.unused_name("target/best")
-    graph.nodes.append(helper.make_node("TopK", [logits, count], [f"{best}/logits", best], name=best, axis=1))
+    graph.append(helper.make_node("TopK", [logits, count], [f"{best}/logits", best], name=best, axis=1))
     from_zero = graph.emit("Sub", graph.emit_constant(np.int64(-1)), target, stem="target/rank")
     # Where a class is given its rank is of no use, and has to be a valid one.
     rank = graph.emit("Max", from_zero, graph.emit_constant(np.int64(0)), stem="target/valid_rank")

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import onnx
 
+from ..arguments import check_pair, check_text, checked, optional
 from ..graph import Graph, dependents, needed_nodes
 from .classifier import open_classifier
 from .importers import ImportOptions, ModelSource
 
 
+@checked(
+    layer=optional(check_text),
+    output=optional(check_text),
+    input_size=optional(check_pair),
+    token_grid=optional(check_pair),
+)
 def split(
     model: ModelSource,
     layer: str | None = None,
@@ -54,10 +60,8 @@ def split_graph(graph: Graph, value: str) -> tuple[Graph, Graph]:
     read = dict.fromkeys(name for node in head_nodes for name in node.input if name)
     crossing = [name for name in read if name not in made_in_head and name not in graph.constants and name != value]
     cut = [value, *crossing]
-    features = dataclasses.replace(graph, nodes=list(graph.nodes), outputs=cut)
-    head = dataclasses.replace(
-        graph, nodes=head_nodes, inputs={name: graph.type(name) for name in cut}, outputs=list(graph.outputs)
-    )
+    features = graph.copy(outputs=cut)
+    head = graph.copy(nodes=head_nodes, inputs={name: graph.type(name) for name in cut})
     for half in (features, head):
         half.prune()
     return features, head

@@ -1,16 +1,15 @@
-"""`explain_files`: many pictures to overlays on disk, as fast as the model goes, and nothing lost.
+"""`explain_files`: pictures in, overlays and results on disk, at the speed of the model and without losing anything.
 
-Each of several streams takes a batch all the way, on its share of the threads::
+Several streams run side by side, each with its share of the threads. A stream takes one batch at a time through ::
 
     read and prepare -> explain -> draw, encode, write
 
-so that one reads or writes while another one's model runs, and no thread waits for another. Their results go to the
+so that one stream reads or writes while another runs the model, and no thread waits for another. Results reach the
 journal in order.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -31,13 +30,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels
+from ..arguments import (
+    check_callable,
+    check_choice,
+    check_count,
+    check_flag,
+    check_fraction,
+    check_names,
+    check_path,
+    check_text,
+    check_text_or_pair,
+    checked,
+    optional,
+    renamed,
+    shown,
+)
+from ..arrays import Pixels
 from ..errors import ArgumentError, FastcamError, ImageError, NonFiniteError
 from ..explaining.explained_model import LARGEST_HEATMAP
-from ..explaining.explainer import Explainer, check_count
+from ..explaining.explainer import Explainer
 from ..explaining.explanation import Explanation
-from ..files import replacing, writing
+from ..files import digest, open_regular, read_chunks, replacing, writing
 from ..pictures.preparing import resize_image, shrink_image
-from ..pictures.reading import Pixels, read_picture
+from ..pictures.reading import read_picture
 from ..pictures.writing import encode_image, palette
 from .journal import FOLDERS, RESULTS, Entry, Journal, Stamp, open_journal
 from .report import write_report
@@ -45,14 +60,14 @@ from .sources import Source, find_sources, slug
 
 FORMATS = ("jpg", "png", "webp", "npy")
 
-# An image whose pixels take more is read twice rather than kept while it waits for its batch and its heatmap.
+# Larger images are read twice instead of being kept in memory until their batch has been explained.
 _KEPT_BYTES = 4 * 2**20
-# A thumbnail's longer side is at least this, and less than twice.
+# A thumbnail's longer side is at least this many pixels, and less than twice as many.
 _THUMBNAIL_SIDE = 240
-# The report draws at a thumbnail's size: finer maps would only make the page heavy.
+# The report draws at the size of a thumbnail: finer maps would only enlarge the page.
 _FINEST_MAP = 56
 _TOP = 5
-# Each stream holds a batch and the model's buffers for it.
+# Each stream needs memory for a batch and the model's buffers.
 _MOST_STREAMS = 8
 
 _Item = TypeVar("_Item")
@@ -63,18 +78,18 @@ JobTarget: TypeAlias = "int | str | Sequence[int | str] | None"
 
 @dataclass(frozen=True)
 class JobProgress:
-    """How far a job is, after each image.
+    """The progress of a job, reported after each image.
 
     Attributes
     ----------
     done : int
-        Images finished, failed ones and those of a resumed run included.
+        Images finished, including failed ones and those of the run that is resumed.
     failed : int
         Images that could not be explained.
     total : int
-        Images in all.
+        All images.
     entry : dict
-        The image's line of ``results.jsonl``; empty for the images that a resumed run had finished.
+        The image's line of ``results.jsonl``; empty when reporting the images that an earlier run had finished.
     """
 
     done: int
@@ -85,22 +100,22 @@ class JobProgress:
 
 @dataclass(frozen=True)
 class JobResult:
-    """What `explain_files` did.
+    """The result of `explain_files`.
 
     Attributes
     ----------
     results : Path
-        ``results.jsonl``, one line an image.
+        ``results.jsonl``, one line per image.
     report : Path or None
         ``report.html``.
     images : int
         Pictures that the inputs named.
     resumed : int
-        How many of them an earlier run had done.
+        How many of them an earlier run had finished.
     failures : tuple of (str, str)
         Path and reason of each picture that could not be explained.
     several_frames : int
-        Files of which only the first frame or page was explained.
+        Files with several frames or pages, of which only the first was explained.
     seconds : float
         Wall time from the first image to the last file.
     """
@@ -115,13 +130,13 @@ class JobResult:
 
     @property
     def rate(self) -> float:
-        """Images per second, those of an earlier run not counted."""
+        """Images per second, not counting those of an earlier run."""
         return (self.images - self.resumed) / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
 class _Drawing:
-    """What is written of an image; ``size`` is None for the picture's own."""
+    """How an image's heatmaps are drawn; ``size`` is None for the picture's own size."""
 
     folder: Path
     format: str
@@ -137,7 +152,7 @@ class _Drawing:
 
 @dataclass(frozen=True)
 class _Image:
-    """An image on its way. ``pixels`` are None where they are read again, ``error`` says why there is no tensor."""
+    """An image in progress; ``pixels`` is None if they will be read again, ``error`` the reason for no tensor."""
 
     source: Source
     tensor: NDArray[Any] | None = None
@@ -150,7 +165,7 @@ class _Image:
 
 @dataclass(frozen=True)
 class _Explained:
-    """An image with what the model said of it; ``position`` is its row in the batch."""
+    """An image with its explanation; ``position`` is its row in the batch."""
 
     image: _Image
     explanation: Explanation
@@ -158,20 +173,37 @@ class _Explained:
     seconds: float
 
 
+@renamed(top="top_k", batch="batch_size")
+@checked(
+    model=check_path,
+    out=check_path,
+    top_k=check_count,
+    method=check_text,
+    layer=optional(check_names),
+    colormap=check_text,
+    alpha=check_fraction,
+    size=check_text_or_pair,
+    batch_size=check_count,
+    device=check_text,
+    threads=optional(check_count),
+    report=check_flag,
+    resume=check_flag,
+    progress=optional(check_callable),
+)
 def explain_files(
     model: str | os.PathLike[str],
     inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,
     target: JobTarget = None,
-    top: int = 1,
+    top_k: int = 1,
     method: str = "gradcam",
     layer: str | Sequence[str] | None = None,
-    format: str = "jpg",  # noqa: A002 - what it is called on the command line
+    format: str = "jpg",  # noqa: A002 - its name on the command line
     colormap: str = "jet",
     alpha: float = 0.5,
     size: Size = "image",
-    batch: int = 8,
+    batch_size: int = 8,
     device: str = "auto",
     threads: int | None = None,
     report: bool = True,
@@ -179,27 +211,27 @@ def explain_files(
     progress: Callable[[JobProgress], None] | None = None,
     stdin: BinaryIO | None = None,
 ) -> JobResult:
-    """Explain every picture of files and folders, and write overlays, ``results.jsonl`` and ``report.html``.
+    """Explain all pictures in files and folders, and write overlays, ``results.jsonl`` and ``report.html``.
 
-    Reading and writing overlap the model, and the memory that is used depends on the batch, not on the number of
-    images. A picture that cannot be explained is listed with its reason, and the others are done. Every file appears
-    whole or not at all. A run that was interrupted or killed goes on where it was with ``resume``, and ends with the
-    files that it would have written at once; a finished one is extended by new pictures, and those that changed since
-    are done again.
+    Reading and writing overlap with the model, and memory use depends on the batch size, not on the number of images. A
+    picture that cannot be explained is listed with the reason, and the others are explained. Every file is written
+    completely or not at all. A run that was interrupted or killed continues with ``resume`` and ends with the same
+    files as a run without interruption; a finished run is extended by new pictures, and pictures that have changed are
+    explained again.
 
     Parameters
     ----------
     model : path
         Written by `fastcam.export`.
     inputs : path or sequence of paths
-        Pictures, folders (with all pictures below them), glob patterns, .txt or .lst files with one of these a line, or
-        "-" for such a list on standard input.
+        Pictures, folders (with all pictures below them), glob patterns, .txt or .lst files with one of these per line,
+        or "-" for such a list on standard input.
     out : path
-        Folder for the results; made where it does not exist.
+        Folder for the results; created if it does not exist. It must not contain links in place of the job's own files.
     target : optional
         Classes to explain, by index or name, the same for all images.
-    top : int
-        How many of the best classes to explain; not together with ``target``.
+    top_k : int
+        Explain the top K classes of each image; cannot be combined with ``target``.
     method, layer
         As in `Explainer.__call__`.
     format : {"jpg", "png", "webp", "npy"}
@@ -207,19 +239,19 @@ def explain_files(
     colormap, alpha
         As in `ImageExplanation.overlay`.
     size : "image", "input" or (height, width)
-        Size of the overlays and heatmaps: the picture's own, the model's input's, or another.
-    batch : int
-        Images given to the model at once.
+        Size of the overlays and heatmaps: that of the picture, that of the model's input, or a given one.
+    batch_size : int
+        Number of images in a batch.
     device, threads
         As in `Explainer`; the threads also read and write.
     report : bool
         Whether to write the page, its thumbnails, and the maps in ``results.jsonl`` that it needs.
     resume : bool
-        Whether to go on with an earlier run in ``out``; it must have had the same settings.
+        Whether to continue an earlier run in ``out``, which must have had the same settings.
     progress : callable, optional
         Called with a `JobProgress` after each image, in this thread.
     stdin : binary file, optional
-        Instead of the process's standard input.
+        Read instead of the process's standard input.
 
     Returns
     -------
@@ -227,10 +259,10 @@ def explain_files(
 
     Notes
     -----
-    A line of ``results.jsonl`` holds ``path``, ``id`` and either ``error`` or ``image_size`` (height, width),
-    ``classes`` (of each explained class: ``index``, ``label``, ``probability``, ``file`` and, for the report, ``map``:
-    the explained layer's map, 8 bits a value, row by row, in base 64), ``map_size``, ``top`` (the five best classes),
-    ``thumbnail``, ``notes``, ``stamp`` (bytes of the picture's file, and nanoseconds of its last change) and
+    A line of ``results.jsonl`` contains ``path``, ``id`` and either ``error`` or ``image_size`` (height, width),
+    ``classes`` (for each explained class ``index``, ``label``, ``probability``, ``file`` and, for the report, ``map``:
+    the explained layer's map as 8-bit values in row-major order, base64), ``map_size``, ``top`` (the top 5 classes),
+    ``thumbnail``, ``notes``, ``stamp`` (size of the picture's file in bytes, modification time in nanoseconds) and
     ``seconds`` (``read``, ``model``: the image's share of its batch, ``write``).
 
     Raises
@@ -238,29 +270,28 @@ def explain_files(
     ArgumentError
         An option is wrong, or a resumed run had other settings.
     ImageError
-        A folder or pattern holds no pictures, or the model does not say how to prepare one.
+        A folder or pattern contains no pictures, or the model does not define how to prepare one.
     TargetError, LayerError, ModelError, FileFormatError, DeviceError, MissingExtraError
         As `Explainer` and its call.
     WriteError
-        The folder cannot be written, is full, is in use by another run, or holds an earlier one.
+        The folder cannot be written, is full, is in use by another run, or contains an earlier run or links.
     """
-    _check_drawing(format, colormap, alpha)
-    if target is not None and top != 1:
-        raise ArgumentError(f"top={top!r} asks for the best classes and target={target!r} for others: choose one")
-    threads = os.cpu_count() or 1 if threads is None else threads
-    for name, number in (("top", top), ("batch", batch), ("threads", threads)):
-        check_count(name, number)
-    wanted = f"top{top}" if target is None else target
-    folder = _folder(out)
+    check_choice("format", format, FORMATS)
+    palette(colormap)
+    threads = threads or os.cpu_count() or 1
+    if target is not None and top_k != 1:
+        raise ArgumentError(f"top_k={top_k} and target={shown(target)} both choose the classes: give one of them")
+    wanted = f"top{top_k}" if target is None else target
+    folder = Path(out)
     sources = find_sources(_listed(inputs), [folder / name for name in FOLDERS], stdin)
-    streams = min(threads, _MOST_STREAMS, -(-len(sources) // batch))
+    streams = min(threads, _MOST_STREAMS, -(-len(sources) // batch_size))
     explainer = Explainer(model, device=device, threads=threads // streams)
     drawing = _Drawing(folder, format, colormap, alpha, _fixed_size(size, explainer), report)
     job = _Job(explainer, wanted, method, layer, drawing)
     job.try_out()
     settings = {
         "fastcam": version("fastcam"),
-        "model_sha256": _digest(explainer.path),
+        "model_sha256": _digest_file(explainer.path),
         "target": wanted,
         "method": method,
         "layers": explainer.layers[:1] if layer is None else [layer] if isinstance(layer, str) else list(layer),
@@ -268,11 +299,11 @@ def explain_files(
         "colormap": colormap,
         "alpha": alpha,
         "size": size,
-        "batch": batch,
+        "batch_size": batch_size,
         "report": report,
     }
     with open_journal(folder, _plain(settings), resume=resume) as journal:
-        return _run(job, sources, journal, batch, streams, progress)
+        return _run(job, sources, journal, batch_size, streams, progress)
 
 
 def _run(
@@ -325,10 +356,10 @@ def _run(
 
 
 def _todo(sources: Sequence[Source], done: Container[str], journal: Journal, batch: int) -> Iterator[list[Source]]:
-    """Yield the batches that are left to do.
+    """Yield the batches that remain.
 
-    A batch of which something is missing is done whole, in the company that it had: what a model makes of an image may
-    depend, in the last bits, on the images beside it. Pictures that could not be explained are tried by themselves.
+    A batch with missing images is repeated as a whole, because the last bits of a result may depend on the other images
+    of its batch. Pictures that could not be explained are retried by themselves.
     """
     for start in range(0, len(sources), batch):
         members = list(sources[start : start + batch])
@@ -350,16 +381,16 @@ class _Job:
         self._call = partial(explainer, target=target, method=method, layer=layer, size="layer")
 
     def try_out(self) -> None:
-        """Explain a grey picture, so that a wrong target or method is refused before the first file is read."""
+        """Explain a grey picture, so that an invalid target or method is refused before the first file is read."""
         grey = np.full((8, 8, 3), 128, np.uint8)
         with suppress(NonFiniteError):
             targets = self._call(grey).targets[0].tolist()
             twice = sorted({index for index in targets if targets.count(index) > 1})
             if twice:
-                raise ArgumentError(f"target names the classes {twice} more than once: name each once")
+                raise ArgumentError(f"target contains the classes {twice} more than once: name each once")
 
     def entries(self, groups: Iterable[list[Source]], streams: int) -> Generator[Entry, None, None]:
-        """Yield the line of each image when all its files are written, in order."""
+        """Yield the line of each image in order, once all its files have been written."""
         pool = ThreadPoolExecutor(streams, "fastcam")
         try:
             for entries in _ahead(pool, self._group_entries, groups, streams + 1):
@@ -372,7 +403,7 @@ class _Job:
 
     def _read(self, source: Source) -> _Image:
         begin = time.perf_counter()
-        # Before the picture is read: what is written meanwhile counts as a change.
+        # Taken before the picture is read, so that a later change is noticed.
         stamp = _stamp(source.path)
         try:
             pixels, is_first_of_several = read_picture(source.path)
@@ -383,23 +414,23 @@ class _Job:
             source,
             tensor,
             pixels if pixels.nbytes <= _KEPT_BYTES else None,
-            ("the file holds several frames or pages: the first one is explained",) if is_first_of_several else (),
+            ("the file contains several frames or pages: only the first is explained",) if is_first_of_several else (),
             stamp,
             seconds=time.perf_counter() - begin,
         )
 
     def _explain(self, images: Sequence[_Image]) -> list[_Image | _Explained]:
-        """Explain one batch; images that could not be read, or that the model makes no numbers of, stay as they are."""
+        """Explain one batch; images that cannot be read, or whose results are not finite, keep their error."""
         found: dict[str, _Image | _Explained] = {image.source.id: image for image in images}
         ready = [image for image in images if image.tensor is not None]
         while ready:
             begin = time.perf_counter()
             tensors = np.concatenate([image.tensor for image in ready if image.tensor is not None])
             try:
-                explanation = self._call(tensors, batch=len(ready))
+                explanation = self._call(tensors, batch_size=len(ready))
             except NonFiniteError as error:
                 bad = ready.pop(error.image)
-                reason = f"'{bad.source.path}' makes the model's scores, activations or gradients NaN or infinite"
+                reason = f"'{bad.source.path}': the model's scores, activations or gradients are NaN or infinite"
                 found[bad.source.id] = replace(bad, tensor=None, pixels=None, error=reason)
                 continue
             seconds = (time.perf_counter() - begin) / len(ready)
@@ -424,7 +455,7 @@ class _Job:
         return {**entry, "seconds": {name: round(value, 6) for name, value in times.items()}}
 
     def _drawn(self, item: _Explained) -> Entry:
-        """Write an image's files; return what its line says of them."""
+        """Write an image's files; return the fields of its line that describe them."""
         image = item.image
         pixels = read_picture(image.source.path).pixels if image.pixels is None else image.pixels
         maps = item.explanation.maps[item.position]
@@ -440,17 +471,23 @@ class _Job:
         return entry
 
     def _scores(self, item: _Explained) -> Entry:
-        """Return ``classes``, the explained ones, and ``top``, the best ones."""
-        probabilities = item.explanation.probabilities[item.position]
-        best = np.argsort(-item.explanation.logits[item.position], kind="stable")[:_TOP]
+        """Return ``classes``, the explained ones, and ``top``, the top 5."""
+        explained = item.explanation[item.position]
+        best = np.argsort(-explained.logits, kind="stable")[:_TOP]
 
         def described(index: int) -> Entry:
             label = str(index) if self.explainer.classes is None else self.explainer.classes[index]
-            return {"index": index, "label": label, "probability": round(float(probabilities[index]), 7)}
+            known = explained.probabilities
+            probability = None if known is None else round(float(known[index]), 7)
+            return {
+                "index": index,
+                "label": label,
+                "probability": probability,
+                "score": round(float(explained.logits[index]), 6),
+            }
 
-        targets = item.explanation.targets[item.position].tolist()
         return {
-            "classes": [described(index) for index in targets],
+            "classes": [described(index) for index in explained.targets.tolist()],
             "top": [described(index) for index in best.tolist()],
         }
 
@@ -489,7 +526,7 @@ class _Job:
 def _ahead(
     pool: ThreadPoolExecutor, work: Callable[[_Item], _Result], items: Iterable[_Item], limit: int
 ) -> Iterator[_Result]:
-    """Yield the results in order, with at most ``limit`` items begun and not yet yielded."""
+    """Yield the results in order, with at most ``limit`` items started and not yet yielded."""
     pending: deque[Future[_Result]] = deque()
     for item in items:
         pending.append(pool.submit(work, item))
@@ -499,50 +536,31 @@ def _ahead(
         yield pending.popleft().result()
 
 
-def _check_drawing(format_: Any, colormap: Any, alpha: Any) -> None:
-    if format_ not in FORMATS:
-        raise ArgumentError(f"format={format_!r}: choose one of {', '.join(FORMATS)}")
-    if not isinstance(colormap, str):
-        raise ArgumentError(f"colormap={colormap!r}: give the name of a colour map")
-    palette(colormap)
-    if not isinstance(alpha, int | float | np.number) or not 0 <= alpha <= 1:
-        raise ArgumentError(f"alpha={alpha!r}: give a number 0..1")
-
-
 def _fixed_size(size: Any, explainer: Explainer) -> tuple[int, int] | None:
     if isinstance(size, str):
         sizes = {"image": None, "input": explainer.input_size}
         if size not in sizes:
-            raise ArgumentError(f"size={size!r}: choose 'image', 'input' or (height, width)")
+            raise ArgumentError(f"size={shown(size)}: choose 'image', 'input' or (height, width)")
         return sizes[size]
-    if not isinstance(size, Sequence | np.ndarray) or len(size) != 2:
-        raise ArgumentError(f"size={size!r}: give (height, width)")
-    for side in size:
-        check_count("size", side)
-    height, width = int(size[0]), int(size[1])
+    height, width = size
     if height * width > LARGEST_HEATMAP:
-        raise ArgumentError(f"size={size!r}: give (height, width), 2**28 pixels in all at most")
+        raise ArgumentError(f"size={shown(size)}: give (height, width), at most 2**28 pixels in total")
     return height, width
 
 
-def _folder(out: Any) -> Path:
-    if not isinstance(out, str | os.PathLike) or "\0" in str(out) or not str(out):
-        raise ArgumentError(f"out={out!r}: give the path of a folder")
-    return Path(out)
-
-
-def _listed(inputs: Any) -> Iterable[Any]:
+def _listed(inputs: Any) -> list[Any]:
     if isinstance(inputs, str | os.PathLike):
         return [inputs]
-    if isinstance(inputs, bytes) or not isinstance(inputs, Iterable):
-        raise ArgumentError(f"inputs={inputs!r}: give a path or a list of paths")
-    return inputs
+    try:
+        return list(inputs)
+    except Exception:  # noqa: BLE001 - the caller's object may raise anything when it is iterated
+        raise ArgumentError(f"inputs={shown(inputs)}: give a path or a list of paths") from None
 
 
 def _stamp(path: str) -> Stamp | None:
-    """Return size and time of the last change, None where there is no such file."""
+    """Return size and modification time; None if there is no such file."""
     try:
-        status = os.stat(path)  # noqa: PTH116 - Path.stat is this, and a Path an image
+        status = os.stat(path)  # noqa: PTH116 - Path.stat does the same, and needs a Path per image
     except (OSError, ValueError):
         return None
     return [status.st_size, status.st_mtime_ns]
@@ -557,22 +575,22 @@ def _encoded(picture: NDArray[Any], path: Path) -> memoryview:
 
 
 def _write_file(path: Path, data: memoryview) -> None:
-    # One wait for the disk an image would be most of the time; the journal checks the files of an earlier run.
+    # Waiting for the disk once per image would dominate; instead, the journal checks the files of an earlier run.
     with replacing(path, durable=False) as file:
         file.write(data)
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+def _digest_file(path: Path) -> str:
+    with open_regular(path) as file:
+        return digest(read_chunks(file))
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings as JSON gives them back, NumPy's numbers as Python's."""
-    plain: dict[str, Any] = json.loads(json.dumps(settings, default=lambda value: value.tolist()))
+    """Return the settings as JSON reads them back, with NumPy numbers as Python numbers."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(settings, default=lambda value: value.tolist()))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ArgumentError(f"the settings cannot be written as JSON ({error}): give numbers and strings") from None
     return plain
 
 

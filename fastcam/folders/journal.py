@@ -1,8 +1,8 @@
-"""What a folder job has done so far, on disk: nothing finished is lost when it is killed, and nothing is done twice.
+"""The state of a folder job on disk: a killed job loses nothing that was finished, and repeats nothing.
 
-While a job runs, every finished image adds a line to ``results.partial.jsonl``. At the end the lines are put into the
-pictures' order and become ``results.jsonl``. A line is written after the files that it names, so whatever a line names
-is there. ``run.json`` holds the settings from the start, and the counts from the end.
+While a job runs, every finished image appends a line to ``results.partial.jsonl``. At the end the lines are sorted into
+the order of the pictures and become ``results.jsonl``. A line is written after the files that it names, so those files
+exist. ``run.json`` holds the settings from the start, and the counts once the job has ended.
 """
 
 from __future__ import annotations
@@ -10,30 +10,106 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import ArgumentError, WriteError
-from ..files import locked, replacing, writing
+from ..files import LOCK, PART, locked, open_unlinked, refuse_links, replacing, writing
 
 RESULTS = "results.jsonl"
 RUN = "run.json"
 PAGE = "report.html"
-# The job's own folders, in which nothing else is kept.
+# The folders that belong to the job and contain nothing else.
 FOLDERS = ("overlays", "heatmaps", "thumbnails")
 _PARTIAL = "results.partial.jsonl"
-
-# What `files.replacing` writes until a file is whole.
-_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}\.part", re.DOTALL)
+# Everything that a job writes in its folder.
+_OWN_NAMES = (RESULTS, RUN, PAGE, _PARTIAL, LOCK, *FOLDERS)
+# A file that a line names: in one of the job's folders, so never an address or a path that leads elsewhere.
+_OWN_FILE = re.compile(rf"({'|'.join(FOLDERS)})/[^/\\]+", re.DOTALL)
 
 Entry = dict[str, Any]
-# Size and time of the last change of an image's file: another stamp is another image.
+# Size and modification time of an image's file: a different stamp means a different image.
 Stamp = list[int]
 
 
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_integer, value))
+
+
+def _is_file(value: object) -> bool:
+    return isinstance(value, str) and _OWN_FILE.fullmatch(value) is not None
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: object) -> bool:
+    # Not NaN or infinite, which JSON in a browser does not have.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+_Check = Callable[[object], bool]
+
+# The fields of a line and of a class in it. Those that a line need not have are marked in `_OPTIONAL`.
+_SCORE: Mapping[str, _Check] = {"index": _is_integer, "label": _is_text, "probability": _is_number}
+_FAILED: Mapping[str, _Check] = {"path": _is_text, "id": _is_text, "error": _is_text}
+_EXPLAINED: Mapping[str, _Check] = {
+    "path": _is_text,
+    "id": _is_text,
+    "image_size": _is_size,
+    "classes": lambda value: _is_list(value, {**_SCORE, "file": _is_file, "map": _is_text}) and bool(value),
+    "top": lambda value: _is_list(value, _SCORE),
+    "map_size": _is_size,
+    "thumbnail": _is_file,
+    "notes": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    "stamp": lambda value: value is None or _is_size(value),
+}
+_OPTIONAL = frozenset(("map", "map_size", "thumbnail", "notes", "stamp"))
+
+
+def _is_list(value: object, fields: Mapping[str, _Check]) -> bool:
+    return isinstance(value, list) and all(_wrong_field(item, fields) is None for item in value)
+
+
+def _wrong_field(found: object, fields: Mapping[str, _Check]) -> str | None:
+    """Return the first field that is missing or of the wrong type; None if there is none."""
+    if not isinstance(found, dict):
+        return "object"
+    for name, check in fields.items():
+        if (name in found or name not in _OPTIONAL) and not check(found.get(name)):
+            return name
+    return None
+
+
+def parse_line(line: bytes) -> Entry:
+    """Return the contents of a line of ``results.jsonl``.
+
+    Raises
+    ------
+    ValueError
+        The line is not one that `explain_files` writes: not JSON, a field is missing or of the wrong type, or a file
+        lies outside of the job's folders.
+    """
+    try:
+        found: object = json.loads(line)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    is_failure = isinstance(found, dict) and "error" in found
+    wrong = _wrong_field(found, _FAILED if is_failure else _EXPLAINED)
+    if wrong is not None:
+        raise ValueError(f"the field {wrong!r} is missing or invalid")
+    entry: Entry = found  # type: ignore[assignment]  # a dict, as was just checked
+    return entry
+
+
 class _Line(NamedTuple):
-    """Where an image's line stands."""
+    """The position of an image's line."""
 
     file: str
     offset: int
@@ -54,12 +130,12 @@ class Journal:
         self._file = file
 
     def is_done(self, id_: str, stamp: Stamp | None = None) -> bool:
-        """Whether the image was explained, with this stamp where one is known, and all its files are there."""
+        """Return whether the image was explained, with this stamp if one is given, and all its files exist."""
         line = self._lines.get(id_)
         return line is not None and not line.failed and stamp in (None, line.stamp)
 
     def has_failed(self, id_: str) -> bool:
-        """Whether an earlier run could not explain the image."""
+        """Return whether an earlier run could not explain the image."""
         return id_ in self._lines and self._lines[id_].failed
 
     def start(self, facts: Mapping[str, Any]) -> None:
@@ -68,16 +144,16 @@ class Journal:
         self._write_run({**facts, "started": self._started, "state": "running"})
 
     def add(self, entry: Entry) -> None:
-        """Append one image's line; the files that it names are there."""
+        """Append one image's line; the files that it names have been written."""
         with writing(self._folder / _PARTIAL):
             offset = self._file.tell()
             self._file.write(_line(entry))
-            # To the system, not to the disk: a killed process loses nothing by it.
+            # To the system, not to the disk: that is enough to survive when the process is killed.
             self._file.flush()
         self._lines[entry["id"]] = _described(entry, _PARTIAL, offset)
 
     def finish(self, order: Sequence[str], facts: Mapping[str, Any]) -> None:
-        """Write ``results.jsonl`` in this order of ids, earlier images that are not among them last, and the facts."""
+        """Write ``results.jsonl`` in this order of ids, followed by earlier images not among them, and the facts."""
         wanted = dict.fromkeys([*(id_ for id_ in order if id_ in self._lines), *self._lines])
         with writing(self._folder / RESULTS), contextlib.ExitStack() as stack:
             names = {self._lines[id_].file for id_ in wanted}
@@ -100,21 +176,22 @@ class Journal:
 
 @contextlib.contextmanager
 def open_journal(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> Iterator[Journal]:
-    """Open the results in a folder; until the end of the block, no other run may write there.
+    """Open the results in a folder, and lock it until the end of the block.
 
     Parameters
     ----------
     folder : Path
-        Made where it does not exist.
+        Created if it does not exist.
     settings : mapping
         Everything that the outputs depend on, as JSON types.
     resume : bool
-        Whether to go on with what is there.
+        Whether to continue an earlier run.
 
     Raises
     ------
     WriteError
-        The folder cannot be written, holds an earlier run (without ``resume``), or another run is at work in it.
+        The folder cannot be written, contains an earlier run (without ``resume``) or links in place of the job's own
+        files, or another run is writing there.
     ArgumentError
         The earlier run had other settings.
     """
@@ -122,24 +199,25 @@ def open_journal(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> 
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder))
+            refuse_links(folder, _OWN_NAMES)
             run = _earlier_run(folder, settings, resume)
             names = (RESULTS, _PARTIAL) if run else ()
             lines = {id_: line for name in names for id_, line in _read_lines(folder, name)}
             _remove_leftovers(folder)
-            file = (folder / _PARTIAL).open("ab" if run else "wb")
+            file = open_unlinked(folder / _PARTIAL, "ab" if run else "wb")
             stack.callback(_close, file)
         yield Journal(folder, settings, run, lines, file)
 
 
 def _close(file: BinaryIO) -> None:
-    # Every line was flushed when it was added: what is left is one that the disk refused, which was reported then.
+    # Every line was flushed when it was added. What remains is a line that the disk refused, which was reported then.
     with contextlib.suppress(OSError):
         file.close()
 
 
 def _earlier_run(folder: Path, settings: Mapping[str, Any], resume: bool) -> dict[str, Any]:
-    """Return what ``run.json`` says, nothing where there is no earlier run."""
-    # Empty partial results alone are a run that was killed before it wrote its settings, and so before its first line.
+    """Return the contents of ``run.json``; empty if there is no earlier run."""
+    # Empty partial results alone mean that a run was killed before it wrote its settings, and so before its first line.
     there = [name for name in (RESULTS, RUN, PAGE) if (folder / name).exists()]
     if (folder / _PARTIAL).exists() and (folder / _PARTIAL).stat().st_size:
         there.append(_PARTIAL)
@@ -147,16 +225,16 @@ def _earlier_run(folder: Path, settings: Mapping[str, Any], resume: bool) -> dic
         return {}
     if RUN not in there:
         raise WriteError(
-            f"{folder}: holds {', '.join(there)}, but no {RUN} of a run that made it: choose another folder"
+            f"{folder}: contains {', '.join(there)}, but no {RUN} of the run that wrote it: choose another folder"
         )
     if not resume:
         raise WriteError(
-            f"{folder}: holds an earlier run ({', '.join(there)}): resume it (--resume), or choose another folder"
+            f"{folder}: contains an earlier run ({', '.join(there)}): resume it (--resume), or choose another folder"
         )
     try:
         run = json.loads((folder / RUN).read_bytes())
         earlier = {name: run.get(name) for name in settings}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ArgumentError(
             f"{folder / RUN}: cannot be read ({error}), so the run cannot be resumed: choose another folder"
         ) from None
@@ -172,32 +250,34 @@ def _earlier_run(folder: Path, settings: Mapping[str, Any], resume: bool) -> dic
 
 
 def _read_lines(folder: Path, name: str) -> Iterator[tuple[str, _Line]]:
-    """Find the images of a file of lines; a last line that was cut off is taken away."""
+    """Yield the id and position of every valid line; a last line that was cut off is removed."""
     if not (folder / name).exists():
         return
-    with (folder / name).open("r+b") as file:
+    with open_unlinked(folder / name, "r+b") as file:
         offset = 0
         for line in file:
             if not line.endswith(b"\n"):
                 file.truncate(offset)
                 break
-            entry = _entry(line)
-            if entry is not None and _files_are_there(folder, entry):
-                yield entry["id"], _described(entry, name, offset)
+            with contextlib.suppress(ValueError):
+                # The image of a damaged line is done again.
+                entry = parse_line(line)
+                if _files_exist(folder, entry):
+                    yield entry["id"], _described(entry, name, offset)
             offset += len(line)
 
 
-def _files_are_there(folder: Path, entry: Entry) -> bool:
+def _files_exist(folder: Path, entry: Entry) -> bool:
     # After a power failure a renamed file may be empty.
     paths = [folder / name for name in files_of(entry)]
     return all(path.is_file() and path.stat().st_size for path in paths)
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Take away what a killed run was writing; the lock says that nobody is writing now."""
+    """Remove the temporary files of a killed run; the lock guarantees that no other run is writing now."""
     for place in (folder, *(folder / name for name in FOLDERS)):
         for part in place.glob(".*.part"):
-            if _UNFINISHED.fullmatch(part.name):
+            if PART.fullmatch(part.name):
                 part.unlink()
 
 
@@ -212,15 +292,5 @@ def _described(entry: Entry, file: str, offset: int) -> _Line:
 
 
 def _line(entry: Entry) -> bytes:
-    # Escapes only, so that names which are no UTF-8 survive as well.
+    # ASCII with escapes, so that names that are not valid UTF-8 survive as well.
     return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
-
-
-def _entry(line: bytes) -> Entry | None:
-    """Return what a line says, None where it is damaged."""
-    try:
-        entry = json.loads(line)
-        is_whole = isinstance(entry["id"], str) and ("error" in entry or entry["classes"])
-        return entry if is_whole and all(isinstance(name, str) for name in files_of(entry)) else None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None

@@ -1,23 +1,27 @@
-"""From what a person names (files, folders, globs, lists) to the pictures to explain."""
+"""From the inputs that a user names (files, folders, patterns, lists) to the pictures to explain."""
 
 from __future__ import annotations
 
 import codecs
+import fnmatch
 import glob
-import hashlib
 import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from ..arguments import is_path, shown
 from ..errors import ArgumentError, ImageError
+from ..files import digest, identity, walk
 from ..pictures.reading import PICTURE_SUFFIXES
 
 STANDARD_INPUT = "-"
 _LIST_SUFFIXES = (".txt", ".lst")
-# Bytes. File systems allow 255 a name, which holds two slugs, a digest, numbers, suffixes and a temporary file's mark.
+# Bytes. File systems allow 255 per name, which contains two slugs, a digest, numbers, suffixes and what marks a
+# temporary file.
 _LONGEST_SLUG = 80
 _DIGEST_LETTERS = 16
 
@@ -30,9 +34,9 @@ class Source(NamedTuple):
     path : str
         As it was named, or found.
     id : str
-        Start of the names of its output files: stem, and 64 bits of the SHA-256 of where the picture is. Pictures of
-        the same name in different folders have different ones, and a picture has the same one in every run, however
-        and from wherever it is named.
+        Prefix of its output files: the stem, and 64 bits of the SHA-256 of the picture's location. Pictures of the same
+        name in different folders have different ids, and a picture has the same id in every run, whichever way it is
+        named.
     """
 
     path: str
@@ -42,26 +46,26 @@ class Source(NamedTuple):
 def find_sources(
     inputs: Iterable[str | os.PathLike[str]], exclude: Iterable[Path] = (), stdin: BinaryIO | None = None
 ) -> list[Source]:
-    """List the pictures that the inputs name, each once, in their order.
+    """List the pictures that the inputs name, each once and in order.
 
     Parameters
     ----------
     inputs
-        Each is a picture's path; a folder, for all pictures below it, sorted; a pattern with ``*``, ``?``, ``[...]`` or
-        ``**``; a .txt or .lst file with one path, folder or pattern a line; or "-" for such a list on standard input,
-        where entries may also be separated by null characters. What is no file is listed all the same, and so are
-        folders that may not be read and links that lead nowhere: their job is to be reported.
+        Each is the path of a picture; a folder, for all pictures below it, sorted; a pattern with ``*``, ``?``,
+        ``[...]`` or ``**``; a .txt or .lst file with one path, folder or pattern per line; or "-" for such a list on
+        standard input, where entries may also be separated by null characters. Missing files, unreadable folders and
+        broken links are listed as well, so that the job reports them.
     exclude
-        Folders of which nothing is found: the job's own output.
+        Folders to ignore: the job's own output.
     stdin
-        Instead of the process's standard input.
+        Read instead of the process's standard input.
 
     Raises
     ------
     ArgumentError
-        An input is empty or no path.
+        An input is empty or not a path.
     ImageError
-        A folder or pattern holds no picture, a list cannot be read, or there are no inputs.
+        A folder or pattern contains no picture, a list cannot be read, or there are no inputs.
     """
     places = _Places(exclude)
     paths: dict[str, str] = {}
@@ -74,11 +78,15 @@ def find_sources(
 
 
 class _Places:
-    """Where files really are, through whatever links their folders were reached; the folders' answers are kept."""
+    """The real locations of files, whichever links lead to their folders; the folders' locations are cached."""
 
     def __init__(self, exclude: Iterable[Path]) -> None:
         self._folders: dict[str, str] = {}
         self._excluded = [os.path.realpath(folder) for folder in exclude]
+        self.excluded = set()
+        for folder in self._excluded:
+            with suppress(OSError):
+                self.excluded.add(identity(folder))
 
     def of(self, path: str) -> str:
         folder, name = os.path.split(path)
@@ -106,16 +114,24 @@ def _entries(inputs: Iterable[str | os.PathLike[str]], stdin: BinaryIO | None) -
 
 def _name(item: object) -> str:
     name = os.fspath(item) if isinstance(item, os.PathLike) else item
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise ArgumentError(f"{item!r} names no picture: give the path of a picture, a folder, a pattern or a list")
+    if not isinstance(name, str) or not is_path(name):
+        raise ArgumentError(
+            f"{shown(item)} does not name a picture: give the path of a picture, a folder, a pattern or a list"
+        )
     return name
 
 
 def _standard_input(stdin: BinaryIO | None) -> bytes:
-    # Asked for only where it is named: a process may have none.
+    # Looked up only if it is named: a process may have none.
     if stdin is None and sys.stdin is None:
         raise ImageError("there is no standard input to read a list from: give the list as a .txt file")
-    return (stdin or sys.stdin.buffer).read()
+    try:
+        data: object = (sys.stdin.buffer if stdin is None else stdin).read()
+    except (AttributeError, TypeError, ValueError, OSError) as error:
+        raise ImageError(f"the list on standard input cannot be read: {error}") from None
+    if not isinstance(data, bytes):
+        raise ImageError("the list on standard input cannot be read: give a binary file")
+    return data
 
 
 def _list_bytes(path: str) -> bytes:
@@ -126,7 +142,7 @@ def _list_bytes(path: str) -> bytes:
 
 
 def _lines(data: bytes) -> list[str]:
-    # Paths are bytes to the file system: os.fsdecode keeps those that are no UTF-8.
+    # To the file system, paths are bytes: os.fsdecode keeps those that are not valid UTF-8.
     data = data.removeprefix(codecs.BOM_UTF8)
     lines = data.split(b"\0") if b"\0" in data else data.replace(b"\r\n", b"\n").split(b"\n")
     return [os.fsdecode(line) for line in lines if line.strip()]
@@ -136,9 +152,9 @@ def _expanded(entry: str, places: _Places) -> list[str]:
     if os.path.isdir(entry):
         return _some(sorted(_pictures_below(entry, places)), f"the folder '{entry}'")
     if not os.path.lexists(entry) and glob.has_magic(entry):
-        matches = glob.glob(entry, recursive=True)
+        matches = _matches(entry)
         found = [path for path in matches if _is_picture(path) and not places.is_excluded(os.path.dirname(path))]
-        # A pattern runs round the loops that links make: of the ways to a file the shortest is kept.
+        # Links may lead to a file in several ways: the shortest is kept.
         shortest = {places.of(path): path for path in sorted(found, key=len, reverse=True)}
         return _some(sorted(shortest.values()), f"the pattern '{entry}'")
     return [entry]
@@ -146,38 +162,77 @@ def _expanded(entry: str, places: _Places) -> list[str]:
 
 def _some(paths: list[str], where: str) -> list[str]:
     if not paths:
-        raise ImageError(f"{where} holds no pictures (files that end in {', '.join(sorted(PICTURE_SUFFIXES))})")
+        raise ImageError(f"{where} contains no pictures (files ending in {', '.join(sorted(PICTURE_SUFFIXES))})")
     return paths
 
 
 def _pictures_below(folder: str, places: _Places) -> Iterator[str]:
     unreadable: list[str] = []
-    for parent, folders, names in os.walk(folder, onerror=lambda error: unreadable.append(str(error.filename))):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if places.is_excluded(parent):
-            folders.clear()
-            continue
-        for name in names:
-            path = os.path.join(parent, name)
-            if not name.startswith(".") and _is_picture(path):
-                yield path
+    if places.is_excluded(folder):
+        return
+    tree = walk(folder, lambda error: unreadable.append(str(error.filename)), exclude=places.excluded)
+    for parent, names in tree:
+        yield from filter(_is_picture, (os.path.join(parent, name) for name in names))
     yield from unreadable
 
 
+def _matches(pattern: str) -> list[str]:
+    """Return the paths that a pattern matches, as `glob.glob` does, but visiting each folder once.
+
+    `glob` follows links that lead back to their own folder again and again, and recurses into every folder.
+    """
+    drive, rest = os.path.splitdrive(pattern)
+    parts = [part for part in re.split(r"[/\\]" if os.sep == "\\" else "/", rest) if part]
+    found = [drive + os.sep if rest[:1] in (os.sep, os.altsep) else drive]
+    for number, part in enumerate(parts, start=1):
+        is_last = number == len(parts)
+        found = [path for folder in found for path in _step(folder, part, is_last)]
+    return found
+
+
+def _step(folder: str, part: str, is_last: bool) -> Iterator[str]:
+    """Yield what one part of a pattern matches in a folder; ``folder`` is empty for the current one."""
+    if part == "**":
+        tree = walk(folder or os.curdir, lambda error: None, follow_links=True)
+        for parent, names in tree:
+            place = parent if folder else parent.removeprefix(os.curdir).removeprefix(os.sep)
+            yield place
+            if is_last:
+                yield from (os.path.join(place, name) for name in names)
+    elif not glob.has_magic(part):
+        path = os.path.join(folder, part)
+        if os.path.lexists(path):
+            yield path
+    else:
+        yield from (os.path.join(folder, name) for name in _names(folder or os.curdir) if _fits(name, part))
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        # A file, or a folder that cannot be read, in the middle of a pattern matches nothing.
+        return []
+
+
+def _fits(name: str, part: str) -> bool:
+    return fnmatch.fnmatch(name, part) and (not name.startswith(".") or part.startswith("."))
+
+
 def _is_picture(path: str) -> bool:
-    """Whether to take a file that was found; a link to nothing is taken, so that it is reported."""
+    """Return whether to explain a file that was found; a broken link counts, so that it is reported."""
     return os.path.splitext(path)[1].lower() in PICTURE_SUFFIXES and (
         os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path))
     )
 
 
 def _id(place: str) -> str:
-    digest = hashlib.sha256(Path(place).as_posix().encode("utf-8", "surrogateescape")).hexdigest()
+    letters = digest([Path(place).as_posix().encode("utf-8", "surrogateescape")])[:_DIGEST_LETTERS]
     stem = slug(Path(place).stem)
-    return f"{stem}-{digest[:_DIGEST_LETTERS]}" if stem else digest[:_DIGEST_LETTERS]
+    return f"{stem}-{letters}" if stem else letters
 
 
 def slug(text: str) -> str:
-    """Return the text with nothing but letters, digits, "-" and "_", short enough to be part of a file's name."""
+    """Return the text reduced to letters, digits, "-" and "_", and short enough to be part of a file name."""
     letters = re.sub(r"[^\w-]+", "_", text).strip("_")
     return letters.encode()[:_LONGEST_SLUG].decode(errors="ignore")

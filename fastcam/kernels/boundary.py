@@ -14,13 +14,11 @@ from typing import Any, Literal, NamedTuple, SupportsIndex, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arrays import Floats, HalfOrFloats, Pixels
 from ..errors import KernelError, NonFiniteError
 
 Weighting: TypeAlias = Literal["channel", "pooled", "element"]
 Normalize: TypeAlias = Literal["max", "minmax"] | None
-Floats: TypeAlias = NDArray[np.float32]
-Bytes: TypeAlias = NDArray[np.uint8]
-FloatsIn: TypeAlias = NDArray[np.float32] | NDArray[np.float16]
 
 VIEW_LIMIT = float(np.finfo(np.float32).max) / 2
 """Largest magnitude that `resize` and `colorize` accept: the difference of two such values is a finite float32."""
@@ -33,7 +31,7 @@ _NORMALIZATIONS = ("max", "minmax", None)
 
 
 class Rendered(NamedTuple):
-    """What `render` returns.
+    """What `render` returns: arrays on the side of its inputs.
 
     Attributes
     ----------
@@ -47,25 +45,25 @@ class Rendered(NamedTuple):
 
     maps: Floats
     heatmaps: Floats
-    overlays: Bytes | None
+    overlays: Pixels | None
 
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
     """Images to blend with: `images` (N, H, W, 3), `palette` (256, 3), `alpha` in 0..1, `out` (N, K, H, W, 3)."""
 
-    images: Bytes
-    palette: Bytes
+    images: Pixels
+    palette: Pixels
     alpha: float
-    out: Bytes
+    out: Pixels
 
 
 @dataclass(frozen=True, slots=True)
 class MapCall:
     """Validated arguments of the first half of `render`. Both arrays have the channels last when `channels_last`."""
 
-    activations: FloatsIn
-    weights: FloatsIn
+    activations: HalfOrFloats
+    weights: HalfOrFloats
     channels_last: bool
     weighting: Weighting
     normalize: Normalize
@@ -77,18 +75,18 @@ class Kernels(ABC):
 
     def render(
         self,
-        activations: FloatsIn,
-        weights: FloatsIn,
+        activations: HalfOrFloats,
+        weights: HalfOrFloats,
         *,
         weighting: Weighting = "channel",
         normalize: Normalize = "max",
         size: Sequence[int] | None = None,
         maps_out: Floats | None = None,
         heatmaps_out: Floats | None = None,
-        images: Bytes | None = None,
-        palette: Bytes | None = None,
+        images: Pixels | None = None,
+        palette: Pixels | None = None,
         alpha: float = 0.5,
-        overlays_out: Bytes | None = None,
+        overlays_out: Pixels | None = None,
         threads: int | None = None,
     ) -> Rendered:
         """Class activation maps of N images and K targets, and what is drawn from them.
@@ -138,24 +136,20 @@ class Kernels(ABC):
             are then undefined.
         """
         _check_choice("weighting", weighting, tuple(_WEIGHTS_SHAPE))
-        _check_choice("normalize", normalize, _NORMALIZATIONS)
+        check_normalize(normalize, has_images=images is not None)
         channels_last = _check_activations(activations)
         n, _, h, w = activations.shape
         k = _check_weights(weights, activations.shape, weighting, channels_last)
-        target_size = (h, w) if size is None else _check_size(size)
+        target_size = (h, w) if size is None else check_size(size)
         maps = _output("maps_out", maps_out, (n, k, h, w), _FLOAT32)
         heatmaps = _output("heatmaps_out", heatmaps_out, (n, k, *target_size), _FLOAT32)
         overlay = None
         if images is not None:
-            if normalize is None:
-                raise KernelError(
-                    "images: overlays need maps in 0..1, but normalize is None; use 'max' or 'minmax', or no images"
-                )
             _check_images(images, (n, *target_size, 3))
             overlay = Overlay(
                 images,
                 _check_palette(palette),
-                _check_alpha(alpha),
+                check_alpha(alpha),
                 _output("overlays_out", overlays_out, (n, k, *target_size, 3), _UINT8),
             )
         elif palette is not None or overlays_out is not None:
@@ -236,7 +230,7 @@ class Kernels(ABC):
             A map holds NaN, infinity or a larger magnitude.
         """
         n, k = _check_maps(maps)
-        target_size = _check_size(size)
+        target_size = check_size(size)
         heatmaps = _output("heatmaps_out", heatmaps_out, (n, k, *target_size), _FLOAT32)
         _check_apart({"heatmaps_out": heatmaps_out}, {"maps": maps})
         _check_viewed(self._view(maps, target_size, heatmaps, None, self._threads(threads)), k)
@@ -245,13 +239,13 @@ class Kernels(ABC):
     def colorize(
         self,
         maps: Floats,
-        images: Bytes,
+        images: Pixels,
         *,
-        palette: Bytes,
+        palette: Pixels,
         alpha: float = 0.5,
-        overlays_out: Bytes | None = None,
+        overlays_out: Pixels | None = None,
         threads: int | None = None,
-    ) -> Bytes:
+    ) -> Pixels:
         """Overlays of maps on images, without heatmaps in between.
 
         Parameters
@@ -282,7 +276,7 @@ class Kernels(ABC):
         overlay = Overlay(
             images,
             _check_palette(palette),
-            _check_alpha(alpha),
+            check_alpha(alpha),
             _output("overlays_out", overlays_out, (n, k, height, width, 3), _UINT8),
         )
         _check_apart({"overlays_out": overlays_out}, {"maps": maps, "images": images, "palette": palette})
@@ -291,7 +285,7 @@ class Kernels(ABC):
 
     def prepare(
         self,
-        image: Bytes,
+        image: Pixels,
         levels: Floats,
         input_out: Floats,
         *,
@@ -356,7 +350,7 @@ class Kernels(ABC):
 
     @abstractmethod
     def _prepare(
-        self, image: Bytes, levels: Floats, input_out: Floats, *, reversed_order: bool, channels_last: bool
+        self, image: Pixels, levels: Floats, input_out: Floats, *, reversed_order: bool, channels_last: bool
     ) -> None:
         """Fill the output."""
 
@@ -376,6 +370,15 @@ class Kernels(ABC):
 def _check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if not (value is None or isinstance(value, str)) or value not in allowed:
         raise KernelError(f"{name}: {value!r}; choose one of {', '.join(map(repr, allowed))}")
+
+
+def check_normalize(normalize: Normalize, *, has_images: bool) -> None:
+    """Refuse an unknown normalisation, and maps that cannot be coloured."""
+    _check_choice("normalize", normalize, _NORMALIZATIONS)
+    if has_images and normalize is None:
+        raise KernelError(
+            "images: overlays need maps in 0..1, but normalize is None; use 'max' or 'minmax', or no images"
+        )
 
 
 def _index(name: str, value: SupportsIndex) -> int:
@@ -408,7 +411,7 @@ def _images_dense(array: NDArray[Any], order: Sequence[int]) -> bool:
     return True
 
 
-def _check_activations(activations: FloatsIn) -> bool:
+def _check_activations(activations: HalfOrFloats) -> bool:
     """Return whether the channels are last in memory."""
     _check_array("activations", activations, 4, (_FLOAT32, _FLOAT16))
     if 0 in activations.shape[1:]:
@@ -424,7 +427,7 @@ def _check_activations(activations: FloatsIn) -> bool:
 
 
 def _check_weights(
-    weights: FloatsIn, activations: tuple[int, int, int, int], weighting: Weighting, channels_last: bool
+    weights: HalfOrFloats, activations: tuple[int, int, int, int], weighting: Weighting, channels_last: bool
 ) -> int:
     """Return the number of maps."""
     n, *rest = activations
@@ -459,7 +462,8 @@ def _check_maps(maps: Floats) -> tuple[int, int]:
     return n, k
 
 
-def _check_size(size: Sequence[int]) -> tuple[int, int]:
+def check_size(size: Sequence[int]) -> tuple[int, int]:
+    """Return (H, W), checked."""
     try:
         height, width = (_index("size", value) for value in size)
     except (TypeError, ValueError):
@@ -469,7 +473,7 @@ def _check_size(size: Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def _check_images(images: Bytes, shape: tuple[int, int, int, int]) -> None:
+def _check_images(images: Pixels, shape: tuple[int, int, int, int]) -> None:
     _check_array("images", images, 4, (_UINT8,))
     if images.shape != shape or 0 in shape[1:]:
         raise KernelError(f"images: shape {images.shape}; it needs (N, H, W, 3) = {shape}, H and W at least 1")
@@ -480,7 +484,7 @@ def _check_images(images: Bytes, shape: tuple[int, int, int, int]) -> None:
         )
 
 
-def _check_palette(palette: Bytes | None) -> Bytes:
+def _check_palette(palette: Pixels | None) -> Pixels:
     if palette is None:
         raise KernelError("palette: None; images need a palette of 256 colours, (256, 3) uint8")
     _check_array("palette", palette, 2, (_UINT8,))
@@ -489,7 +493,8 @@ def _check_palette(palette: Bytes | None) -> Bytes:
     return palette
 
 
-def _check_alpha(alpha: float) -> float:
+def check_alpha(alpha: float) -> float:
+    """Return an opacity, checked."""
     try:
         value = float(alpha)
     except (TypeError, ValueError):
@@ -524,13 +529,18 @@ def _check_apart(outputs: dict[str, NDArray[Any] | None], inputs: dict[str, NDAr
         others[name] = out
 
 
+def not_finite(image: int, target: int) -> NonFiniteError:
+    """Return the error for a map that is not finite."""
+    return NonFiniteError(
+        f"map {target} of image {image} is not finite: NaN or infinity in its activations or weights, or a sum beyond "
+        "float32; check the model and its input",
+        image=image,
+    )
+
+
 def _check_rendered(bad: int | None, k: int) -> None:
     if bad is not None:
-        raise NonFiniteError(
-            f"map {bad % k} of image {bad // k} is not finite: NaN or infinity in its activations or weights, or a "
-            "sum beyond float32; check the model and its input",
-            image=bad // k,
-        )
+        raise not_finite(bad // k, bad % k)
 
 
 def _check_viewed(bad: int | None, k: int) -> None:

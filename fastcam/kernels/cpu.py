@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ..arrays import Floats, Pixels
 from . import _cpu
-from .boundary import Bytes, Floats, Kernels, MapCall, Overlay
+from .boundary import Kernels, MapCall, Overlay
 
 _WEIGHTINGS = {
     "channel": _cpu.Weighting.channel,
@@ -51,12 +52,12 @@ class CpuKernels(Kernels):
         return _cpu.view(maps, height, width, heatmaps, *_overlay_arguments(overlay), threads)
 
     def _prepare(
-        self, image: Bytes, levels: Floats, input_out: Floats, *, reversed_order: bool, channels_last: bool
+        self, image: Pixels, levels: Floats, input_out: Floats, *, reversed_order: bool, channels_last: bool
     ) -> None:
         _cpu.prepare(image, levels, reversed_order, channels_last, input_out)
 
 
-def _overlay_arguments(overlay: Overlay | None) -> tuple[Bytes | None, Bytes | None, float, Bytes | None]:
+def _overlay_arguments(overlay: Overlay | None) -> tuple[Pixels | None, Pixels | None, float, Pixels | None]:
     if overlay is None:
         return None, None, 0.0, None
     return overlay.images, overlay.palette, overlay.alpha, overlay.out

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .boundary import VIEW_LIMIT, Bytes, Floats, Kernels, MapCall, Normalize, Overlay, Weighting
+from ..arrays import Doubles, Floats, Pixels
+from .boundary import VIEW_LIMIT, Kernels, MapCall, Normalize, Overlay, Weighting
 
 if TYPE_CHECKING:
     from PIL import Image
-
-Doubles = NDArray[np.float64]
 
 
 class ReferenceKernels(Kernels):
@@ -59,7 +58,7 @@ class ReferenceKernels(Kernels):
         return None
 
     def _prepare(
-        self, image: Bytes, levels: Floats, input_out: Floats, *, reversed_order: bool, channels_last: bool
+        self, image: Pixels, levels: Floats, input_out: Floats, *, reversed_order: bool, channels_last: bool
     ) -> None:
         from PIL import Image
 
@@ -111,7 +110,7 @@ def resized_picture(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     return picture
 
 
-def blended(values: Doubles, images: Bytes, palette: Bytes, alpha: float) -> Bytes:
+def blended(values: Doubles, images: Pixels, palette: Pixels, alpha: float) -> Pixels:
     """Colours of `values` over `images`, (N, K, H, W, 3)."""
     colors = palette[np.rint(255 * np.clip(values, 0, 1)).astype(np.intp)]
     return np.rint((1 - alpha) * images[:, None] + alpha * colors).astype(np.uint8)

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels
+from ..arrays import Pixels
 from ..errors import ArgumentError
 from ..kernels.reference import resized_picture
 from ..preprocessing import Layout, Preprocessing
-from .reading import Pixels
 
 
 def prepare(

@@ -2,55 +2,69 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ImageError
+from ..arrays import Pixels
+from ..errors import ArgumentError, ImageError
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
-Pixels = NDArray[np.uint8]
-
-
 _Read = TypeVar("_Read")
 
 
-# What Pillow decodes by itself, the usual ones first. It goes by a file's content, whatever its name: a ".jpg" that
+# What Pillow decodes by itself, the usual formats first. The content of a file counts, not its name: a ".jpg" that
 # holds PostScript would otherwise run Ghostscript.
 _READ_FORMATS = "JPEG PNG BMP GIF PPM WEBP AVIF TIFF JPEG2000 TGA DIB ICO ICNS PCX PSD QOI SGI DDS XBM XPM".split()
 
 
-# What is taken from folders and patterns. Pillow's own list holds formats that run other programs, and .h5.
+# What is taken from folders and patterns. Pillow's own list includes formats that run other programs, and .h5.
 PICTURE_SUFFIXES = frozenset(
     ".avif .bmp .dib .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
 )
 
-_ACCEPTED = "Accepted: a path, a PIL image, or a uint8 array (H,W), (H,W,1), (H,W,3) RGB or (H,W,4) RGBA"
+_ACCEPTED = (
+    "Accepted: a path, a PIL image, or a uint8 array (H,W), (H,W,1), (H,W,3) RGB or (H,W,4) RGBA; without alpha also "
+    "uint16, and floats with value_range=(black, white)"
+)
+
+# Integers up to this one leave the top bits of 16 unused: 12-bit data, which 0..65535 would turn almost black.
+_LARGEST_OF_12_BITS = 4095
+_FULL_RANGE = 65535
+
+ValueRange: TypeAlias = "tuple[float, float] | None"
 
 
-def read_image(source: str | os.PathLike[str] | Image.Image | NDArray[Any]) -> Pixels:
+def read_image(
+    source: str | os.PathLike[str] | Image.Image | NDArray[Any], *, value_range: ValueRange = None
+) -> Pixels:
     """Read a picture, whatever its file format and colour mode, as 8-bit RGB the right way up.
 
-    Transparent pixels are laid on white, the page that transparent pictures are drawn for: on black, dark drawings
-    would vanish. 16-bit values 0..65535 are scaled to 0..255. The EXIF orientation is applied. Of an animation or a
-    multi-page file the first frame is read.
+    Transparent pixels are composited on white: on black, dark drawings would vanish. The EXIF orientation is applied.
+    Of an animation or a multi-page file the first frame is read.
 
     Parameters
     ----------
     source
-        Path of a picture, PIL image (its current frame is read), or uint8 array: (H,W) or (H,W,1) greyscale,
-        (H,W,3) RGB, (H,W,4) RGBA.
+        Path of a picture, PIL image (its current frame is read), or array: (H,W) or (H,W,1) greyscale, (H,W,3) RGB,
+        (H,W,4) RGBA. uint8; without alpha also uint16, and floats whose ``value_range`` is stated.
+    value_range
+        The values of black and white in pictures of more than 8 bits, such as (0, 4095) for 12-bit radiographs or
+        (0, 1) for floats. They become 0 and 255, linearly; values outside are clipped. 8-bit pictures are read as they
+        are. None: (0, 65535) for 16-bit pictures that use more than 12 bits, (0, 255) for pictures of floats above 1;
+        others are refused, because their range is ambiguous.
 
     Returns
     -------
@@ -60,17 +74,33 @@ def read_image(source: str | os.PathLike[str] | Image.Image | NDArray[Any]) -> P
     Raises
     ------
     ImageError
-        The file is missing, damaged, empty or too large, or the source is of another kind, dtype or shape.
+        The file is missing, damaged, empty or too large, the source is of another kind, dtype or shape, or the range
+        of its values has to be stated.
+    ArgumentError
+        ``value_range`` is not two finite numbers, the smaller one first.
     """
     from PIL import Image
 
+    value_range = _checked_range(value_range)
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _guarded("the array", lambda: _from_array(source, value_range))
     if isinstance(source, Image.Image):
-        return _guarded("the PIL image", lambda: _from_pil(source))
+        return _guarded("the PIL image", lambda: _from_pil(source, value_range))
     if isinstance(source, str | os.PathLike):
-        return read_picture(source).pixels
+        return read_picture(source, value_range=value_range).pixels
     raise ImageError(f"cannot read a picture from a {type(source).__name__}. {_ACCEPTED}")
+
+
+def _checked_range(value_range: Any) -> ValueRange:
+    if value_range is None:
+        return None
+    try:
+        low, high = map(float, value_range)
+    except (TypeError, ValueError, OverflowError):
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ArgumentError(f"value_range={value_range!r}: give the values of black and white, such as (0, 4095)")
+    return low, high
 
 
 class Picture(NamedTuple):
@@ -88,19 +118,29 @@ class Picture(NamedTuple):
     is_first_of_several: bool
 
 
-def read_picture(path: str | os.PathLike[str]) -> Picture:
+def read_picture(path: str | os.PathLike[str], *, value_range: ValueRange = None) -> Picture:
     """Read a file as `read_image` does, and say whether it holds more than was read."""
     name = os.fspath(path)
-    return _guarded(f"'{name}'", lambda: _from_file(name))
+    return _guarded(f"'{name}'", lambda: _from_file(name, value_range))
 
 
-def _from_array(array: NDArray[Any]) -> Pixels:
-    shape = array.shape[2:] if array.ndim == 3 else (1,)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or shape[0] not in (1, 3, 4) or array.size == 0:
-        raise ImageError(f"cannot read a picture from an array of {array.dtype} {array.shape}. {_ACCEPTED}")
-    if shape == (4,):
+def _from_array(array: NDArray[Any], value_range: ValueRange) -> Pixels:
+    channels = array.shape[2] if array.ndim == 3 else 1
+    # Floats are more often a preprocessed image than a picture, unless their range is stated.
+    is_deep = array.dtype == np.uint16 or (array.dtype.kind == "f" and value_range is not None)
+    if array.ndim not in (2, 3) or channels not in (1, 3, 4) or array.size == 0:
+        raise _unknown_array(array)
+    if is_deep and channels != 4:
+        array = _to_8_bits(array, value_range)
+    elif array.dtype != np.uint8:
+        raise _unknown_array(array)
+    if channels == 4:
         return _on_white(array)
     return np.ascontiguousarray(np.broadcast_to(array.reshape(*array.shape[:2], -1), (*array.shape[:2], 3)))
+
+
+def _unknown_array(array: NDArray[Any]) -> ImageError:
+    return ImageError(f"cannot be read as a picture: {array.dtype} {array.shape}. {_ACCEPTED}")
 
 
 def _on_white(rgba: Pixels) -> Pixels:
@@ -111,17 +151,40 @@ def _on_white(rgba: Pixels) -> Pixels:
     return np.asarray(Image.alpha_composite(page, picture).convert("RGB"))
 
 
-def _from_file(path: str) -> Picture:
+def _from_file(path: str, value_range: ValueRange) -> Picture:
     from PIL import Image
 
-    mode = os.stat(path).st_mode  # noqa: PTH116 - keeps names that Path would change
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        # Opening a pipe would wait for its writer.
-        raise ImageError("is no regular file but a pipe, device or socket. Save the picture as a file first")
-    with _no_warnings():
-        opened = Image.open(path, formats=_known_formats())
-    with opened as image:
-        return Picture(_from_pil(image), _has_more(image))
+    _check_regular(os.stat(path).st_mode)  # noqa: PTH116 - keeps names that Path would change
+    with _opened(path) as file, _no_warnings():
+        image = Image.open(file, formats=_known_formats())
+        _check_pixels(image)
+        return Picture(_from_pil(image, value_range), _has_more(image))
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[BinaryIO]:
+    """Open a regular file. What has taken its place since it was looked at is not waited for, nor read."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    with closing(os.fdopen(descriptor, "rb")) as file:
+        _check_regular(os.fstat(descriptor).st_mode)
+        yield file
+
+
+def _check_regular(mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError
+    if not stat.S_ISREG(mode):
+        # Reading a pipe would wait for its writer.
+        raise ImageError("is not a regular file but a pipe, device or socket. Save the picture as a file first")
+
+
+def _check_pixels(image: Image.Image) -> None:
+    """Refuse what Pillow only warns of: a few bytes may unpack to gigabytes."""
+    from PIL import Image
+
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise Image.DecompressionBombError
 
 
 @cache
@@ -140,13 +203,13 @@ def _has_more(image: Image.Image) -> bool:
     return False
 
 
-def _from_pil(image: Image.Image) -> Pixels:
+def _from_pil(image: Image.Image, value_range: ValueRange) -> Pixels:
     image.load()
     image = _upright(image)
     if 0 in image.size:
         raise ImageError(f"has no pixels (size {image.size})")
     if image.mode[0] in "IF":
-        return _from_array(_to_8_bits(np.asarray(image), image.mode))
+        return _from_array(_to_8_bits(np.asarray(image), value_range), value_range)
     if image.has_transparency_data:
         return _on_white(np.asarray(image.convert("RGBA")))
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
@@ -174,37 +237,58 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _to_8_bits(values: NDArray[Any], mode: str) -> Pixels:
-    """Scale the integer modes from 0..65535, and take floats as 0..255."""
+def _to_8_bits(values: NDArray[Any], value_range: ValueRange) -> Pixels:
+    """Map the values of black and white to 0 and 255, linearly, and round; see `read_image`."""
+    low, high = value_range or _known_range(values)
+    with np.errstate(invalid="ignore", over="ignore"):
+        scaled = np.clip((values.astype(np.float64) - low) * (255 / (high - low)), 0, 255)
+    if np.isnan(scaled).any():
+        raise ImageError("holds NaN. Replace it by a number first")
+    rounded: Pixels = np.rint(scaled).astype(np.uint8)
+    return rounded
+
+
+def _known_range(values: NDArray[Any]) -> tuple[float, float]:
+    """Return the range of values that have only one likely range.
+
+    Raises
+    ------
+    ImageError
+        They have none.
+    """
     low, high = values.min(), values.max()
-    if mode == "F":
-        if not 0 <= low <= high <= 255 or 0 < high <= 1:
-            raise ImageError(f"holds floats {low:g}..{high:g}, not 0..255. Convert the picture to 8 bits first")
-        rounded: Pixels = np.rint(values).astype(np.uint8)
-        return rounded
-    if low < 0 or high > 65535:
-        raise ImageError(f"holds integers {low}..{high}, not 16 bits. Convert the picture to 8 bits first")
-    scaled: Pixels = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return scaled
-
-
-# The interpreter's warning filters are global: two readers must not change them at once.
-_warning_filters = threading.Lock()
+    if values.dtype.kind == "f":
+        if 0 <= low <= high <= 255 and not 0 < high <= 1:
+            return 0, 255
+        what, example = f"floats {low:g}..{high:g}, which are not 0..255", (0, 1) if high <= 1 else (0, 4095)
+    else:
+        if 0 <= low <= high <= _FULL_RANGE and not 0 < high <= _LARGEST_OF_12_BITS:
+            return 0, _FULL_RANGE
+        fewer = 0 < high <= _LARGEST_OF_12_BITS
+        what = f"integers {low}..{high}, " + ("which use 12 of 16 bits at most" if fewer else "which are not 16 bits")
+        example = (0, _LARGEST_OF_12_BITS)
+    raise ImageError(
+        f"holds {what}. State the values of black and white, for example value_range={example}, or convert the picture "
+        "to 8 bits first"
+    )
 
 
 @contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Turn Pillow's warning of a decompression bomb into its error and silence the rest; for short work only."""
-    from PIL import Image
+    """Silence Pillow on the main thread.
 
-    with _warning_filters, warnings.catch_warnings():
+    The interpreter's warning filters are global. Changed by two threads at once, they would stay changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
 
 
 def _guarded(name: str, read: Callable[[], _Read]) -> _Read:
-    """Run `read` and say of whatever it raises which picture it was and what to do."""
+    """Run `read`, and turn what it raises into an ImageError that says which picture it was and what to do."""
     from PIL import Image, UnidentifiedImageError
 
     too_large = f"has more than {Image.MAX_IMAGE_PIXELS} pixels. Resize it first"
@@ -213,8 +297,9 @@ def _guarded(name: str, read: Callable[[], _Read]) -> _Read:
         (ImageError, "{error}"),
         (FileNotFoundError, "does not exist. Check the path"),
         (IsADirectoryError, "is a directory. Pass the pictures in it"),
-        (PermissionError, "may not be read. Check its permissions"),
-        (UnidentifiedImageError, "is empty or no picture of a known format. Convert it to PNG or JPEG"),
+        (PermissionError, "cannot be read. Check its permissions"),
+        (UnidentifiedImageError, "is empty or not a picture of a known format. Convert it to PNG or JPEG"),
+        (MemoryError, "needs more memory than is free. Resize it first"),
         ((Image.DecompressionBombError, Image.DecompressionBombWarning), too_large),
         (Exception, "is damaged, truncated or of an unknown kind ({error}). Save it again as PNG or JPEG"),
     ]

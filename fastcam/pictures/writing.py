@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Pixels
 from ..errors import ArgumentError, ImageError, WriteError
 from ..files import check_writable, replacing
-from .reading import Pixels
 
 
 @cache

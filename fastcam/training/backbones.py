@@ -1,4 +1,4 @@
-"""The networks of keras.applications as backbones: how each takes its pictures, and where its weights come from."""
+"""The networks of keras.applications as backbones: their preprocessing, their input size and their weights."""
 
 from __future__ import annotations
 
@@ -10,30 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArgumentError, ModelError, suggest
+from ..preprocessing import find_family
 
-# Start of the name, what its photos go through (`Preprocessing.of`), and its photos' side; the first match counts.
-_FAMILIES = (
-    ("vgg", "vgg16", 224),
-    (r"resnet\d+v2", "symmetric", 224),
-    ("resnet", "vgg16", 224),
-    ("inception", "symmetric", 299),
-    ("xception", "symmetric", 299),
-    ("nasnetlarge", "symmetric", 331),
-    ("nasnet", "symmetric", 224),
-    ("mobilenetv3", "none", 224),
-    ("mobilenet", "symmetric", 224),
-    ("densenet", "imagenet", 224),
-    (r"efficientnet(v2)?b1", "none", 240),
-    (r"efficientnet(v2)?b2", "none", 260),
-    (r"efficientnet(v2)?b3", "none", 300),
-    ("efficientnetb4", "none", 380),
-    ("efficientnetb5", "none", 456),
-    ("efficientnetb6", "none", 528),
-    ("efficientnetb7", "none", 600),
-    ("efficientnetv2s", "none", 384),
-    ("efficientnetv2[ml]", "none", 480),
-    ("efficientnet", "none", 224),
-    ("convnext", "none", 224),
+# Side of the photos, by the start of the network's name; the first match counts.
+_SIDES = (
+    ("inception|xception", 299),
+    ("nasnetlarge", 331),
+    (r"efficientnet(v2)?b1", 240),
+    (r"efficientnet(v2)?b2", 260),
+    (r"efficientnet(v2)?b3", 300),
+    ("efficientnetb4", 380),
+    ("efficientnetb5", 456),
+    ("efficientnetb6", 528),
+    ("efficientnetb7", 600),
+    ("efficientnetv2s", 384),
+    ("efficientnetv2[ml]", 480),
+    ("", 224),
 )
 
 
@@ -44,11 +36,11 @@ class Backbone:
     Attributes
     ----------
     name : str
-        As Keras writes it: "VGG16".
+        As in Keras: "VGG16".
     preprocessing : str
-        Name of what its photos go through, for `Preprocessing.of`.
+        Name of its preprocessing, for `Preprocessing.of`.
     side : int
-        Height and width of its photos, in pixels.
+        Height and width of its input, pixels.
     """
 
     name: str
@@ -61,9 +53,9 @@ class Backbone:
         Raises
         ------
         ArgumentError
-            The network does not take photos of this side.
+            The network does not support inputs of this size.
         ModelError
-            The weights cannot be downloaded, or read, or belong to another network.
+            The weights cannot be downloaded or read, or belong to another network.
         """
         build = getattr(keras.applications, self.name)
         options = {"include_top": False, "input_shape": (side, side, 3)}
@@ -73,7 +65,7 @@ class Backbone:
         except ModelError:
             raise
         except ValueError as error:
-            raise ArgumentError(f"size={side}: {self.name} cannot be built for it: {error}") from None
+            raise ArgumentError(f"size={side}: {self.name} cannot be built for this size: {error}") from None
         if weights is not None and not downloads:
             self._load(network, Path(weights))
         return network
@@ -83,12 +75,12 @@ class Backbone:
             return build(weights="imagenet", **options)
         except ValueError:
             raise
-        except Exception as error:  # noqa: BLE001 - Keras raises whatever urllib and h5py do
+        except Exception as error:  # noqa: BLE001 - Keras passes on the exceptions of urllib and h5py
             found = re.search(r"https?://\S+/([^\s:/]+\.h5)", str(error))
             file = f"{found[1]!r} (from {found[0]})" if found else "its weights"
             raise ModelError(
-                f"the ImageNet weights of {self.name} cannot be had here ({error}). On a machine with internet, "
-                f"download {file}, bring it here, and pass its path as weights"
+                f"the ImageNet weights of {self.name} cannot be downloaded ({error}). Download {file} on a machine "
+                "with internet access, copy it here, and pass its path as weights"
             ) from None
 
     def _load(self, network: Any, path: Path) -> None:
@@ -96,24 +88,24 @@ class Backbone:
             raise ModelError(f"weights {str(path)!r}: no such file")
         try:
             with warnings.catch_warnings():
-                # Keras would leave the rest of the network as it was.
+                # Keras would only warn, and leave the rest of the network unchanged.
                 warnings.filterwarnings("error", "Skipping nested container")
                 network.load_weights(path)
-        except Exception as error:  # noqa: BLE001 - h5py and Keras each raise their own
+        except Exception as error:  # noqa: BLE001 - h5py and Keras raise exceptions of many types
             reason = " ".join(str(error).split())[:300]
             raise ModelError(
-                f"weights {str(path)!r} do not fit {self.name} without its head: {reason}. Give the file of the same "
-                "network, the one that ends in notop"
+                f"weights {str(path)!r} do not fit {self.name} without its head: {reason}. Give the file for the same "
+                "network whose name ends in notop"
             ) from None
 
 
 def find_backbone(keras: Any, name: str) -> Backbone:
-    """Return the backbone of this name, whatever its case and dashes.
+    """Return the backbone of this name; case, dashes and underscores do not matter.
 
     Raises
     ------
     ArgumentError
-        keras.applications has none of that name.
+        keras.applications has no network of that name.
     """
     known = {
         found.lower(): found
@@ -123,14 +115,17 @@ def find_backbone(keras: Any, name: str) -> Backbone:
     plain = re.sub(r"[-_ ]", "", str(name)).lower()
     if plain not in known:
         raise ArgumentError(f"backbone={name!r}: {suggest(plain, known)}known are {', '.join(sorted(known.values()))}")
-    _, preprocessing, side = next(family for family in _FAMILIES if re.match(family[0], plain))
-    return Backbone(known[plain], preprocessing, side)
+    family = find_family(plain)
+    if family is None:
+        raise ArgumentError(f"backbone={name!r}: how its photos are preprocessed is not known to fastcam")
+    side = next(side for pattern, side in _SIDES if re.match(pattern, plain))
+    return Backbone(known[plain], family.preprocessing, side)
 
 
 def find_blocks(network: Any) -> list[list[Any]]:
-    """Return the layers that hold weights by block, from the first to the last: those on maps of one size.
+    """Return the layers with weights, grouped into blocks whose feature maps have one size, from first to last.
 
-    What computes on one value a channel (squeeze and excitation) belongs to the maps that it came from.
+    Layers with a single value per channel (squeeze and excitation) belong to the block that they scale.
     """
     blocks: dict[tuple[int, ...], list[Any]] = {}
     size: tuple[int, ...] = ()

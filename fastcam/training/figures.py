@@ -1,4 +1,4 @@
-"""Pictures of a training: learning curves and the confusion matrix, drawn by matplotlib."""
+"""The figures of a training, drawn with matplotlib: learning curves and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 
 from ..files import replacing
 
-# More than so many classes are drawn without numbers, and without names.
+# With more classes than this, numbers are left out, and then names.
 _MOST_NUMBERS, _MOST_NAMES = 25, 80
 
 
 def write_learning_curves(history: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:
-    """Draw loss and accuracy of every epoch, of the photos learnt from and of those held out.
+    """Draw the training and validation loss and accuracy of every epoch.
 
     Parameters
     ----------
     history : mapping
-        For each step of training, an epoch's "loss", "accuracy", "val_loss" and "val_accuracy".
+        For each step of training, the "loss", "accuracy", "val_loss" and "val_accuracy" of its epochs.
     path : Path
         The .png to write.
 
@@ -37,8 +37,8 @@ def write_learning_curves(history: Mapping[str, Sequence[Mapping[str, float]]], 
     rows = [row for step in history.values() for row in step]
     epochs = range(1, len(rows) + 1)
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        axes.plot(epochs, [row[name] for row in rows], color="#8a8f98", marker=".", label="photos learnt from")
-        axes.plot(epochs, [row[f"val_{name}"] for row in rows], color="#d1495b", marker=".", label="photos held out")
+        axes.plot(epochs, [row[name] for row in rows], color="#8a8f98", marker=".", label="training")
+        axes.plot(epochs, [row[f"val_{name}"] for row in rows], color="#d1495b", marker=".", label="validation")
         begin = 0.5
         for step, part in history.items():
             if begin > 1:
@@ -55,7 +55,7 @@ def write_learning_curves(history: Mapping[str, Sequence[Mapping[str, float]]], 
 
 
 def write_confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str], path: Path) -> None:
-    """Draw how often each class (row) was found to be each class (column).
+    """Draw how often photos of each class (row) were classified as each class (column).
 
     Parameters
     ----------
@@ -78,21 +78,22 @@ def write_confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str],
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if count <= _MOST_NAMES:
-        axes.set_xticks(range(count), classes, rotation=90)
-        axes.set_yticks(range(count), classes)
+        # A class may be called "$100 bill", which is not mathematics.
+        axes.set_xticks(range(count), classes, rotation=90, parse_math=False)
+        axes.set_yticks(range(count), classes, parse_math=False)
     if count <= _MOST_NUMBERS:
         for (row, column), number in np.ndenumerate(confusion):
             if number:
                 colour = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(column, row, str(number), ha="center", va="center", color=colour)
     share = np.trace(confusion) / max(confusion.sum(), 1)
-    axes.set(xlabel="found", ylabel="true", title=f"{share:.1%} of {confusion.sum()} photos held out")
+    axes.set(xlabel="predicted", ylabel="true", title=f"{share:.1%} of {confusion.sum()} validation photos")
     _save(figure, path)
 
 
 def _save(figure: Any, path: Path) -> None:
     with warnings.catch_warnings():
-        # A class may be named in letters that matplotlib's font does not have: they become boxes.
+        # Characters that matplotlib's font does not have become boxes.
         warnings.filterwarnings("ignore", "Glyph")
         with replacing(path) as file:
             figure.savefig(file, format="png", dpi=110)

@@ -1,7 +1,7 @@
-"""One call of Keras' `fit` that may be killed at any moment, and then ends as if it had not been.
+"""A call of Keras' `fit` that can be killed at any moment and resumed with the same result.
 
-After each epoch the weights, the optimizer's state and the epoch's figures are on disk. What is random in an epoch
-(dropout, altered photos, order) depends on the seed and the epoch's number alone.
+After each epoch the weights, the state of the optimizer and the figures of the epoch are on disk. Everything random in
+an epoch (dropout, altered photos, order) depends only on the seed and the number of the epoch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BEST = "best.weights.h5"
 
 @dataclass(frozen=True)
 class Phase:
-    """What a call of `fit` does.
+    """The parameters of a call of `fit`.
 
     Attributes
     ----------
@@ -34,12 +34,12 @@ class Phase:
         Its name.
     epochs : int
     steps : int
-        Batches an epoch.
+        Batches per epoch.
     learning_rate : float
     patience : int
-        Epochs without a lower loss on the photos held out before it ends.
+        Number of epochs without a lower validation loss after which training stops.
     class_weight : mapping of int to float
-        How much a photo counts, by label; empty: all the same.
+        Weight of a photo by label; empty if all count the same.
     seed : int
     """
 
@@ -61,20 +61,20 @@ def fit(
     folder: Path,
     progress: Callable[[int, Row], None],
 ) -> list[Row]:
-    """Train ``model``, and leave it with the weights of the lowest validation loss, those that it came with included.
+    """Train ``model``; it ends with the weights of the lowest validation loss, which may be its initial ones.
 
     Parameters
     ----------
     keras : module
     model : keras.Model
-        Its weights are what a resumed call begins with, too.
+        A resumed call must start with the same weights.
     phase : Phase
     batches, validation : tf.data.Dataset
-        Batches of inputs and labels; ``batches`` epoch after epoch without end, the same ones in every process.
+        Batches of inputs and labels. ``batches`` repeats without end, with the same batches in every process.
     folder : Path
-        Where the state is kept; what an interrupted call left there is gone on with.
+        Where the state is kept; the state of an interrupted call is continued.
     progress : callable
-        Called with the number of finished epochs and the last one's figures.
+        Called with the number of finished epochs and the figures of the last one.
 
     Returns
     -------
@@ -122,7 +122,7 @@ def fit(
 
 
 def set_random_state(model: Any, seed: int, number: int) -> None:
-    """Let what is random in a model, its dropout and altered photos, depend on these two numbers and nothing before."""
+    """Make the randomness of a model (dropout, altered photos) depend on these two numbers only."""
     generators = [variable for variable in model.variables if variable.name == "seed_generator_state"]
     for position, variable in enumerate(generators):
         variable.assign([(seed * 1009 + position) % 2**31, number * 2**20 % 2**31])
@@ -169,8 +169,7 @@ def _callbacks(
             keep_best(epoch, logs)
 
     checkpoint.on_epoch_end = keep
-    # Each needs what stands before it: the state says whether the training has been stopped, and that the best weights
-    # are on disk.
+    # In this order: when the state is written, the best weights are on disk, and it is known whether training stops.
     return [
         checkpoint,
         stopping,
@@ -191,14 +190,14 @@ class _State:
 
     @property
     def weights(self) -> Path:
-        """Those after the last epoch, with the optimizer's state."""
+        """Path of the weights after the last epoch, with the state of the optimizer."""
         return self.folder / f"epoch-{len(self.rows):04}.weights.h5"
 
     def is_finished(self, epochs: int) -> bool:
         return self._stopped or len(self.rows) == epochs
 
     def add(self, row: Row, model: Any) -> None:
-        """Write down an epoch: first its weights, then that it is finished."""
+        """Save an epoch: first its weights, then the record that it is finished."""
         before = self.weights
         self.rows.append(row)
         self._stopped = bool(model.stop_training)

@@ -1,8 +1,8 @@
-"""Photos to learn from: a folder for each class, read once, and divided; some are held out to test on."""
+"""The photos of a training: a folder per class, read once and split into training and validation photos."""
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import os
 import random
 import re
@@ -11,19 +11,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import ArgumentError, ImageError
-from ..files import replacing, writing
+from ..files import digest, open_regular, read_chunks, refuse_links, replacing, walk, writing
 from ..pictures.preparing import resize_image
 from ..pictures.reading import PICTURE_SUFFIXES, read_image
 from ..pictures.writing import encode_image
 
 TRAINING, VALIDATION = "train", "val"
 _VALIDATION_FOLDERS = (VALIDATION, "valid", "validation")
-# Folders of such names hold parts of the photos, and are no classes.
+# Folders with these names contain parts of the photos; they are not classes.
 _PART_NAMES = frozenset(("train", "training", "test", *_VALIDATION_FOLDERS))
 _STAGED_NAME = re.compile(r"[0-9a-f]{32}\.png")
+_INCOMING = "incoming"
+# Bytes. No photo is larger, but a damaged or sparse file may claim to be.
+_LARGEST_FILE = 2**30
 
 
 class Photo(NamedTuple):
@@ -32,11 +35,11 @@ class Photo(NamedTuple):
     Attributes
     ----------
     source : Path
-        As its owner knows it.
+        The user's file.
     staged : Path
-        A PNG of the network's size, with the pixels that `Explainer` would give the network.
+        A PNG of the input's size, with the pixels that `Explainer` would give the network.
     label : int
-        Number of its class.
+        Index of its class.
     """
 
     source: Path
@@ -46,16 +49,16 @@ class Photo(NamedTuple):
 
 @dataclass(frozen=True)
 class Photos:
-    """What a folder holds.
+    """The photos in a folder.
 
     Attributes
     ----------
     classes : tuple of str
         Names of the class folders, sorted; a label is an index into them.
     train, val : tuple of Photo
-        In the order of labels and staged names, which is how Keras lists a folder.
+        Sorted by label and staged name, the order in which Keras lists a folder.
     skipped : tuple of str
-        Files that are no readable pictures, each with the reason.
+        Files that are not readable pictures, each with the reason.
     """
 
     classes: tuple[str, ...]
@@ -65,7 +68,7 @@ class Photos:
 
 
 class _Candidate(NamedTuple):
-    """A file in a class's folder; ``part`` is empty where the folder does not say whether it is for testing."""
+    """A file in a class folder; ``part`` is empty if the folders are not split into training and validation."""
 
     source: Path
     relative: str
@@ -82,40 +85,42 @@ class _Listing(NamedTuple):
 def stage_photos(
     folder: Path, staging: Path, side: int, validation: float, seed: int, progress: Callable[[int, int], None]
 ) -> Photos:
-    """Read the photos of a folder, bring them to the network's size, and divide them.
+    """Read the photos in a folder, resize them to the input's size, and split them.
 
-    Keras then reads only what fastcam has read: every format, the right way up, resized as in production. What an
-    earlier run has staged is not read again.
+    Keras then reads only what fastcam has read: every format, upright, and resized as for explanations. Photos that an
+    earlier run has staged are not read again.
 
     Parameters
     ----------
     folder
-        One folder a class, or "train" and "val" folders of such. Class names may hold any printable letters.
+        Contains one folder per class, or folders "train" and "val" of such. Class names may contain any printable
+        characters.
     staging
-        Where the staged photos go, as "train/0000/<digest>.png"; what does not belong there is removed.
+        Where the photos are staged, as "train/0000/<digest>.png"; staged photos that are no longer used are removed.
     side
         Height and width of the network's input, pixels.
     validation
-        Share of each class that is kept for testing, 0..1, where the folder does not say itself: at least one photo,
-        and never all.
+        Fraction of each class to hold out for validation, 0..1, unless the folders are already split: at least one
+        photo, and never all.
     seed
-        Decides which.
+        Determines which photos are held out.
     progress
-        Called with the number of files that were read, and of all.
+        Called with the number of files that have been read, and of all files.
 
     Raises
     ------
     ArgumentError
-        The folder does not exist, or holds fewer than two classes; a class has no usable photo to learn from or to
-        test on, or is only in one of "train" and "val".
+        The folder does not exist, or contains fewer than two classes; a class has no usable photo for training or for
+        validation, or is missing from one of "train" and "val".
     WriteError
-        The staging folder cannot be written.
+        The staging folder cannot be written, or contains links.
     """
     listing = _list_folder(folder)
+    _refuse_links(staging, len(listing.classes))
     with writing(staging):
         staging.mkdir(parents=True, exist_ok=True)
         earlier = {path.name: path for path in _staged(staging)}
-    incoming = staging / "incoming"
+    incoming = staging / _INCOMING
     with writing(incoming):
         incoming.mkdir(exist_ok=True)
     stage = partial(_stage, side=side, earlier=earlier, incoming=incoming)
@@ -142,8 +147,28 @@ def stage_photos(
 
 
 def check_folders(folder: Path) -> None:
-    """Raise ArgumentError where `stage_photos` would do so for the folders alone, without a look at the photos."""
+    """Raise ArgumentError if `stage_photos` would refuse the folders, without reading any photo."""
     _parts_and_classes(folder)
+
+
+def load_batches(
+    keras: Any, staging: Path, part: str, side: int, batch_size: int, seed: int, *, shuffle: bool = False
+) -> Any:
+    """Return the staged photos of a part as a tf.data.Dataset of images, float32 0..255 (N,side,side,3), and labels."""
+    return keras.utils.image_dataset_from_directory(
+        staging / part,
+        image_size=(side, side),
+        batch_size=batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        verbose=False,
+    )
+
+
+def _refuse_links(staging: Path, class_count: int) -> None:
+    refuse_links(staging, (_INCOMING, TRAINING, VALIDATION))
+    for part in (TRAINING, VALIDATION):
+        refuse_links(staging / part, (f"{label:04}" for label in range(class_count)))
 
 
 def _staged(staging: Path) -> list[Path]:
@@ -151,10 +176,10 @@ def _staged(staging: Path) -> list[Path]:
 
 
 def _parts_and_classes(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """Return the folders of each part, "" where they are not divided, and the classes' names."""
+    """Return the folder of each part (or of "" if there are no parts), and the class names."""
     try:
         if not folder.is_dir():
-            raise ArgumentError(f"{folder}: is no folder: give one that holds a folder of photos for each class")
+            raise ArgumentError(f"{folder}: is not a folder: give one that contains a folder of photos per class")
         held_out = next((folder / name for name in _VALIDATION_FOLDERS if (folder / name).is_dir()), None)
         divided = held_out is not None and (folder / TRAINING).is_dir()
         parts = {TRAINING: folder / TRAINING, VALIDATION: held_out} if held_out and divided else {"": folder}
@@ -166,7 +191,7 @@ def _parts_and_classes(folder: Path) -> tuple[dict[str, Path], list[str]]:
 
 def _list_folder(folder: Path) -> _Listing:
     parts, classes = _parts_and_classes(folder)
-    skipped = [f"'{path}' is in no class's folder" for path in _files(folder.iterdir()) if _is_picture(path)]
+    skipped = [f"'{path}' is not in a class folder" for path in _files(folder.iterdir()) if _is_picture(path)]
     candidates = []
     for part, path in parts.items():
         for label, name in enumerate(classes):
@@ -174,7 +199,7 @@ def _list_folder(folder: Path) -> _Listing:
                 if _is_picture(file):
                     candidates.append(_Candidate(file, file.relative_to(folder).as_posix(), label, part))
                 else:
-                    skipped.append(f"'{file}' is no picture")
+                    skipped.append(f"'{file}' is not a picture")
     return _Listing(classes, candidates, skipped)
 
 
@@ -183,13 +208,12 @@ def _class_folders(folder: Path) -> list[Path]:
 
 
 def _below(folder: Path, skipped: list[str]) -> Iterator[Path]:
-    """Yield what lies in a folder and those in it that are not hidden: tools keep copies of photos in such."""
+    """Yield the files in a folder and below, except in hidden folders, where tools keep copies of photos."""
 
-    def refuse(error: OSError) -> None:
-        skipped.append(f"'{error.filename}' may not be read ({error.strerror})")
+    def skip(error: OSError) -> None:
+        skipped.append(f"'{error.filename}' cannot be read ({error.strerror})")
 
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for parent, names in walk(str(folder), skip):
         yield from (Path(parent, name) for name in names)
 
 
@@ -205,33 +229,36 @@ def _checked_classes(folder: Path, names: dict[str, list[str]]) -> list[str]:
     classes, *others = names.values()
     if others and others[0] != classes:
         differ = ", ".join(map(repr, sorted(set(classes) ^ set(others[0]))))
-        raise ArgumentError(f"{folder}: only one of train and val has the classes {differ}: both need each")
+        raise ArgumentError(f"{folder}: the classes {differ} are missing from train or from val: both need every class")
     if len(classes) < 2:
-        found = f"one class's folder, {classes[0]!r}" if classes else "no folders"
+        found = f"one class folder, {classes[0]!r}" if classes else "no folders"
         raise ArgumentError(
-            f"{folder}: holds {found}: put the photos of each class into a folder named after it, two or more"
+            f"{folder}: contains {found}: put the photos of each class into a folder named after it, two or more"
         )
     parts = sorted(name for name in classes if name.lower() in _PART_NAMES)
     if len(parts) == len(classes):
         raise ArgumentError(
-            f"{folder}: {', '.join(map(repr, parts))} are no classes: name the folders 'train' and 'val', each with a "
-            "folder of photos for each class"
+            f"{folder}: {', '.join(map(repr, parts))} are not classes: name the folders 'train' and 'val', each with a "
+            "folder of photos per class"
         )
     unprintable = [name for name in classes if not name.isprintable()]
     if unprintable:
-        raise ArgumentError(f"{folder}: {unprintable[0]!r} is no name for a class: rename its folder")
+        raise ArgumentError(f"{folder}: {unprintable[0]!r} is not a valid class name: rename its folder")
     return classes
 
 
 def _stage(candidate: _Candidate, side: int, earlier: dict[str, Path], incoming: Path) -> Path | ImageError:
-    """Return where the photo is staged, or why it cannot be read."""
+    """Return the path of the staged photo, or why it cannot be read."""
+    # The location is part of the digest, because two classes may contain the same photo.
+    place = f"{side} {candidate.relative}\0".encode("utf-8", "surrogateescape")
     try:
-        content = candidate.source.read_bytes()
+        with open_regular(candidate.source) as file:
+            if os.fstat(file.fileno()).st_size > _LARGEST_FILE:
+                return ImageError(f"'{candidate.source}' is too large: give files of at most {_LARGEST_FILE:,} bytes")
+            name = digest(itertools.chain([place], read_chunks(file)))
     except OSError as error:
-        return ImageError(f"'{candidate.source}' may not be read ({error.strerror})")
-    # The place counts, too: two classes may hold the same photo.
-    digest = hashlib.sha256(f"{side} {candidate.relative}\0".encode("utf-8", "surrogateescape") + content).hexdigest()
-    path = incoming / f"{digest[:32]}.png"
+        return ImageError(f"'{candidate.source}' cannot be read ({error.strerror})")
+    path = incoming / f"{name[:32]}.png"
     if path.name in earlier:
         return earlier[path.name]
     try:
@@ -251,7 +278,7 @@ def _placed(
     validation: float,
     seed: int,
 ) -> Iterator[tuple[str, Photo]]:
-    """Divide the photos, and yield each in the folder of its part and label."""
+    """Split the photos, and yield each with its part, moved to the folder of its part and label."""
     for label, name in enumerate(listing.classes):
         members = [(candidate, path) for candidate, path in readable if candidate.label == label]
         parts = [candidate.part for candidate, _ in members]
@@ -260,9 +287,9 @@ def _placed(
         if {TRAINING, VALIDATION} - set(parts):
             reasons = [reason for reason in listing.skipped if re.search(f"/{re.escape(name)}[/']", reason)]
             raise ArgumentError(
-                f"{folder}: class {name!r} has {len(members)} usable photos, {parts.count(TRAINING)} to learn from and "
-                f"{parts.count(VALIDATION)} to test on: each class needs one of both"
-                + "".join(f"\n  {reason}" for reason in reasons[:10])
+                f"{folder}: class {name!r} has {len(members)} usable photos, {parts.count(TRAINING)} for training and "
+                f"{parts.count(VALIDATION)} for validation: each class needs at least one of both"
+                + "".join(f"; {reason}" for reason in reasons[:10])
             )
         for part, (candidate, path) in zip(parts, members, strict=True):
             place = staging / part / f"{label:04}" / path.name
@@ -274,7 +301,7 @@ def _placed(
 
 
 def _divided(count: int, validation: float, seed: str) -> list[str]:
-    """Divide one class, the same way whatever the other classes are."""
+    """Split one class, independently of the other classes."""
     held_out = min(max(1, round(validation * count)), count - 1)
     chosen = set(random.Random(seed).sample(range(count), max(held_out, 0)))  # noqa: S311 - no secret
     return [VALIDATION if number in chosen else TRAINING for number in range(count)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import time
 from collections.abc import Callable
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 from bench import cold, endtoend, kernel, overhead, peers, report
-from bench.__main__ import QUESTIONS, find_question, main
+from bench.__main__ import main
 from bench.contestants import FASTCAM, Agreement, Models, agreement, compare
 from bench.export import run_watched
 from bench.harness import (
@@ -29,6 +31,7 @@ from bench.harness import (
     write_record,
 )
 from bench.networks import drawn_images, tiny
+from bench.questions import QUESTIONS, find_question
 from fastcam.pictures.reading import read_image
 
 _MACHINE = {
@@ -356,3 +359,20 @@ def test_photos_are_different_cuts(tmp_path: Path) -> None:
     photos = endtoend.make_photos(tmp_path / "photos", 5, (64, 48))
     pixels = {read_image(photo).tobytes() for photo in photos}
     assert len(pixels) == 5
+
+
+def test_no_module_imports_another_that_imports_it() -> None:
+    folder = Path(peers.__file__).parent
+    imports: dict[str, set[str]] = {}
+    for path in folder.glob("*.py"):
+        nodes = [
+            node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)
+        ]
+        imports[path.stem] = {
+            name
+            for node in nodes
+            if node.level
+            for name in ([node.module] if node.module else [alias.name for alias in node.names])
+        }
+    TopologicalSorter(imports).prepare()
+    assert not [name for name, others in imports.items() if "__main__" in others]

@@ -136,7 +136,7 @@ def test_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs matplotlib: pip install fastcam[demo]")
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(WriteError, match="cannot make the folder"):
+    with pytest.raises(WriteError, match="cannot create the folder"):
         demo.run(tmp_path / "file" / "out")
 
 

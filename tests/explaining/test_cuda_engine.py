@@ -102,14 +102,16 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 def test_it_gives_what_the_cpu_gives(
     explainer: fastcam.Explainer, on_cpu: fastcam.Explainer, batch: Array, name: str, chunk: int
 ) -> None:
-    _assert_same(explainer(batch, batch=chunk, **_ARGUMENTS[name]), on_cpu(batch, batch=chunk, **_ARGUMENTS[name]))
+    _assert_same(
+        explainer(batch, batch_size=chunk, **_ARGUMENTS[name]), on_cpu(batch, batch_size=chunk, **_ARGUMENTS[name])
+    )
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 16])
 def test_pictures_are_prepared_on_the_device(
     explainer: fastcam.Explainer, on_cpu: fastcam.Explainer, device: FakeDevice, photos: list[Array], chunk: int
 ) -> None:
-    found, expected = explainer(photos, "top2", batch=chunk), on_cpu(photos, "top2", batch=chunk)
+    found, expected = explainer(photos, "top2", batch_size=chunk), on_cpu(photos, "top2", batch_size=chunk)
     _assert_same(found, expected)
     np.testing.assert_array_equal(found.images[3], photos[3])
     # Bytes go up, not floats: (N,12,12,3), beside the targets.
@@ -127,7 +129,9 @@ def test_other_inputs(
     logits = net.dense(net.add("Flatten", net.add("GlobalAveragePool", last)), (4, 5))
     preprocess = "vgg16" if layout == "NHWC" else "scale"
     fastcam.export(net.build(logits).to_model(), tmp_path / "other.onnx", preprocess=preprocess)
-    _assert_same(opened(tmp_path / "other.onnx")(photos, batch=2), _on_cpu(tmp_path / "other.onnx")(photos, batch=2))
+    _assert_same(
+        opened(tmp_path / "other.onnx")(photos, batch_size=2), _on_cpu(tmp_path / "other.onnx")(photos, batch_size=2)
+    )
 
 
 def _on_cpu(path: Path) -> fastcam.Explainer:
@@ -149,7 +153,7 @@ def test_the_host_waits_once_a_batch_and_not_in_between(
     explainer(batch)
     assert device.host_waits() == 1
     device.log.clear()
-    explainer(batch, batch=2)
+    explainer(batch, batch_size=2)
     assert device.host_waits() == device.count("model") == 4
     names = [entry[0] for entry in device.log]
     for position in [index for index, name in enumerate(names) if name == "model"]:
@@ -160,8 +164,8 @@ def test_nothing_is_allocated_after_the_first_call(
     explainer: fastcam.Explainer, device: FakeDevice, batch: Array, photos: list[Array]
 ) -> None:
     def call() -> None:
-        explainer(batch, "top2", batch=4)
-        explainer(photos, batch=4)
+        explainer(batch, "top2", batch_size=4)
+        explainer(photos, batch_size=4)
         explainer(batch[:1])
 
     call()
@@ -177,7 +181,7 @@ def test_a_batch_goes_up_while_the_last_one_computes(
     explainer: fastcam.Explainer, device: FakeDevice, batch: Array
 ) -> None:
     """Two batches are under way before the host waits; no event orders the second's upload after the first's model."""
-    explainer(batch, batch=2)
+    explainer(batch, batch_size=2)
     names = [entry[0] for entry in device.log if entry[0] in ("copy_in", "model", "copy_out", "event_synchronize")]
     assert names[:7] == ["copy_in", "model", "copy_out", "copy_in", "model", "copy_out", "event_synchronize"]
     streams = {
@@ -216,8 +220,8 @@ def _frees_too_early(device: FakeDevice, explainer: fastcam.Explainer) -> None:
     engine: Any = explainer._engine
     run = engine._run
 
-    def run_and_free(item: Any) -> None:
-        run(item)
+    def run_and_free(item: Any, limit: Any) -> None:
+        run(item, limit)
         item.lane._memory.free()
 
     engine._run = run_and_free
@@ -253,7 +257,7 @@ def test_a_mistake_in_the_order_is_found(
 ) -> None:
     _FAULTS[name](device, explainer)
     with pytest.raises(Fault):
-        explainer(batch, batch=2)
+        explainer(batch, batch_size=2)
 
 
 def test_an_upload_on_the_models_stream_is_no_mistake(
@@ -262,7 +266,7 @@ def test_an_upload_on_the_models_stream_is_no_mistake(
     """What is slower but right is no fault: the detector does not ask for this very order."""
     engine: Any = explainer._engine
     engine._up = engine._down = engine._stream
-    _assert_same(explainer(batch, batch=2), on_cpu(batch, batch=2))
+    _assert_same(explainer(batch, batch_size=2), on_cpu(batch, batch_size=2))
 
 
 def test_a_session_that_waits_is_counted(
@@ -270,7 +274,7 @@ def test_a_session_that_waits_is_counted(
 ) -> None:
     """What the option is for: without it ONNX Runtime waits after each run."""
     monkeypatch.setattr(onnxruntime, "RunOptions", _Forgetful)
-    explainer(batch, batch=2)
+    explainer(batch, batch_size=2)
     assert device.host_waits() == 8
 
 
@@ -325,7 +329,7 @@ def test_a_device_that_no_longer_answers_is_an_error_each_time_and_never_a_wait(
         patch.setattr(device, "event_synchronize", fail)
         for _ in range(10):
             with pytest.raises(DeviceError, match="illegal memory access"):
-                explainer(batch, batch=2)
+                explainer(batch, batch_size=2)
     # This device does answer: it must be through before its memory is freed.
     for stream in tuple(device._streams):
         device.stream_synchronize(stream)
@@ -336,7 +340,7 @@ def test_two_batches_of_one_image_that_do_not_fit_go_one_by_one(
 ) -> None:
     explainer(batch[:1])
     device.capacity = device.used
-    _assert_same(explainer(batch, batch=1), on_cpu(batch, batch=1))
+    _assert_same(explainer(batch, batch_size=1), on_cpu(batch, batch_size=1))
 
 
 def test_many_threads_at_once(
@@ -344,9 +348,9 @@ def test_many_threads_at_once(
 ) -> None:
     batches = [rng.normal(size=(n % 5 + 1, 3, 12, 12)).astype(np.float32) for n in range(40)]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda item: explainer(item, "top2", batch=2), batches))
+        found = list(pool.map(lambda item: explainer(item, "top2", batch_size=2), batches))
     for item, explanation in zip(batches, found, strict=True):
-        _assert_same(explanation, on_cpu(item, "top2", batch=2))
+        _assert_same(explanation, on_cpu(item, "top2", batch_size=2))
     assert device.count("event_create") <= 3 * cuda._MOST_LANES
 
 
@@ -354,13 +358,13 @@ def test_many_threads_at_once(
 def test_what_is_not_finite_names_its_image(explainer: fastcam.Explainer, batch: Array, chunk: int) -> None:
     batch[3] = 3e38
     with pytest.raises(NonFiniteError, match="scores of image 3 are not finite") as caught:
-        explainer(batch, batch=chunk)
+        explainer(batch, batch_size=chunk)
     assert caught.value.image == 3
     # Lanes came back: the next call finds them.
     for _ in range(10):
         with pytest.raises(NonFiniteError):
-            explainer(batch, batch=chunk)
-    assert len(explainer(batch[:3], batch=chunk)) == 3
+            explainer(batch, batch_size=chunk)
+    assert len(explainer(batch[:3], batch_size=chunk)) == 3
 
 
 def test_maps_that_are_not_finite_name_their_image(opened: Callable[..., fastcam.Explainer], tmp_path: Path) -> None:
@@ -369,7 +373,7 @@ def test_maps_that_are_not_finite_name_their_image(opened: Callable[..., fastcam
     images[2] = 1
     for chunk in (1, 2, 16):
         with pytest.raises(NonFiniteError, match="activations or gradients of image 2") as caught:
-            opened(tmp_path / "large.onnx")(images, batch=chunk)
+            opened(tmp_path / "large.onnx")(images, batch_size=chunk)
         assert caught.value.image == 2
 
 
@@ -380,7 +384,9 @@ def test_graphs_hold_the_buffers_that_they_were_captured_with(
     for _ in range(3):
         # Larger buffers move: what was captured before must not be replayed for them.
         for count, size in ((1, (4, 4)), (7, (20, 20)), (3, (50, 50)), (7, (20, 20))):
-            _assert_same(captured(batch[:count], size=size, batch=4), on_cpu(batch[:count], size=size, batch=4))
+            _assert_same(
+                captured(batch[:count], size=size, batch_size=4), on_cpu(batch[:count], size=size, batch_size=4)
+            )
     assert len(_session(captured).graphs) > 4
 
 
@@ -410,7 +416,7 @@ def test_everything_is_given_back(
     opened: Callable[..., fastcam.Explainer], path: Path, device: FakeDevice, batch: Array
 ) -> None:
     explainer = opened(path)
-    explainer(batch, batch=2)
+    explainer(batch, batch_size=2)
     assert device.used > 0
     streams = device.count("stream_create")
     del explainer

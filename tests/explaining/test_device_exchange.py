@@ -106,8 +106,8 @@ def test_batches_on_the_device(
     producer: type[DLPackProducer | InterfaceProducer],
     chunk: int,
 ) -> None:
-    expected = on_cpu(batch, "top2", batch=chunk)
-    found = explainer(producer(device, batch), "top2", batch=chunk)
+    expected = on_cpu(batch, "top2", batch_size=chunk)
+    found = explainer(producer(device, batch), "top2", batch_size=chunk)
     assert relative_error(found.heatmaps, expected.heatmaps) < _TOLERANCE
     assert relative_error(found.logits, expected.logits) < _TOLERANCE
     np.testing.assert_array_equal(found.targets, expected.targets)
@@ -125,7 +125,7 @@ def test_pictures_on_the_device(
     producer: type[DLPackProducer | InterfaceProducer],
 ) -> None:
     pictures = rng.integers(0, 256, (5, 12, 12, 3), dtype=np.uint8)
-    found, expected = explainer(producer(device, pictures), batch=2), on_cpu(pictures, batch=2)
+    found, expected = explainer(producer(device, pictures), batch_size=2), on_cpu(pictures, batch_size=2)
     assert relative_error(found.heatmaps, expected.heatmaps) < _TOLERANCE
     assert relative_error(found.logits, expected.logits) < _TOLERANCE
 
@@ -201,7 +201,7 @@ def test_nan_in_a_later_batch_names_its_image(explainer: fastcam.Explainer, devi
     batch[3, 1, 2, 2] = np.inf
     for method in ("gradcam", "layercam"):
         with pytest.raises(ImageError, match="image 3 of the batch holds NaN or infinity"):
-            explainer(DLPackProducer(device, batch), batch=2, method=method)
+            explainer(DLPackProducer(device, batch), batch_size=2, method=method)
 
 
 @pytest.mark.parametrize("size", ["input", "layer", (7, 9)])
@@ -210,7 +210,7 @@ def test_results_on_the_device(
     explainer: fastcam.Explainer, on_cpu: fastcam.Explainer, device: FakeDevice, batch: Array, size: Any, chunk: int
 ) -> None:
     expected = on_cpu(batch, "top2", size=size)
-    found = explainer(DLPackProducer(device, batch), "top2", size=size, batch=chunk, on_device=True)
+    found = explainer(DLPackProducer(device, batch), "top2", size=size, batch_size=chunk, on_device=True)
     # What comes down is what tells errors, not the maps.
     assert sum(entry[3] for entry in device.log if entry[0] == "copy_out") <= 5 * 4 * 256
     device.log.clear()
@@ -243,7 +243,7 @@ def test_results_of_one_call_are_not_those_of_the_next(explainer: fastcam.Explai
 def test_what_is_not_finite_is_an_error_on_the_device_too(explainer: fastcam.Explainer, batch: Array) -> None:
     batch[3] = 3e38
     with pytest.raises(NonFiniteError, match="scores of image 3"):
-        explainer(batch, on_device=True, batch=2)
+        explainer(batch, on_device=True, batch_size=2)
 
 
 def test_memory_lives_as_long_as_its_last_user(device: FakeDevice) -> None:

@@ -177,10 +177,10 @@ def _check_device(device: Any) -> None:
 
 def test_the_native_module_comes_first(native: _Recorder, runtime: _Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     devices._kernels.cache_clear()
-    for name, kind in (("cuda", "CudaKernels"), ("nvrtc", "NvrtcKernels")):
-        module = types.ModuleType(f"fastcam.kernels.{name}")
+    for name, kind in (("native", "CudaKernels"), ("nvrtc", "NvrtcKernels")):
+        module = types.ModuleType(f"fastcam.kernels.cuda.{name}")
         setattr(module, kind, type(kind, (), {}))
-        monkeypatch.setitem(sys.modules, f"fastcam.kernels.{name}", module)
+        monkeypatch.setitem(sys.modules, f"fastcam.kernels.cuda.{name}", module)
     opened: list[Any] = list(devices.open_device(0))
     assert [type(item).__name__ for item in opened] == ["NativeDevice", "CudaKernels"]
     assert devices.open_device(1)[1] is opened[1]

@@ -291,7 +291,7 @@ def test_large_finite_pixels_are_no_infinity(explainer: fastcam.Explainer, batch
 def test_scores_beyond_float32_name_their_image(explainer: fastcam.Explainer, batch: Array, chunk: int) -> None:
     batch[3] = 3e38
     with pytest.raises(NonFiniteError, match="scores of image 3 are not finite"):
-        explainer(batch, batch=chunk)
+        explainer(batch, batch_size=chunk)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_scores_beyond_float32_name_their_image(explainer: fastcam.Explainer, ba
     [
         *({"size": size} for size in ("full", 7, (1, 2, 3), (0, 5), (-1, 4), (2.5, 3), "ab", (10**6, 10**6), None)),
         *({"normalize": normalize} for normalize in ("std", 1, ["max"], np.zeros(2))),
-        *({"batch": batch} for batch in (0, -1, 2.5, "a", None)),
+        *({"batch_size": batch} for batch in (0, -1, 2.5, "a", None)),
     ],
     ids=str,
 )
@@ -324,11 +324,11 @@ def test_a_file_without_preprocessing_takes_batches_only(tmp_path: Path, batch: 
 
 
 def test_chunks_equal_single_images(explainer: fastcam.Explainer, batch: Array) -> None:
-    found = explainer(batch, "top2", batch=2)
+    found = explainer(batch, "top2", batch_size=2)
     whole = explainer(batch, "top2")
     np.testing.assert_array_equal(found.targets, whole.targets)
     assert relative_error(found.heatmaps, whole.heatmaps) < 1e-5
-    per_image = explainer(batch, [[0], [1], [2], [3], [4]], batch=2)
+    per_image = explainer(batch, [[0], [1], [2], [3], [4]], batch_size=2)
     assert per_image.targets[:, 0].tolist() == [0, 1, 2, 3, 4]
 
 
@@ -605,7 +605,7 @@ def test_activations_beyond_float32_name_their_image(tmp_path: Path) -> None:
     assert len(explainer(images[:2])) == 2
     for chunk in (1, 16):
         with pytest.raises(NonFiniteError, match="activations or gradients of image 2") as caught:
-            explainer(images, batch=chunk)
+            explainer(images, batch_size=chunk)
         assert caught.value.image == 2
 
 

@@ -76,13 +76,13 @@ def test_pictures_are_prepared_on_the_device(
     on_gpu: fastcam.Explainer, on_cpu: fastcam.Explainer, rng: np.random.Generator
 ) -> None:
     photos = [rng.integers(0, 256, (30 + n, 40, 3), dtype=np.uint8) for n in range(21)]
-    _assert_same(on_gpu(photos, "top2", batch=4), on_cpu(photos, "top2", batch=4))
+    _assert_same(on_gpu(photos, "top2", batch_size=4), on_cpu(photos, "top2", batch_size=4))
 
 
 def test_many_threads_at_once(on_gpu: fastcam.Explainer, on_cpu: fastcam.Explainer, rng: np.random.Generator) -> None:
     batches = [rng.normal(size=(n % 7 + 1, 3, 12, 12)).astype(np.float32) for n in range(60)]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda item: on_gpu(item, "top2", batch=3), batches))
+        found = list(pool.map(lambda item: on_gpu(item, "top2", batch_size=3), batches))
     for item, explanation in zip(batches, found, strict=True):
         _assert_same(explanation, on_cpu(item, "top2"))
 
@@ -103,7 +103,7 @@ def test_arrays_of_other_libraries(
     if library == "torch" and not module.cuda.is_available():
         pytest.skip("this torch was built without CUDA")
     source = module.asarray(batch / 2) if library == "cupy" else module.tensor(batch / 2, device="cuda")
-    found = on_gpu(source * 2, "top2", batch=8, on_device=True)
+    found = on_gpu(source * 2, "top2", batch_size=8, on_device=True)
     _assert_same(found.to_host(), on_cpu(batch, "top2"))
     heatmaps = module.from_dlpack(found.heatmaps)
     host = heatmaps.get() if library == "cupy" else heatmaps.cpu().numpy()
@@ -115,6 +115,6 @@ def test_a_batch_beyond_the_memory_is_split(path: Path, rng: np.random.Generator
     options = {"gpu_mem_limit": str(64 * 2**20)}
     explainer = fastcam.Explainer(path, providers=[("CUDAExecutionProvider", options)])
     batch = rng.normal(size=(8192, 3, 12, 12)).astype(np.float32)
-    found = explainer(batch, batch=8192, size="layer")
+    found = explainer(batch, batch_size=8192, size="layer")
     expected = fastcam.Explainer(path, device="cpu")(batch[-5:], size="layer")
     assert relative_error(found.maps[-5:], expected.maps) < _TOLERANCE

@@ -64,12 +64,8 @@ def test_facts_are_the_files(tmp_path: Path) -> None:
 def test_providers_say_what_runs_here(tmp_path: Path) -> None:
     fastcam.export(small_classifier().to_model(), tmp_path / "m.onnx")
     providers = fastcam.inspect(tmp_path / "m.onnx").providers
-    assert set(providers) == set(onnxruntime.get_available_providers())
+    assert set(providers) == {*onnxruntime.get_available_providers()} - {"AzureExecutionProvider"}
     assert providers["CPUExecutionProvider"] is None
-    for name, reason in providers.items():
-        if name == "AzureExecutionProvider":
-            assert reason is not None
-            assert "CPU EP" in reason
 
 
 def test_external_data_are_counted(tmp_path: Path) -> None:

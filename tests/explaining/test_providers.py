@@ -316,7 +316,7 @@ def test_tensorrt_is_opened_by_its_plan(
     np.testing.assert_allclose(explainer(batch).heatmaps, expected.heatmaps, atol=1e-5)
     # Its engine was built for two images at most.
     assert device.count("model") == 3
-    with pytest.raises(TargetError, match="TensorRT's engine was built for 3 at most"):
+    with pytest.raises(TargetError, match="TensorRT's engine was built for at most 3"):
         explainer(batch, "top4")
     own = fastcam.Explainer(path, providers=[(TENSORRT, {"trt_x": "2", "trt_y": "3"})])
     session: Any = own._session

@@ -171,7 +171,7 @@ def test_a_cache_folder_that_cannot_be_written_is_refused(
 _BUILD = """
 import dataclasses, sys, time
 from pathlib import Path
-from fastcam.tensorrt import Plan, Range
+from fastcam.explaining.tensorrt import Plan, Range
 folder, pause = Path(sys.argv[1]), float(sys.argv[2])
 plan = Plan(folder / "small.onnx", [], Range(1, 1, 1), Range(1, 1, 1), folder)
 print("ready", flush=True)

@@ -387,8 +387,9 @@ def _source_slopes(graph: Graph, value: str, image: Array, scores: str) -> Array
     graph.outputs = [scores]
     graph.replace_uses(value, "moved")
     graph.inputs["delta"] = TensorType(np.dtype(np.float64), shape)
-    position = next(index for index, node in enumerate(graph.nodes) if value in node.output)
-    graph.nodes.insert(position + 1, onnx.helper.make_node("Add", [value, "delta"], ["moved"]))
+    producer = graph.producer(value)
+    assert producer is not None
+    graph.insert_after(producer, onnx.helper.make_node("Add", [value, "delta"], ["moved"]))
     evaluator = ReferenceEvaluator(graph.to_model())
     slopes = []
     for index in np.ndindex(*shape):

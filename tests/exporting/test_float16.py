@@ -378,7 +378,7 @@ def test_a_quantised_network_is_refused(tmp_path: Path) -> None:
 
     logging.getLogger().setLevel(logging.ERROR)
     source = quantized(small_classifier().to_model(), tmp_path, "QDQ")
-    with pytest.raises(ModelError, match='precision="fp16" does not go with quantisation'):
+    with pytest.raises(ModelError, match='precision="fp16" cannot be combined with quantisation'):
         fastcam.export(source, tmp_path / "half.onnx", precision="fp16")
     assert not (tmp_path / "half.onnx").exists()
 
@@ -430,7 +430,7 @@ def test_ops_that_gpus_lack_are_found() -> None:
     assert len(_network("Resize")) == 0
     net = NetworkBuilder((2, 3, 8, 8))
     pooled = net.graph.unused_name("pooled")
-    net.graph.nodes.append(helper.make_node("MaxPool", [net.input], [pooled, "indices"], kernel_shape=[2, 2]))
+    net.graph.append(helper.make_node("MaxPool", [net.input], [pooled, "indices"], kernel_shape=[2, 2]))
     assert reasons_against_gpus(net.build(pooled)) == ["TensorRT: MaxPool with indices ()"]
     net = NetworkBuilder((2, 3, 8, 8))
     axes = net.add("Shape", net.input, start=3)

@@ -12,8 +12,8 @@ from networks import Array, NetworkBuilder, relative_error, small_classifier
 
 import fastcam
 from fastcam.errors import LayerError, ModelError
-from fastcam.exporting.classifier import remove_score_activation
 from fastcam.exporting.layers import choose_layer, find_value, list_candidates
+from fastcam.exporting.scores import remove_score_activation
 
 
 def _scores(net: NetworkBuilder) -> str:

@@ -13,7 +13,8 @@ from networks import NetworkBuilder
 
 import fastcam
 from fastcam.errors import ArgumentError, LayerError
-from fastcam.exporting.tokens import TokenGrid, patches_reach_outputs, token_grid
+from fastcam.exporting.paths import Demand
+from fastcam.exporting.tokens import TokenGrid, TokenGrids, patches_count
 
 _ROWS, _COLUMNS, _CHANNELS = 3, 5, 4
 
@@ -60,15 +61,16 @@ def test_grids_are_inferred() -> None:
     graph = net.build(
         "patches", *(f"{name}_map" for name in ("plain", "class", "registers", "square", "neither", "many"))
     )
-    assert token_grid(graph, "plain_map") == TokenGrid(0, 3, 5)
-    assert token_grid(graph, "class_map") == TokenGrid(1, 3, 5)
-    assert token_grid(graph, "registers_map") == TokenGrid(5, 3, 5)
-    assert token_grid(graph, "square_map") == TokenGrid(10, 3, 5)
-    assert token_grid(graph, "neither_map") is None
-    assert token_grid(graph, "many_map") is None
-    assert token_grid(graph, "many_map", (4, 9)) == TokenGrid(4, 4, 9)
-    assert token_grid(graph, "many_map", (6, 7)) is None
-    assert token_grid(graph, "patches") is None
+    grids = TokenGrids(graph)
+    assert grids.find("plain_map") == TokenGrid(0, 3, 5)
+    assert grids.find("class_map") == TokenGrid(1, 3, 5)
+    assert grids.find("registers_map") == TokenGrid(5, 3, 5)
+    assert grids.find("square_map") == TokenGrid(10, 3, 5)
+    assert grids.find("neither_map") is None
+    assert grids.find("many_map") is None
+    assert grids.find("many_map", (4, 9)) == TokenGrid(4, 4, 9)
+    assert grids.find("many_map", (6, 7)) is None
+    assert grids.find("patches") is None
 
 
 def _first_token(net: NetworkBuilder, value: str) -> str:
@@ -108,7 +110,7 @@ def test_patches_that_nothing_reads_are_told(head: Callable[[NetworkBuilder, str
     net = NetworkBuilder(("batch", 10, 4))
     state = net.add("Relu", net.input, name="state")
     graph = net.build(head(net, state))
-    assert patches_reach_outputs(graph, "state", TokenGrid(1, 3, 3)) is reach
+    assert patches_count(Demand(graph), "state", TokenGrid(1, 3, 3)) is reach
 
 
 def test_a_layer_of_tokens_without_a_grid_says_so(tmp_path: Path) -> None:

@@ -81,7 +81,9 @@ def _contents(out: Path) -> dict[str, Any]:
 
 
 def test_results_are_what_explainer_says(model: Path, photos: Path, tmp_path: Path) -> None:
-    result = fastcam.explain_files(model, photos, tmp_path / "out", top=2, format="png", colormap="viridis", alpha=0.3)
+    result = fastcam.explain_files(
+        model, photos, tmp_path / "out", top_k=2, format="png", colormap="viridis", alpha=0.3
+    )
     explainer = fastcam.Explainer(model)
     entries = _entries(tmp_path / "out")
     assert [entry["path"] for entry in entries] == sorted(map(str, photos.rglob("*.png")))
@@ -136,7 +138,7 @@ def test_overlays_at_another_size(model: Path, photos: Path, tmp_path: Path, for
 
 
 def test_method_and_layer_are_the_explainers(model: Path, photos: Path, tmp_path: Path) -> None:
-    fastcam.explain_files(model, photos, tmp_path / "out", method="layercam", format="npy", size="input", top=1)
+    fastcam.explain_files(model, photos, tmp_path / "out", method="layercam", format="npy", size="input", top_k=1)
     for entry in _entries(tmp_path / "out"):
         expected = fastcam.Explainer(model)(entry["path"], method="layercam").heatmaps[0, 0]
         np.testing.assert_allclose(np.load(tmp_path / "out" / entry["classes"][0]["file"]), expected, atol=1e-5)
@@ -212,7 +214,7 @@ def test_large_pictures_are_read_twice_with_the_same_result(
 def test_progress_counts_every_image_in_order(model: Path, photos: Path, tmp_path: Path) -> None:
     (photos / "broken.png").write_bytes(b"")
     seen: list[fastcam.JobProgress] = []
-    fastcam.explain_files(model, photos, tmp_path / "out", batch=4, progress=seen.append)
+    fastcam.explain_files(model, photos, tmp_path / "out", batch_size=4, progress=seen.append)
     assert [(step.done, step.total) for step in seen] == [(number, 12) for number in range(1, 13)]
     assert [step.entry for step in seen] == _entries(tmp_path / "out")
     assert seen[-1].failed == 1
@@ -220,7 +222,7 @@ def test_progress_counts_every_image_in_order(model: Path, photos: Path, tmp_pat
 
 def test_threads_do_not_change_the_files(model: Path, photos: Path, tmp_path: Path) -> None:
     for threads in (1, 2, 5):
-        fastcam.explain_files(model, photos, tmp_path / str(threads), threads=threads, batch=2)
+        fastcam.explain_files(model, photos, tmp_path / str(threads), threads=threads, batch_size=2)
     assert _contents(tmp_path / "1") == _contents(tmp_path / "2") == _contents(tmp_path / "5")
 
 
@@ -230,13 +232,13 @@ def test_threads_do_not_change_the_files(model: Path, photos: Path, tmp_path: Pa
 def test_a_finished_run_is_resumed_without_work_and_extended_by_new_pictures(
     model: Path, photos: Path, tmp_path: Path
 ) -> None:
-    fastcam.explain_files(model, photos, tmp_path / "out", batch=4)
+    fastcam.explain_files(model, photos, tmp_path / "out", batch_size=4)
     before = _contents(tmp_path / "out")
-    again = fastcam.explain_files(model, photos, tmp_path / "out", batch=4, resume=True)
+    again = fastcam.explain_files(model, photos, tmp_path / "out", batch_size=4, resume=True)
     assert again.resumed == again.images == 11
     assert _contents(tmp_path / "out") == before
     Image.new("RGB", (30, 30), "green").save(photos / "a_new_one.png")
-    extended = fastcam.explain_files(model, photos, tmp_path / "out", batch=4, resume=True)
+    extended = fastcam.explain_files(model, photos, tmp_path / "out", batch_size=4, resume=True)
     assert (extended.images, extended.resumed) == (12, 11)
     assert Path(_entries(tmp_path / "out")[0]["path"]).name == "a_new_one.png"
 
@@ -272,19 +274,19 @@ def test_a_lost_overlay_is_made_again(model: Path, photos: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("tail", [b'{"path": "x", "id": "y", "cla', b'{"id": 3}\n', b"\xff\xfe\n", b"[]\n{}\nnull\n"])
 def test_a_torn_or_damaged_line_is_done_again(model: Path, photos: Path, tmp_path: Path, tail: bytes) -> None:
-    fastcam.explain_files(model, photos, tmp_path / "whole", batch=2)
-    fastcam.explain_files(model, photos, tmp_path / "out", batch=2)
+    fastcam.explain_files(model, photos, tmp_path / "whole", batch_size=2)
+    fastcam.explain_files(model, photos, tmp_path / "out", batch_size=2)
     lines = (tmp_path / "out" / "results.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "out" / "results.jsonl").unlink()
     (tmp_path / "out" / "results.partial.jsonl").write_bytes(b"".join(lines[:5]) + tail)
-    result = fastcam.explain_files(model, photos, tmp_path / "out", batch=2, resume=True)
+    result = fastcam.explain_files(model, photos, tmp_path / "out", batch_size=2, resume=True)
     assert result.resumed == 5
     assert _contents(tmp_path / "out") == _contents(tmp_path / "whole")
 
 
 _SCRIPT = """
 import sys, fastcam
-fastcam.explain_files(sys.argv[1], sys.argv[2], sys.argv[3], top=2, batch=4, threads=2, resume=True)
+fastcam.explain_files(sys.argv[1], sys.argv[2], sys.argv[3], top_k=2, batch_size=4, threads=2, resume=True)
 """
 
 
@@ -293,7 +295,7 @@ def test_runs_killed_at_any_moment_end_with_the_same_files(model: Path, tmp_path
     photos = tmp_path / "photos"
     make_photos(photos, 400)
     (photos / "broken.png").write_bytes(b"")
-    fastcam.explain_files(model, photos, tmp_path / "whole", top=2, batch=4, threads=2)
+    fastcam.explain_files(model, photos, tmp_path / "whole", top_k=2, batch_size=4, threads=2)
     whole = (tmp_path / "whole" / "results.jsonl").stat().st_size
     out = tmp_path / "killed"
     partial = out / "results.partial.jsonl"
@@ -326,19 +328,19 @@ def _wait_for_growth(child: subprocess.Popen[bytes], partial: Path, size: float)
 def test_an_earlier_run_is_not_overwritten(model: Path, photos: Path, tmp_path: Path) -> None:
     fastcam.explain_files(model, photos, tmp_path / "out")
     before = _contents(tmp_path / "out")
-    with pytest.raises(WriteError, match=r"holds an earlier run .*resume it \(--resume\), or choose another folder"):
+    with pytest.raises(WriteError, match=r"contains an earlier run .*resume it \(--resume\), or choose another folder"):
         fastcam.explain_files(model, photos, tmp_path / "out")
     assert _contents(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize(
-    "change", [{"top": 2}, {"method": "layercam"}, {"format": "png"}, {"alpha": 0.25}, {"batch": 3}]
+    "change", [{"top_k": 2}, {"method": "layercam"}, {"format": "png"}, {"alpha": 0.25}, {"batch_size": 3}]
 )
 def test_a_run_with_other_settings_is_not_resumed(
     model: Path, photos: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     fastcam.explain_files(model, photos, tmp_path / "out")
-    name = {"top": "target"}.get(next(iter(change)), next(iter(change)))
+    name = {"top_k": "target"}.get(next(iter(change)), next(iter(change)))
     with pytest.raises(ArgumentError, match=f"the earlier run had other settings \\({name} was"):
         fastcam.explain_files(model, photos, tmp_path / "out", resume=True, **change)
 
@@ -377,7 +379,7 @@ def test_two_runs_at_once_do_not_meet(model: Path, photos: Path, tmp_path: Path)
 def test_a_full_disk_ends_the_run_and_it_can_be_resumed(
     model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fastcam.explain_files(model, photos, tmp_path / "whole", batch=2)
+    fastcam.explain_files(model, photos, tmp_path / "whole", batch_size=2)
     written = 0
     real = jobs._write_file
 
@@ -391,10 +393,10 @@ def test_a_full_disk_ends_the_run_and_it_can_be_resumed(
 
     monkeypatch.setattr(jobs, "_write_file", full)
     with pytest.raises(WriteError, match="No space left on device"):
-        fastcam.explain_files(model, photos, tmp_path / "out", batch=2, threads=1)
+        fastcam.explain_files(model, photos, tmp_path / "out", batch_size=2, threads=1)
     monkeypatch.undo()
     assert json.loads((tmp_path / "out" / "run.json").read_bytes())["state"] == "running"
-    assert fastcam.explain_files(model, photos, tmp_path / "out", batch=2, resume=True).resumed > 0
+    assert fastcam.explain_files(model, photos, tmp_path / "out", batch_size=2, resume=True).resumed > 0
     assert _contents(tmp_path / "out") == _contents(tmp_path / "whole")
 
 
@@ -437,19 +439,19 @@ def test_an_output_that_is_no_folder_is_refused(model: Path, photos: Path, tmp_p
     [
         ({"format": "bmp"}, ArgumentError, "choose one of jpg, png, webp, npy"),
         ({"colormap": "jett"}, ArgumentError, "unknown colour map 'jett'"),
-        ({"alpha": 1.5}, ArgumentError, "alpha=1.5: give a number 0..1"),
+        ({"alpha": 1.5}, ArgumentError, "alpha=1.5: give a number from 0 to 1"),
         ({"size": "big"}, ArgumentError, "size='big': choose 'image', 'input'"),
         ({"size": (3,)}, ArgumentError, r"size=\(3,\): give \(height, width\)"),
         ({"size": 224}, ArgumentError, r"size=224: give \(height, width\)"),
         ({"size": (60_000, 60_000)}, ArgumentError, r"2\*\*28 pixels"),
         ({"alpha": "x"}, ArgumentError, "alpha='x': give a number"),
         ({"colormap": None}, ArgumentError, "colormap=None"),
-        ({"target": "pug", "top": 2}, ArgumentError, "choose one"),
+        ({"target": "pug", "top_k": 2}, ArgumentError, "give one of them"),
         ({"target": ["pug", "1"]}, ArgumentError, r"classes \[1\] more than once"),
         ({"size": (0, 3)}, ArgumentError, "size=0: give a whole number"),
-        ({"top": 0}, ArgumentError, "top=0: give a whole number"),
-        ({"top": 6}, TargetError, "top6"),
-        ({"batch": 0}, ArgumentError, "batch=0"),
+        ({"top_k": 0}, ArgumentError, "top_k=0: give a whole number"),
+        ({"top_k": 6}, TargetError, "top6"),
+        ({"batch_size": 0}, ArgumentError, "batch_size=0"),
         ({"threads": 0}, ArgumentError, "threads=0"),
         ({"method": "gradcamm"}, ArgumentError, "did you mean 'gradcam'"),
         ({"layer": "nope"}, LayerError, "does not explain a layer 'nope'"),
@@ -525,7 +527,7 @@ def test_a_picture_that_the_format_cannot_hold_is_named_and_the_others_are_done(
 def test_files_of_others_are_not_replaced(model: Path, photos: Path, tmp_path: Path, name: str, resume: bool) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_bytes(b"mine")
-    with pytest.raises(WriteError, match=f"holds {name}, but no run"):
+    with pytest.raises(WriteError, match=f"contains {name}, but no run"):
         fastcam.explain_files(model, photos, tmp_path / "out", resume=resume)
     assert (tmp_path / "out" / name).read_bytes() == b"mine"
 
@@ -541,9 +543,9 @@ def test_only_the_jobs_own_leftovers_are_removed(model: Path, photos: Path, tmp_
 
 
 def test_a_picture_that_changed_is_done_again(model: Path, photos: Path, tmp_path: Path) -> None:
-    fastcam.explain_files(model, photos, tmp_path / "out", batch=1)
+    fastcam.explain_files(model, photos, tmp_path / "out", batch_size=1)
     Image.new("RGB", (50, 30), "green").save(photos / "photo0001.png")
-    assert fastcam.explain_files(model, photos, tmp_path / "out", batch=1, resume=True).resumed == 10
+    assert fastcam.explain_files(model, photos, tmp_path / "out", batch_size=1, resume=True).resumed == 10
     (entry,) = [entry for entry in _entries(tmp_path / "out") if entry["path"] == str(photos / "photo0001.png")]
     assert entry["image_size"] == [30, 50]
 
@@ -554,9 +556,10 @@ def test_results_may_stand_among_the_pictures(model: Path, photos: Path) -> None
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_disk_that_is_full_for_the_journal_is_refused(model: Path, photos: Path, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "results.partial.jsonl").symlink_to("/dev/full")
+def test_a_disk_that_is_full_for_the_journal_is_refused(
+    model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastcam.folders.journal.open_unlinked", lambda *_: Path("/dev/full").open("wb"))  # noqa: SIM115
     with pytest.raises(WriteError, match="No space left on device"):
         fastcam.explain_files(model, photos, tmp_path / "out")
 
@@ -590,7 +593,7 @@ def test_counts_are_of_all_results_even_where_a_resumed_run_names_fewer(
 def test_numbers_of_numpy_are_numbers(model: Path, photos: Path, tmp_path: Path) -> None:
     target: Any = np.array([3, 1])
     for resume in (False, True):
-        options: dict[str, Any] = {"alpha": np.float32(0.5), "batch": np.int64(2), "resume": resume}
+        options: dict[str, Any] = {"alpha": np.float32(0.5), "batch_size": np.int64(2), "resume": resume}
         fastcam.explain_files(model, photos, tmp_path / "out", target=target, **options)
     assert [item["index"] for item in _entries(tmp_path / "out")[0]["classes"]] == [3, 1]
 

@@ -89,7 +89,7 @@ def test_a_job_writes_a_page_with_all_its_images(tmp_path: Path) -> None:
     fastcam.export(small_classifier().to_model(), tmp_path / "m.onnx", classes=_LABELS, preprocess="scale")
     for number in range(3):
         Image.new("RGB", (1000, 30 + number), (80 * number, 100, 0)).save(tmp_path / f"{number}.png")
-    result = fastcam.explain_files(tmp_path / "m.onnx", str(tmp_path / "*.png"), tmp_path / "out", top=2)
+    result = fastcam.explain_files(tmp_path / "m.onnx", str(tmp_path / "*.png"), tmp_path / "out", top_k=2)
     assert result.report == tmp_path / "out" / "report.html"
     data = _data(result.report)
     entries = [json.loads(line) for line in result.results.read_text(encoding="utf-8").splitlines()]
@@ -152,11 +152,11 @@ def _leave_out_thumbnail(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (_remove_run, r"run\.json: holds no settings"),
-        (_break_run, r"run\.json: holds no settings"),
+        (_remove_run, r"run\.json: does not contain the settings"),
+        (_break_run, r"run\.json: does not contain the settings"),
         (_remove_results, r"results\.jsonl: cannot be read .*: run fastcam\.explain_files first"),
-        (_break_line, r"results\.jsonl, line 3: is no result"),
-        (_leave_out_thumbnail, "line 1: was made without a report: run fastcam.explain_files with report=True"),
+        (_break_line, r"results\.jsonl, line 3: is not a result"),
+        (_leave_out_thumbnail, "line 1: was written without a report: run fastcam.explain_files with report=True"),
     ],
 )
 def test_folders_without_results_are_refused(tmp_path: Path, damage: Callable[[Path], None], said: str) -> None:

@@ -88,7 +88,7 @@ def test_the_jobs_own_output_is_no_input() -> None:
     Path("photos/out/overlays/a.jpg").write_bytes(b"")
     found = find_sources(["photos"], [Path("photos/out")])
     assert [source.path for source in found] == ["photos/a.PNG", "photos/b.jpg", "photos/deep/er/a.PNG"]
-    with pytest.raises(ImageError, match=r"the pattern 'photos/out/overlays/\*.jpg' holds no pictures"):
+    with pytest.raises(ImageError, match=r"the pattern 'photos/out/overlays/\*.jpg' contains no pictures"):
         find_sources(["photos/out/overlays/*.jpg"], [Path("photos/out")])
 
 
@@ -109,8 +109,8 @@ def test_nothing_to_explain_is_refused_by_name(name: str) -> None:
     said = {
         "missing.txt": "the list 'missing.txt' cannot be read: No such file",
         "-": "there are no pictures to explain",
-        "photos/deep": "the folder 'photos/deep' holds no pictures",
-        "*.tiff": r"the pattern '\*.tiff' holds no pictures",
+        "photos/deep": "the folder 'photos/deep' contains no pictures",
+        "*.tiff": r"the pattern '\*.tiff' contains no pictures",
     }
     with pytest.raises(ImageError, match=said[name]):
         _paths(name)
@@ -165,7 +165,7 @@ def test_a_loop_of_links_gives_each_picture_once() -> None:
 
 @pytest.mark.parametrize("item", ["", None, b"c.gif", 3, "c\0.gif"])
 def test_what_is_no_path_is_refused(item: Any) -> None:
-    with pytest.raises(ArgumentError, match="names no picture"):
+    with pytest.raises(ArgumentError, match="does not name a picture"):
         find_sources([item])
 
 

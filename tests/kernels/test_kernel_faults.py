@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from kernel_support import Case, assert_same, random_case
 
+from fastcam.arrays import Floats
 from fastcam.kernels import reference
-from fastcam.kernels.boundary import Floats, Kernels, MapCall, Normalize, Overlay
+from fastcam.kernels.boundary import Kernels, MapCall, Normalize, Overlay
 from fastcam.kernels.reference import ReferenceKernels
 
 weighted_sum, normalized, resized, blended = (

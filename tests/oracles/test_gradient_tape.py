@@ -150,7 +150,7 @@ def vgg16_file(vgg16: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_full_size_vgg16(vgg16: Any, vgg16_file: Path) -> None:
     textbook = Textbook(vgg16, "block5_conv3")
-    assert _compare(fastcam.Explainer(vgg16_file), textbook, _images(6, 224), [0, 3, 7, 14]) >= 8
+    assert _compare(fastcam.Explainer(vgg16_file), textbook, _images(3, 224), [0, 7, 14]) >= 4
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import threading
 import warnings
@@ -22,9 +23,10 @@ from fastcam.pictures.writing import palette, write_image
 from fastcam.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-    from fastcam.pictures.reading import Pixels
+    from fastcam.arrays import Pixels
 
 RED, GREEN, BLUE, WHITE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (128, 128, 128)
 # Asymmetric on purpose: every rotation and mirroring gives another picture.
@@ -64,7 +66,7 @@ def test_arrays_of_1_3_and_4_channels() -> None:
     "source",
     [
         np.zeros((4, 4, 3), np.float32),
-        np.zeros((4, 4), np.uint16),
+        np.zeros((4, 4, 4), np.uint16),
         np.zeros((4, 4, 3), bool),
         np.zeros((4, 4, 2), np.uint8),
         np.zeros((1, 4, 4, 3), np.uint8),
@@ -108,7 +110,10 @@ def test_float_pictures(tmp_path: Path) -> None:
     path = _save(tmp_path, Image.fromarray(np.array([[0, 99.6, 255]], np.float32)), "float.tif")
     np.testing.assert_array_equal(read_image(path)[0, :, 0], [0, 100, 255])
     for values in ([0, 1], [0, 256], [-1, 9], [np.nan, 1], [0, np.inf]):
-        with pytest.raises(ImageError, match="Convert the picture to 8 bits"):
+        with pytest.raises(
+            ImageError,
+            match="holds floats .*, which are not 0..255. State the values of black and white, for example value_range=",
+        ):
             read_image(Image.fromarray(np.array([values], np.float32)))
     np.testing.assert_array_equal(read_image(Image.fromarray(np.zeros((1, 2), np.float32))), np.zeros((1, 2, 3)))
 
@@ -226,8 +231,8 @@ def _encoded(kind: str) -> bytes:
 
 
 UNREADABLE = {
-    "zero bytes": (b"", "is empty or no picture"),
-    "text": (b"hello, world", "is empty or no picture"),
+    "zero bytes": (b"", "is empty or not a picture"),
+    "text": (b"hello, world", "is empty or not a picture"),
     "truncated PNG": (_encoded("PNG")[:2000], "damaged, truncated"),
     "truncated JPEG": (_encoded("JPEG")[:900], "damaged, truncated"),
     "truncated TIFF": (_encoded("TIFF")[:2000], "damaged, truncated"),
@@ -261,7 +266,7 @@ def test_missing_file_directory_and_forbidden_file(tmp_path: Path, monkeypatch: 
 
     (tmp_path / "secret.png").write_bytes(b"")
     monkeypatch.setattr(Image, "open", forbidden)
-    with pytest.raises(ImageError, match="may not be read"):
+    with pytest.raises(ImageError, match="cannot be read"):
         read_image(tmp_path / "secret.png")
 
 
@@ -533,7 +538,7 @@ def test_no_file_runs_a_program_whatever_its_name(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
     path = tmp_path / "photo.jpg"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n")
-    with pytest.raises(ImageError, match="no picture of a known format"):
+    with pytest.raises(ImageError, match="not a picture of a known format"):
         read_image(path)
     assert not ran.exists()
 
@@ -544,3 +549,71 @@ def test_every_suffix_that_folders_are_searched_for_can_be_read(tmp_path: Path, 
     Image.new("1" if suffix == ".pbm" else "L" if suffix == ".pgm" else "RGB", (8, 6), "white").save(path)
     assert read_image(path).shape == (6, 8, 3)
     assert (read_image(path) == 255).all()
+
+
+_DEEP = np.array([[0, 1, 2047], [2048, 4094, 4095]], np.uint16)
+# value * 255 / 4095, rounded: 2047 -> 127.47, 2048 -> 127.53, 4094 -> 254.94.
+_DEEP_AS_8_BITS = np.array([[0, 0, 127], [128, 255, 255]], np.uint8)
+
+
+@pytest.mark.parametrize(
+    "kind", ["array", "array with an axis", "colour array", "float array", "png", "tif", "float tif"]
+)
+def test_pictures_of_12_bits_with_a_stated_range(tmp_path: Path, kind: str) -> None:
+    floats = (_DEEP / 4095).astype(np.float32)
+    sources: dict[str, Callable[[], Any]] = {
+        "array": lambda: _DEEP,
+        "array with an axis": lambda: _DEEP[..., None],
+        "colour array": lambda: np.stack([_DEEP] * 3, axis=-1),
+        "float array": lambda: floats,
+        "png": lambda: _save(tmp_path, Image.fromarray(_DEEP), "deep.png"),
+        "tif": lambda: _save(tmp_path, Image.fromarray(_DEEP), "deep.tif"),
+        "float tif": lambda: _save(tmp_path, Image.fromarray(floats), "float.tif"),
+    }
+    source = sources[kind]()
+    stated = (0, 1) if "float" in kind else (0, 4095)
+    np.testing.assert_array_equal(read_image(source, value_range=stated), np.stack([_DEEP_AS_8_BITS] * 3, axis=-1))
+    with pytest.raises(ImageError, match="value_range="):
+        read_image(source)
+
+
+def test_values_outside_the_stated_range_are_clipped() -> None:
+    values = np.array([[900, 1000, 1500, 2000, 2100]], np.uint16)
+    np.testing.assert_array_equal(read_image(values, value_range=(1000, 2000))[0, :, 0], [0, 0, 128, 255, 255])
+    floats = np.array([[-np.inf, -2, 0, 2, np.inf]])
+    np.testing.assert_array_equal(read_image(floats, value_range=(-2, 2))[0, :, 0], [0, 0, 128, 255, 255])
+    with pytest.raises(ImageError, match="the array holds NaN"):
+        read_image(np.array([[np.nan]]), value_range=(0, 1))
+
+
+def test_a_stated_range_leaves_8_bits_alone() -> None:
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    np.testing.assert_array_equal(read_image(values, value_range=(0, 4095)), read_image(values))
+
+
+@pytest.mark.parametrize("stated", [(1, 0), (0, 0), (0,), "ab", 5, (0, np.nan), (0, np.inf), (None, 1), (0, 10**400)])
+def test_a_range_is_two_numbers(stated: Any) -> None:
+    with pytest.raises(ArgumentError, match="value_range="):
+        read_image(_DEEP, value_range=stated)
+
+
+def test_a_picture_that_becomes_a_pipe_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at it and its opening: a reader that waits for a writer would never return."""
+    path = _save(tmp_path, Image.new("RGB", (4, 4)), "photo.png")
+    regular = os.stat(path)
+    os.unlink(path)
+    os.mkfifo(path)
+    monkeypatch.setattr("fastcam.pictures.reading.os.stat", lambda _: regular)
+    with pytest.raises(ImageError, match="is not a regular file but a pipe"):
+        read_image(path)
+
+
+def test_a_picture_is_closed_after_reading(tmp_path: Path) -> None:
+    path = _save(tmp_path, Image.new("RGB", (4, 4)), "photo.png")
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        read_image(path)
+        with pytest.raises(ImageError):
+            read_image(tmp_path / "bad.png")
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcam.kernels.boundary import Bytes, Floats, Kernels, MapCall, Overlay
+from fastcam.arrays import Floats, Pixels
+from fastcam.kernels.boundary import Kernels, MapCall, Overlay
 from fastcam.kernels.cuda.interface import (
     DeviceArray,
     DeviceKernels,
@@ -95,7 +96,7 @@ class HostedKernels(Kernels):
         normalize: Any = None,
         size: tuple[int, int] | None = None,
         overlay: Overlay | None = None,
-    ) -> tuple[Floats, Floats, NDArray[np.int32], Bytes]:
+    ) -> tuple[Floats, Floats, NDArray[np.int32], Pixels]:
         """Run with outputs and a workspace of exactly the right size."""
         memory = self.memory
         n, c, h, w = activations.shape
@@ -134,7 +135,7 @@ class HostedKernels(Kernels):
         uploaded = self.memory.upload(ordered)
         return DeviceArray(uploaded.pointer, array.shape, uploaded.dtype)
 
-    def prepare_resized(self, images: Bytes, channels_last: bool, **how: Any) -> Floats:
+    def prepare_resized(self, images: Pixels, channels_last: bool, **how: Any) -> Floats:
         n, h, w, c = images.shape
         shape = (n, h, w, c) if channels_last else (n, c, h, w)
         call = DevicePrepare(
@@ -149,6 +150,6 @@ class HostedKernels(Kernels):
         raise NotImplementedError("a device draws only what it has computed")
 
     def _prepare(
-        self, image: Bytes, levels: Floats, input_out: Floats, *, reversed_order: bool, channels_last: bool
+        self, image: Pixels, levels: Floats, input_out: Floats, *, reversed_order: bool, channels_last: bool
     ) -> None:
         raise NotImplementedError("a device takes pictures of the network's size")

@@ -1,6 +1,6 @@
 """Mutated explained models through the door of Explainer, in a process of its own, as `fuzz_export`.
 
-``python tests/support/fuzz_explainer.py FOLDER FIRST COUNT`` prints how many explained an image and how many were refused.
+``python tests/support/fuzz_explainer.py FOLDER FIRST COUNT`` prints how many explained an image and were refused.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class NetworkBuilder:
 
     def add(self, op: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         output = name or self.graph.unused_name(op.lower())
-        self.graph.nodes.append(helper.make_node(op, list(inputs), [output], name=f"{output}_node", **attributes))
+        self.graph.append(helper.make_node(op, list(inputs), [output], name=f"{output}_node", **attributes))
         return output
 
     def constant(self, array: npt.ArrayLike, name: str = "constant") -> str:

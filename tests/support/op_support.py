@@ -52,7 +52,7 @@ def op_graph(case: OpCase, dtype: Any) -> Graph:
             graph.constants[f"x{index}"] = array.astype(dtype) if array.dtype == np.float64 else array
     names = ["" if item is None else f"x{index}" for index, item in enumerate(case.inputs)]
     outputs = [f"y{index}" for index in range(case.outputs)]
-    graph.nodes = [helper.make_node(case.op, names, outputs, name="node", **case.attributes)]
+    graph.append(helper.make_node(case.op, names, outputs, name="node", **case.attributes))
     graph.infer_types()
     return graph
 

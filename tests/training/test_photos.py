@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +146,7 @@ def test_a_folder_that_may_not_be_read_is_named(folder: Path, tmp_path: Path, mo
     monkeypatch.setattr("os.scandir", refuse)
     photos = _stage(folder, tmp_path / "staged")
     (reason,) = photos.skipped
-    assert reason.endswith("secret' may not be read (Permission denied)")
+    assert reason.endswith("secret' cannot be read (Permission denied)")
 
 
 def test_only_staged_photos_are_ever_removed(folder: Path, tmp_path: Path) -> None:
@@ -165,13 +167,13 @@ def test_photos_of_every_format_and_folders_within_a_class_count(folder: Path, t
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "holds no folders: put the photos of each class into a folder"),
-        (["only"], "holds one class's folder, 'only'"),
-        (["a", "b"], "class 'a' has 0 usable photos, 0 to learn from and 0 to test on: each class needs one of both"),
-        (["a", "b\nc"], "is no name for a class: rename its folder"),
-        (["train/a", "train/b", "val/a", "val/c"], "only one of train and val has the classes 'b', 'c'"),
-        (["train/a", "train/b", "test/a"], "'test', 'train' are no classes: name the folders 'train' and 'val'"),
-        (["Train/a", "Val/a"], "'Train', 'Val' are no classes"),
+        ([], "contains no folders: put the photos of each class into a folder"),
+        (["only"], "contains one class folder, 'only'"),
+        (["a", "b"], "class 'a' has 0 usable photos, 0 for training and 0 for validation: each class needs"),
+        (["a", "b\nc"], "is not a valid class name: rename its folder"),
+        (["train/a", "train/b", "val/a", "val/c"], "the classes 'b', 'c' are missing from train or from val"),
+        (["train/a", "train/b", "test/a"], "'test', 'train' are not classes: name the folders 'train' and 'val'"),
+        (["Train/a", "Val/a"], "'Train', 'Val' are not classes"),
     ],
 )
 def test_folders_that_hold_no_classes_are_refused(tmp_path: Path, names: list[str], message: str) -> None:
@@ -186,14 +188,14 @@ def test_a_class_of_one_usable_photo_is_refused_with_what_is_wrong_in_it(folder:
     for number in range(1, 8):
         (folder / "red one" / f"{number:02}.png").write_bytes(b"")
     with pytest.raises(
-        ArgumentError, match="class 'red one' has 1 usable photos, 1 to learn from and 0 to test"
+        ArgumentError, match="class 'red one' has 1 usable photos, 1 for training and 0 for validation"
     ) as error:
         _stage(folder, tmp_path / "staged")
     assert "07.png' is empty or no picture" in str(error.value)
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="is no folder"):
+    with pytest.raises(ArgumentError, match="is not a folder"):
         _stage(tmp_path / "nowhere", tmp_path / "staged")
 
 
@@ -208,3 +210,61 @@ def test_each_class_keeps_photos_for_both(tmp_path: Path, count: int, validation
     folder = make_class_folders(tmp_path / "photos", count)
     photos = _stage(folder, tmp_path / "staged", validation)
     assert np.bincount([photo.label for photo in photos.val]).tolist() == [held_out] * 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs links and pipes as POSIX has them")
+@pytest.mark.parametrize("place", ["train", "val", "incoming", "train/0000", "val/0002"])
+def test_links_in_the_staging_folder_are_refused(folder: Path, tmp_path: Path, place: str) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / f"{'0' * 32}.png").write_bytes(b"the only copy")
+    link = tmp_path / "staged" / place
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside)
+    with pytest.raises(WriteError, match="is a link"):
+        _stage(folder, tmp_path / "staged")
+    assert [path.read_bytes() for path in outside.iterdir()] == [b"the only copy"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no sparse files here")
+def test_a_file_that_claims_to_be_huge_is_skipped(folder: Path, tmp_path: Path) -> None:
+    with (folder / "grün" / "huge.png").open("wb") as file:
+        file.truncate(64 * 2**30)
+    (reason,) = _stage(folder, tmp_path / "staged").skipped
+    assert reason.endswith("huge.png' is too large: give files of at most 1,073,741,824 bytes")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs pipes as POSIX has them")
+def test_a_pipe_that_takes_a_photos_place_is_not_waited_for(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is swapped in after the folder was listed."""
+    photo = folder / "grün" / "00.png"
+    listed = Path.is_file
+
+    def is_file(path: Path) -> bool:
+        found = listed(path)
+        if path == photo and found:
+            photo.unlink()
+            os.mkfifo(photo)
+        return found
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    (reason,) = _stage(folder, tmp_path / "staged").skipped
+    assert reason.endswith("00.png' cannot be read (not a regular file)")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="builds the folders with POSIX's calls")
+def test_folders_may_be_nested_as_deeply_as_the_system_allows(folder: Path, tmp_path: Path) -> None:
+    descriptor = os.open(folder / "grün", os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("d", dir_fd=descriptor)
+        below = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = below
+    os.close(descriptor)
+    try:
+        assert len(_stage(folder, tmp_path / "staged").train) == 18
+    finally:
+        # Python 3.11 cannot remove such a tree, and pytest would fail to.
+        subprocess.run(["rm", "-rf", folder / "grün" / "d"], check=True)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,38 @@ from textbook import make_layers_he
 
 import fastcam
 from fastcam.errors import ArgumentError, MissingExtraError, ModelError, WriteError
-from fastcam.training.finetune import TrainingProgress
+from fastcam.training.figures import write_confusion_matrix
 from fastcam.training.fitting import Phase, Row
+from fastcam.training.results import TrainingProgress
 
 keras = pytest.importorskip("keras", reason="needs tensorflow: pip install fastcam[train]")
 
-# A VGG16 for small pictures: quickly built, and block5 still has a map.
+# A side for which VGG16 is quickly computed, and block5 still has a map.
 _SIDE = 48
-_SMALL: dict[str, Any] = {"size": _SIDE, "batch": 8, "augmentations": 1, "epochs": 8, "learning_rate": 0.01}
+_SMALL: dict[str, Any] = {"size": _SIDE, "batch_size": 8, "augmentations": 0, "epochs": 8, "learning_rate": 0.01}
+_ALTERED = {**_SMALL, "augmentations": 1}
+_VGG16 = keras.applications.VGG16
+_WIDTH = 16
+
+
+def _narrow_vgg16(include_top: bool, weights: None, input_shape: tuple[int, int, int]) -> Any:
+    """VGG16's base with its layers, and a hundredth of its time: 16 channels everywhere."""
+    assert not include_top
+    image = value = keras.Input(input_shape)
+    for block, count in enumerate((2, 2, 3, 3, 3), start=1):
+        for number in range(1, count + 1):
+            name = f"block{block}_conv{number}"
+            value = keras.layers.Conv2D(_WIDTH, 3, padding="same", activation="relu", name=name)(value)
+        value = keras.layers.MaxPooling2D(2, name=f"block{block}_pool")(value)
+    return keras.Model(image, value)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _vgg16_is_narrow() -> Iterator[None]:
+    """What is tested here does not depend on the width; tests/test_readme.py trains the real one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras.applications, "VGG16", _narrow_vgg16)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +93,7 @@ def trained(
         fine_epochs=2,
         fine_learning_rate=1e-5,
         progress=steps.append,
-        **_SMALL,
+        **_ALTERED,
     )
 
 
@@ -201,7 +225,7 @@ def test_small_classes_count_as_much_as_large_ones(
 
 def test_a_network_can_be_trained_from_the_start(photos: Path, tmp_path: Path) -> None:
     result = fastcam.finetune(
-        photos, tmp_path / "dogs.keras", backbone="mobilenet", weights=None, size=32, epochs=2, hidden=(7,), batch=64
+        photos, tmp_path / "dogs.keras", weights=None, size=32, epochs=2, hidden=(7,), batch_size=64
     )
     assert list(result.history) == ["network"]
     model = _load(result.path)
@@ -266,7 +290,7 @@ def test_damaged_labels_are_refused(trained: fastcam.TrainingResult, tmp_path: P
 
 def test_the_seed_decides_everything(photos: Path, weights: Path, tmp_path: Path) -> None:
     def train(name: str, seed: int) -> list[NDArray[np.float32]]:
-        options = {**_SMALL, "epochs": 2}
+        options = {**_ALTERED, "epochs": 2}
         return _weights(fastcam.finetune(photos, tmp_path / name, weights=weights, seed=seed, **options).path)
 
     first = train("a.keras", 1)
@@ -278,8 +302,22 @@ class _Interrupted(BaseException):
     """What Ctrl-C or a power failure is."""
 
 
-def test_an_interrupted_training_ends_as_if_it_had_not_been(photos: Path, weights: Path, tmp_path: Path) -> None:
-    options = {**_SMALL, "weights": weights, "unfreeze": 1, "fine_epochs": 3, "fine_learning_rate": 1e-5, "epochs": 4}
+@pytest.mark.parametrize(
+    "interruptions",
+    [
+        [("features", 14), ("head", 2), ("blocks", 1)],
+        pytest.param(
+            [("photos", 7), ("features", 14), ("head", 2), ("blocks", 1), ("blocks", 2)],
+            marks=[pytest.mark.slow, pytest.mark.nightly],
+        ),
+    ],
+    ids=["few", "many"],
+)
+def test_an_interrupted_training_ends_as_if_it_had_not_been(
+    photos: Path, weights: Path, tmp_path: Path, interruptions: list[tuple[str, int]]
+) -> None:
+    options = {**_ALTERED, "weights": weights, "unfreeze": 1, "fine_epochs": 3, "fine_learning_rate": 1e-5}
+    options["epochs"] = 3
     whole = fastcam.finetune(photos, tmp_path / "whole.keras", **options)
 
     def interrupt_after(step: str, done: int) -> None:
@@ -290,12 +328,15 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(photos: Path, weight
         with pytest.raises(_Interrupted):
             fastcam.finetune(photos, tmp_path / "parts.keras", resume=True, progress=progress, **options)
 
-    for step, done in (("photos", 7), ("features", 14), ("head", 2), ("blocks", 1), ("blocks", 2)):
+    for step, done in interruptions:
         interrupt_after(step, done)
         assert not (tmp_path / "parts.keras").exists()
     said: list[TrainingProgress] = []
     parts = fastcam.finetune(photos, tmp_path / "parts.keras", resume=True, progress=said.append, **options)
-    assert [step.done for step in said if step.step in ("head", "blocks")] == [3]
+    last_step, last_done = interruptions[-1]
+    assert [(step.step, step.done) for step in said if step.step in ("head", "blocks")] == [
+        (last_step, done) for done in range(last_done + 1, 4)
+    ]
     assert _is_same(_weights(whole.path), _weights(parts.path))
     for step, rows in whole.history.items():
         for row, other in zip(rows, parts.history[step], strict=True):
@@ -304,15 +345,21 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(photos: Path, weight
 
 _SCRIPT = """
 import sys, fastcam
-fastcam.finetune(sys.argv[1], sys.argv[2], weights=sys.argv[3], size=48, batch=8, augmentations=1, epochs=6,
+fastcam.finetune(sys.argv[1], sys.argv[2], weights=sys.argv[3], size=48, batch_size=8, augmentations=1, epochs=6,
                  learning_rate=0.01, unfreeze=1, fine_epochs=4, fine_learning_rate=1e-3, resume=True,
                  progress=lambda step: print(step.step, step.done, flush=True))
 """
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_a_training_that_is_killed_ends_as_if_it_had_not_been(photos: Path, weights: Path, tmp_path: Path) -> None:
+def test_a_training_that_is_killed_ends_as_if_it_had_not_been(photos: Path, tmp_path: Path) -> None:
+    network = _VGG16(weights=None, include_top=False, input_shape=(_SIDE, _SIDE, 3))
+    make_layers_he(network, seed=0)
+    weights = tmp_path / "vgg.weights.h5"
+    network.save_weights(weights)
+
     def run(out: str, kill_after: int | None) -> int:
         command = [sys.executable, "-c", _SCRIPT, str(photos), str(tmp_path / out), str(weights)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
@@ -345,7 +392,7 @@ def test_names_that_are_no_unicode_are_kept_in_the_record(weights: Path, tmp_pat
     options = {**_SMALL, "epochs": 2, "weights": weights}
     with pytest.raises(_Interrupted):
         fastcam.finetune(folder, tmp_path / "dogs.keras", progress=interrupt, **options)
-    with pytest.raises(WriteError, match="holds an interrupted training"):
+    with pytest.raises(WriteError, match="contains an interrupted training"):
         fastcam.finetune(folder, tmp_path / "dogs.keras", **options)
     said: list[TrainingProgress] = []
     result = fastcam.finetune(folder, tmp_path / "dogs.keras", resume=True, progress=said.append, **options)
@@ -358,7 +405,7 @@ def test_names_that_are_no_unicode_are_kept_in_the_record(weights: Path, tmp_pat
 def test_a_damaged_record_is_not_taken_for_none(photos: Path, weights: Path, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "dogs.training").mkdir()
     (tmp_path / "dogs.training" / "training.json").write_bytes(content)
-    with pytest.raises(WriteError, match=r"training\.json: .*remove .*dogs\.training to begin anew"):
+    with pytest.raises(WriteError, match=r"training\.json: .*remove .*dogs\.training to start again"):
         fastcam.finetune(photos, tmp_path / "dogs.keras", weights=weights, **_SMALL)
 
 
@@ -384,7 +431,7 @@ def test_a_folder_that_no_training_made_is_left_alone(photos: Path, weights: Pat
         (own / name).parent.mkdir(parents=True)
         (own / name).write_bytes(b"mine")
     before = _tree(own)
-    with pytest.raises(WriteError, match=r"dogs\.training: was not made by a training, and holds 'features'"):
+    with pytest.raises(WriteError, match=r"dogs\.training: was not created by a training and contains 'features'"):
         fastcam.finetune(photos, tmp_path / "dogs.keras", weights=weights, **_SMALL)
     assert _tree(own) == before
 
@@ -405,13 +452,14 @@ def test_a_refused_training_leaves_nothing_behind(weights: Path, tmp_path: Path)
 
 
 def test_a_disk_without_room_for_the_weights_is_refused_first(
-    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(keras.applications, "VGG16", _VGG16)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=400_000_000))
     # VGG16's base has 14.7 million weights of 4 bytes, and 8 times that may be kept.
-    with pytest.raises(WriteError, match="has 400 MB of free space, and training VGG16 may take 471 MB there"):
-        fastcam.finetune(photos, tmp_path / "dogs.keras", weights=weights, **_SMALL)
+    with pytest.raises(WriteError, match="has 400 MB of free space, but training VGG16 may need 471 MB"):
+        fastcam.finetune(photos, tmp_path / "dogs.keras", weights=None, **_SMALL)
 
 
 @pytest.fixture
@@ -426,7 +474,9 @@ def interrupted(photos: Path, weights: Path, tmp_path: Path) -> Path:
 
 
 def test_an_interrupted_training_is_not_overwritten(interrupted: Path, photos: Path, weights: Path) -> None:
-    with pytest.raises(WriteError, match=r"holds an interrupted training: go on with resume=True \(--resume\)"):
+    with pytest.raises(
+        WriteError, match=r"contains an interrupted training: continue it with resume=True \(--resume\)"
+    ):
         fastcam.finetune(photos, interrupted, weights=weights, **_SMALL)
 
 
@@ -461,6 +511,27 @@ def test_a_diverged_training_says_so_and_can_be_begun_anew(photos: Path, weights
     fastcam.finetune(photos, tmp_path / "dogs.keras", weights=weights, **options)
 
 
+@pytest.mark.parametrize("name", ["$100 bill", "$\\frac{$", "a_b^c", "100 %"])
+def test_class_names_are_drawn_as_they_are(tmp_path: Path, name: str) -> None:
+    """Matplotlib would take some for mathematics, and fail."""
+    write_confusion_matrix(np.array([[1, 2], [3, 4]]), [name, "other"], tmp_path / "confusion.png")
+    assert Image.open(tmp_path / "confusion.png").size[0] > 100
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs links as POSIX has them")
+@pytest.mark.parametrize("name", ["photos", "features", "head", "model.keras", "training.json", ".fastcam.lock"])
+def test_links_in_the_trainings_folder_are_refused(photos: Path, tmp_path: Path, name: str) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "victim.npy").write_bytes(b"the only copy")
+    (tmp_path / "dogs.training").mkdir()
+    (tmp_path / "dogs.training" / name).symlink_to(outside / ("victim.npy" if "." in name else ""))
+    with pytest.raises(WriteError, match="is a link"):
+        fastcam.finetune(photos, tmp_path / "dogs.keras", weights=None, **_SMALL)
+    assert (outside / "victim.npy").read_bytes() == b"the only copy"
+    assert len(list(outside.iterdir())) == 1
+
+
 # Refusals
 
 
@@ -470,7 +541,7 @@ def test_a_diverged_training_says_so_and_can_be_begun_anew(photos: Path, weights
         ("epochs", 0, "a whole number, 1 or more"),
         ("epochs", 2.5, "a whole number"),
         ("fine_epochs", True, "a whole number"),
-        ("batch", -1, "a whole number, 1 or more"),
+        ("batch_size", -1, "a whole number, 1 or more"),
         ("patience", 0, "a whole number, 1 or more"),
         ("unfreeze", -1, "a whole number, 0 or more"),
         ("augmentations", None, "a whole number, 0 or more"),
@@ -480,11 +551,11 @@ def test_a_diverged_training_says_so_and_can_be_begun_anew(photos: Path, weights
         ("learning_rate", 0, "a number above 0"),
         ("learning_rate", float("nan"), "a number above 0"),
         ("fine_learning_rate", "fast", "a number above 0"),
-        ("validation", 1, "a number above 0 and below 1"),
+        ("validation_split", 1, "a number above 0 and below 1"),
         ("dropout", 1, "from 0 to below 1"),
         ("backbone", "vgg17", "did you mean"),
         ("unfreeze", 6, "VGG16 has 5 blocks"),
-        ("size", 16, "VGG16 cannot be built for it"),
+        ("size", 16, "VGG16 cannot be built for this size"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused_before_anything_is_trained(
@@ -499,7 +570,7 @@ def test_arguments_that_cannot_be_are_refused_before_anything_is_trained(
 
 
 def test_nothing_stays_frozen_in_a_network_without_weights(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="leave unfreeze out"):
+    with pytest.raises(ArgumentError, match="leave out unfreeze"):
         fastcam.finetune(photos, tmp_path / "dogs.keras", weights=None, unfreeze=1)
 
 

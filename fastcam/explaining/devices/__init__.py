@@ -12,13 +12,9 @@ import functools
 import importlib
 from typing import NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from ...arrays import Bytes
 from ...errors import DeviceError
 from ...kernels.cuda.interface import DeviceKernels
-
-Bytes = NDArray[np.uint8]
 
 
 class Device(Protocol):
@@ -100,7 +96,7 @@ class Backend(NamedTuple):
     Attributes
     ----------
     needs : str
-        Module that is missing where the backend is.
+        Module that cannot be imported where the backend is missing.
     device, kernels : tuple of str
         Module and name of the class of its devices, and of its kernels, which work on the thread's device.
     """
@@ -133,8 +129,10 @@ def _kernels(module: str, name: str) -> DeviceKernels:
 
 _PACKAGE = __package__.partition(".")[0]
 BACKENDS = (
-    Backend(".kernels._cuda", (".devices.native", "NativeDevice"), (".kernels.cuda", "CudaKernels")),
-    Backend("cupy", (".devices.cupy_device", "CupyDevice"), (".kernels.nvrtc", "NvrtcKernels")),
+    Backend(
+        ".kernels.cuda._cuda", (".explaining.devices.native", "NativeDevice"), (".kernels.cuda.native", "CudaKernels")
+    ),
+    Backend("cupy", (".explaining.devices.cupy_device", "CupyDevice"), (".kernels.cuda.nvrtc", "NvrtcKernels")),
 )
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from cupy.cuda import runtime
 
+from ...arrays import Bytes
 from ...errors import DeviceError, DeviceMemoryError
-from . import Bytes
 from .memory import host_bytes
 
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from .memory import Block
 
 _CPU, _CUDA, _CUDA_MANAGED = 1, 2, 13
 _TYPE_CODES = {"i": 0, "u": 1, "f": 2}
+_BFLOAT = 4
 _LEGACY_STREAM = 1
 _NAME, _USED = b"dltensor", b"used_dltensor"
 
@@ -87,33 +89,62 @@ class HasInterface(Protocol):
 
 @dataclass(frozen=True)
 class Foreign:
-    """A dense array in device memory that another library owns.
+    """An array in device memory that another library owns.
 
     Attributes
     ----------
     pointer : int
     shape : tuple of int
-    dtype : numpy.dtype
+    strides : tuple of int or None
+        In elements; None where the array is C-contiguous.
+    dtype : str
+        Name of the type, as NumPy's, or "bfloat16".
     owner : object
-        What keeps the memory alive.
+        Keeps the memory alive.
     """
 
     pointer: int
     shape: tuple[int, ...]
-    dtype: np.dtype[Any]
+    strides: tuple[int, ...] | None
+    dtype: str
     owner: object
+
+    def is_dense(self, order: Sequence[int] | None = None) -> bool:
+        """Return whether it is dense with its axes in this order from the outermost; None for their own order."""
+        if self.strides is None:
+            axes = [axis for axis in order or () if self.shape[axis] != 1]
+            return axes == sorted(axes)
+        expected = 1
+        for axis in reversed(range(len(self.shape)) if order is None else order):
+            if self.shape[axis] != 1 and self.strides[axis] != expected:
+                return False
+            expected *= self.shape[axis]
+        return True
 
 
 def is_on_device(value: Any) -> bool:
-    """Whether it is an array in the memory of a CUDA device."""
+    """Return whether it is an array in the memory of a CUDA device."""
     kind = getattr(value, "__dlpack_device__", None)
     if kind is not None:
         return int(kind()[0]) in (_CUDA, _CUDA_MANAGED)
     return hasattr(value, "__cuda_array_interface__")
 
 
-def borrow(value: Any, device: Device, stream: int) -> Foreign:
-    """Take an array of another library; work enqueued on ``stream`` from now on comes after what filled it.
+def device_number(value: Any) -> int:
+    """Return the number of the device that holds an array, 0 if its library does not say."""
+    if hasattr(value, "__dlpack_device__"):
+        return int(value.__dlpack_device__()[1])
+    return int(getattr(getattr(value, "device", None), "id", 0))
+
+
+def borrow(value: Any, device: Device, stream: int, *, dense: bool = True) -> Foreign:
+    """Take an array of another library; work enqueued on ``stream`` from now on waits for what fills the array.
+
+    Parameters
+    ----------
+    value, device, stream
+    dense : bool
+        Whether to refuse an array that is not C-contiguous.
 
     Raises
     ------
@@ -122,11 +153,17 @@ def borrow(value: Any, device: Device, stream: int) -> Foreign:
     """
     take = _from_dlpack if hasattr(value, "__dlpack__") else _from_interface
     try:
-        return take(value, device, stream)
+        foreign = take(value, device, stream)
     except ImageError:
         raise
     except Exception as error:  # each library refuses in its own way, for example a tensor that requires gradients
         raise ImageError(f"cannot take the {type(value).__name__} on the device: {error}") from error
+    if dense and not foreign.is_dense():
+        raise ImageError(
+            f"the array on the device has shape {foreign.shape} and strides {foreign.strides}, in elements: make it "
+            "contiguous"
+        )
+    return foreign
 
 
 def _from_dlpack(value: Any, device: Device, stream: int) -> Foreign:
@@ -136,20 +173,26 @@ def _from_dlpack(value: Any, device: Device, stream: int) -> Foreign:
     tensor = managed.tensor
     shape = tuple(tensor.shape[: tensor.ndim])
     strides = tuple(tensor.strides[: tensor.ndim]) if tensor.strides else None
-    codes = {code: kind for kind, code in _TYPE_CODES.items()}
-    if tensor.dtype.code not in codes or tensor.dtype.lanes != 1:
+    dtype = _name_of(tensor.dtype)
+    return Foreign((tensor.data or 0) + tensor.byte_offset, shape, strides, dtype, managed)
+
+
+def _name_of(dtype: Any) -> str:
+    kind = next((kind for kind, code in _TYPE_CODES.items() if code == dtype.code), None)
+    if dtype.lanes == 1 and (dtype.code, dtype.bits) == (_BFLOAT, 16):
+        return "bfloat16"
+    if dtype.lanes != 1 or kind is None:
         raise ImageError("the array on the device holds neither integers nor floats: convert it to float32 or uint8")
-    dtype = np.dtype(f"{codes[tensor.dtype.code]}{tensor.dtype.bits // 8}")
-    _check_dense(shape, strides)
-    return Foreign((tensor.data or 0) + tensor.byte_offset, shape, dtype, managed)
+    return np.dtype(f"{kind}{dtype.bits // 8}").name
 
 
 def _from_interface(value: Any, device: Device, stream: int) -> Foreign:
     interface = value.__cuda_array_interface__
-    _check_place(getattr(getattr(value, "device", None), "id", device.index), device)
+    _check_place(int(getattr(getattr(value, "device", None), "id", device.index)), device)
     shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
     strides = interface.get("strides")
-    _check_dense(shape, None if strides is None else tuple(step // dtype.itemsize for step in strides))
+    if strides is not None:
+        strides = tuple(step // dtype.itemsize for step in strides)
     producer = interface.get("stream")
     # Version 2 has no stream: what it means by synchronising is left to the default stream.
     if interface.get("version", 0) < 3:
@@ -159,7 +202,7 @@ def _from_interface(value: Any, device: Device, stream: int) -> Foreign:
         device.event_record(event, producer)
         device.stream_wait_event(stream, event)
         device.event_destroy(event)
-    return Foreign(int(interface["data"][0]), shape, dtype, value)
+    return Foreign(int(interface["data"][0]), shape, strides, dtype.name, value)
 
 
 def _check_place(index: int, device: Device) -> None:
@@ -168,18 +211,6 @@ def _check_place(index: int, device: Device) -> None:
             f"the array is on device {index}, the model on device {device.index}: "
             f'copy it, or open Explainer(..., device="cuda:{index}")'
         )
-
-
-def _check_dense(shape: tuple[int, ...], strides: tuple[int, ...] | None) -> None:
-    if strides is None:
-        return
-    expected = 1
-    for side, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if side != 1 and stride != expected:
-            raise ImageError(
-                f"the array on the device has shape {shape} and strides {strides}, in elements: make it contiguous"
-            )
-        expected *= side
 
 
 class _Managed:
@@ -289,6 +320,18 @@ class DeviceTensor:
         )
         _handed_out[number] = (managed, sides, self._block)
         return _new_capsule(ctypes.addressof(managed), _NAME, _destructor)
+
+    @classmethod
+    def upload(cls, device: Device, values: NDArray[Any], stream: int) -> DeviceTensor:
+        """Copy an array to the device, and wait for it."""
+        tensor = cls(device, values.shape, values.dtype)
+        if values.size:
+            pinned = Block(device, tensor.nbytes, pinned=True)
+            place = device.view(pinned.pointer, tensor.nbytes, writes=True)
+            place[...] = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+            device.copy_in(tensor.pointer, pinned.pointer, tensor.nbytes, stream)
+            device.stream_synchronize(stream)
+        return tensor
 
     def numpy(self) -> NDArray[Any]:
         """Copy to the host, and wait for it."""

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...arrays import Bytes
 from ...kernels.cuda.interface import DeviceArray, DeviceType
-from . import Bytes, Device
+from . import Device
 
 # What cudaMalloc aligns to, and the widest load of any kernel is a divisor of.
 _ALIGNMENT = 256

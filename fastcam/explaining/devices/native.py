@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ...arrays import Bytes
 from ...errors import DeviceError, DeviceMemoryError
 from ...kernels.cuda import _cuda
-from . import Bytes
 from .memory import host_bytes
 
 _OUT_OF_MEMORY = "cudaErrorMemoryAllocation"

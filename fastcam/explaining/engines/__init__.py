@@ -1,24 +1,20 @@
-"""What runs a model on checked arguments and draws its maps: one engine for the CPU, one for CUDA devices.
+"""Engines run a model on checked arguments and draw its maps: one for the CPU, one for CUDA devices.
 
-In: an `ExplainedModel`, prepared inputs and a `Drawing`. Out: `Results`. Imports `explained_model`, `methods`,
+In: an `ExplainedModel`, prepared inputs and a `Task`. Out: `Results`. Imports `explained_model`, `methods`,
 `devices`, `kernels` and the ground.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from ...arrays import Indices
 from ...kernels.boundary import Normalize
+from ..runs import TimeLimit
 from .inputs import Inputs
 
-Floats: TypeAlias = NDArray[np.float32]
-Indices: TypeAlias = NDArray[np.int64]
 
-
-class Drawing(NamedTuple):
+class Task(NamedTuple):
     """What to fetch and how to draw it, checked.
 
     Attributes
@@ -30,16 +26,24 @@ class Drawing(NamedTuple):
     normalize : {"max", "minmax", None}
     size : tuple of int or None
         (H,W) of the heatmaps; None for the layer's.
+    batch : int
+        Largest number of images given to the model at once.
+    on_device : bool
+        Whether the results stay on the device, as `DeviceTensor`.
+    limit : TimeLimit
     """
 
     fetched: tuple[str, ...]
     method: str
     normalize: Normalize
     size: tuple[int, int] | None
+    batch: int
+    on_device: bool
+    limit: TimeLimit
 
 
 class Results(NamedTuple):
-    """What an engine gives of N images: NumPy arrays, or arrays on the device where that was asked for.
+    """The results for N images: NumPy arrays, or arrays on the device if the task says so.
 
     Attributes
     ----------
@@ -56,10 +60,10 @@ class Results(NamedTuple):
 
 
 class Engine(Protocol):
-    """Runs and draws; may be called by many threads at once."""
+    """Runs and draws; can be called from many threads at once."""
 
-    def explain(self, inputs: Inputs, targets: Indices, drawing: Drawing, batch: int) -> Results:
-        """Explain all images, ``batch`` at once.
+    def explain(self, inputs: Inputs, targets: Indices, task: Task) -> Results:
+        """Explain all images.
 
         Parameters
         ----------
@@ -67,12 +71,14 @@ class Engine(Protocol):
             N images.
         targets : ndarray
             (1 or N, K) int64.
-        drawing : Drawing
-        batch : int
-            Largest number of images given to the model at once.
+        task : Task
 
         Raises
         ------
+        ArgumentError
+            Images or results cannot be on a device here.
+        TimeLimitError
+            The time was up.
         NonFiniteError
             NaN or infinity in an image's scores, activations or gradients.
         ModelError

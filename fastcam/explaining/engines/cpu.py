@@ -1,25 +1,23 @@
-"""The engine of the CPU, and of every provider whose results ONNX Runtime brings to the host."""
+"""The engine of the CPU, and of every provider whose results ONNX Runtime copies to the host."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ...errors import ModelError
+from ...arrays import Array, Indices
+from ...errors import ArgumentError, FastcamError, ModelError
+from .. import runs
 from ..explained_model import ExplainedModel
-from . import Drawing, Results
-from .drawing import HostDrawing, check_targets
-from .inputs import Inputs
+from . import Results, Task
+from .drawing import HostPen, check_answered
+from .inputs import WAY_OUT, Inputs
 
 if TYPE_CHECKING:
     import onnxruntime
 
     from ..openvino import OpenVinoSession
-
-Floats: TypeAlias = NDArray[np.float32]
-Indices: TypeAlias = NDArray[np.int64]
 
 
 class CpuEngine:
@@ -30,36 +28,43 @@ class CpuEngine:
     ) -> None:
         self._model = model
         self._session = session
-        self._drawing = HostDrawing(model, threads)
+        self._pen = HostPen(model, threads)
 
-    def explain(self, inputs: Inputs, targets: Indices, drawing: Drawing, batch: int) -> Results:
+    def explain(self, inputs: Inputs, targets: Indices, task: Task) -> Results:
         """See `Engine`."""
-        step = self._model.fixed_batch or batch
+        if task.on_device:
+            raise ArgumentError(
+                f"the results cannot be on a GPU: the model runs on {self._session.get_providers()[0]}. {WAY_OUT}"
+            )
+        step = self._model.fixed_batch or task.batch
         parts = []
         for start in range(0, len(inputs), step):
             chunk = slice(start, start + step)
             tensor = inputs.tensor(chunk)
             wanted = targets if len(targets) == 1 else targets[chunk]
-            logits, explained, *layers = self._run(tensor, wanted, drawing.fetched)
-            check_targets(self._model.path, wanted, explained, logits)
-            self._drawing.check_shapes(len(tensor), wanted.shape[1], logits, explained, layers)
-            parts.append(self._drawing.draw(drawing, logits, explained, layers, start))
+            logits, explained, *layers = self._run(tensor, wanted, task)
+            check_answered(self._model.path, wanted, explained, logits)
+            self._pen.check_outputs(len(tensor), wanted.shape[1], logits, explained, layers)
+            parts.append(self._pen.draw(task, logits, explained, layers, start))
         return parts[0] if len(parts) == 1 else Results(*map(np.concatenate, zip(*parts, strict=True)))
 
-    def _run(self, tensor: NDArray[Any], targets: Indices, fetched: tuple[str, ...]) -> list[NDArray[Any]]:
-        """Run the model; return the outputs ``fetched`` for every row of ``tensor``."""
+    def _run(self, tensor: Array, targets: Indices, task: Task) -> list[Array]:
+        """Run the model; return the outputs that are fetched for every row of ``tensor``."""
         count = len(tensor)
         fixed_batch = self._model.fixed_batch
         if fixed_batch is not None:
-            # Such a file takes whole batches only: the last image fills up the last one.
+            # Such a file takes whole batches only: the last one is filled up with its last image.
             tensor, targets = (_filled(array, fixed_batch) for array in (tensor, targets))
+        feeds = {self._model.input_name: tensor, "target": targets}
         try:
-            outputs = self._session.run(fetched, {self._model.input_name: tensor, "target": targets})
+            outputs = runs.run(lambda options: self._session.run(task.fetched, feeds, options), task.limit)
+        except FastcamError:
+            raise
         except Exception as error:  # ONNX Runtime's exception classes derive from Exception directly
             raise ModelError(f"{self._model.path}: ONNX Runtime cannot run this model: {error}") from error
         return list(outputs) if fixed_batch is None else [array[:count] for array in outputs]
 
 
-def _filled(array: NDArray[Any], count: int) -> NDArray[Any]:
+def _filled(array: Array, count: int) -> Array:
     """Repeat the last row until there are ``count``."""
     return np.concatenate([array, np.repeat(array[-1:], count - len(array), axis=0)])

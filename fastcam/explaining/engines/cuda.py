@@ -17,11 +17,11 @@ import weakref
 from collections import deque
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ...arrays import Indices
 from ...errors import (
     ArgumentError,
     DeviceError,
@@ -34,21 +34,20 @@ from ...errors import (
 )
 from ...kernels.boundary import Weighting
 from ...kernels.cuda.interface import DeviceArray, DeviceKernels, DevicePrepare, DeviceRender, DeviceType
+from .. import runs
 from ..devices import Device
 from ..devices.exchange import DeviceTensor, Foreign, borrow
 from ..explained_model import ExplainedModel
-from . import Drawing, Results
-from .drawing import HostDrawing, check_scores, check_targets, fuse, maps_not_finite
-from .inputs import DeviceInputs, Inputs, Pictures
-from .lanes import Array, Lane, LanePool, Layout, arrange
+from . import Results, Task
+from .drawing import HostPen, check_answered, check_scores, fuse, maps_not_finite
+from .inputs import Inputs, Source
+from .lanes import BufferMap, Entry, Lane, LanePool, arrange
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import onnxruntime
 
-Floats: TypeAlias = NDArray[np.float32]
-Indices: TypeAlias = NDArray[np.int64]
 
 # Batches under way of one call, and of all calls together.
 _DEPTH = 2
@@ -81,7 +80,7 @@ class _Shape:
 
     rows: int
     maps: int
-    source: str
+    source: Source
     fetched: tuple[str, ...]
     method: str
     size: tuple[int, int] | None
@@ -112,17 +111,16 @@ class _Batch:
 class _Call:
     """The arguments of `CudaEngine.explain`, and what they come to."""
 
-    inputs: Inputs | DeviceInputs
+    inputs: Inputs
     foreign: Foreign | None
     targets: Indices
-    drawing: Drawing
-    source: str
+    task: Task
     kept: Results | None
 
     @property
     def checks_input(self) -> bool:
-        """Whether the model's input comes from where nobody has looked for NaN."""
-        return self.foreign is not None and self.source == "input"
+        """Whether the model's input comes from another library, unchecked for NaN."""
+        return self.foreign is not None and self.inputs.source == "input"
 
 
 class CudaEngine:
@@ -170,10 +168,10 @@ class CudaEngine:
         self._largest_targets = largest_targets
         self._largest = largest_batch
         self._depth = _DEPTH
-        self._host = HostDrawing(model, threads)
+        self._host = HostPen(model, threads)
         self._up, self._down = device.stream_create(), device.stream_create()
         self._lanes = LanePool(device, _MOST_LANES)
-        self._layouts: dict[_Shape, Layout] = {}
+        self._layouts: dict[_Shape, BufferMap] = {}
         self._graphs = itertools.count(1)
         # One thread enqueues at a time. A graph is captured with no other thread near the device.
         self._enqueuing = threading.Lock()
@@ -186,35 +184,20 @@ class CudaEngine:
                 )
         weakref.finalize(self, _destroy, device, (self._up, self._down)).atexit = False
 
-    def explain(
-        self,
-        inputs: Inputs | DeviceInputs,
-        targets: Indices,
-        drawing: Drawing,
-        batch: int,
-        *,
-        on_device: bool = False,
-    ) -> Results:
+    def explain(self, inputs: Inputs, targets: Indices, task: Task) -> Results:
         """See `Engine`.
 
-        A batch that finds no memory is halved, and so are all later ones.
-
-        Parameters
-        ----------
-        inputs, targets, drawing, batch
-            As `Engine`; the images may be on the device.
-        on_device : bool
-            Whether the results are `DeviceTensor`.
+        A batch that does not fit into the memory is halved, and so are all later ones.
 
         Raises
         ------
         DeviceError
             Not even one image fits into the memory.
         """
-        self._check(targets, drawing, on_device)
+        self._check(targets, task)
         with self._calling:
             self._device.activate()
-            call = self._read(inputs, targets, drawing, on_device)
+            call = self._read(inputs, targets, task)
             results: Results | None = None
             under_way: deque[_Batch] = deque()
             start = 0
@@ -222,7 +205,7 @@ class CudaEngine:
                 while start < len(inputs) or under_way:
                     item = None
                     if start < len(inputs) and len(under_way) < self._depth:
-                        item = self._begin(call, start, batch, wait=not under_way)
+                        item = self._begin(call, start, wait=not under_way)
                     if item is not None:
                         under_way.append(item)
                         start += item.count
@@ -236,46 +219,45 @@ class CudaEngine:
         assert results is not None  # noqa: S101  # there is an image at least
         return results
 
-    def _check(self, targets: Indices, drawing: Drawing, on_device: bool) -> None:
+    def _check(self, targets: Indices, task: Task) -> None:
         if self._largest_targets is not None and targets.shape[1] > self._largest_targets:
             raise TargetError(
-                f"{targets.shape[1]} classes an image: TensorRT's engine was built for {self._largest_targets} at most"
+                f"{targets.shape[1]} classes per image: TensorRT's engine was built for at most {self._largest_targets}"
             )
-        if on_device and (drawing.method not in _WEIGHTINGS or len(drawing.fetched) > 4):
+        if task.on_device and (task.method not in _WEIGHTINGS or len(task.fetched) > 4):
             raise ArgumentError(
-                f"on_device: maps of several layers, and of other methods than {', '.join(_WEIGHTINGS)}, are made on "
-                "the host: leave on_device out"
+                f"on_device: only maps of one layer by {' or '.join(_WEIGHTINGS)} are drawn on the device: leave "
+                "on_device out"
             )
 
-    def _read(self, inputs: Inputs | DeviceInputs, targets: Indices, drawing: Drawing, on_device: bool) -> _Call:
-        """Take an array of another library in, in the order of its stream, and make room for results that stay."""
-        foreign = borrow(inputs.array, self._device, self._up) if isinstance(inputs, DeviceInputs) else None
-        pictures = isinstance(inputs, Pictures) or (foreign is not None and foreign.dtype == np.uint8)
-        source = "pixels" if pictures else "input"
-        kept = self._room(len(inputs), targets.shape[1], drawing) if on_device else None
-        return _Call(inputs, foreign, targets, drawing, source, kept)
+    def _read(self, inputs: Inputs, targets: Indices, task: Task) -> _Call:
+        """Borrow an array of another library, in the order of its stream, and make room for results that stay."""
+        array = inputs.device_array
+        foreign = None if array is None else borrow(array, self._device, self._up)
+        kept = self._room(len(inputs), targets.shape[1], task) if task.on_device else None
+        return _Call(inputs, foreign, targets, task, kept)
 
-    def _room(self, n: int, k: int, drawing: Drawing) -> Results:
-        h, w = self._model.output_shape(drawing.fetched[2], n, k)[2:]
-        shapes = ((n, k, *(drawing.size or (h, w))), (n, k, h, w))
+    def _room(self, n: int, k: int, task: Task) -> Results:
+        h, w = self._model.output_shape(task.fetched[2], n, k)[2:]
+        shapes = ((n, k, *(task.size or (h, w))), (n, k, h, w))
         heatmaps, maps = (DeviceTensor(self._device, shape, np.float32) for shape in shapes)
         targets = DeviceTensor(self._device, (n, k), np.int64)
         return Results(heatmaps, maps, targets, DeviceTensor(self._device, (n, self._model.class_count), np.float32))
 
-    def _begin(self, call: _Call, start: int, batch: int, *, wait: bool) -> _Batch | None:
+    def _begin(self, call: _Call, start: int, *, wait: bool) -> _Batch | None:
         """Enqueue the batch that starts at this image; None where something else has to be finished before."""
         lane = self._lanes.take(wait=wait)
         if lane is None:
             return None
-        rows = self._rows(len(call.inputs) - start, batch)
-        drawing = call.drawing
+        task = call.task
+        rows = self._rows(len(call.inputs) - start, task.batch)
         shape = _Shape(
             rows,
             call.targets.shape[1],
-            call.source,
-            drawing.fetched,
-            drawing.method,
-            drawing.size,
+            call.inputs.source,
+            task.fetched,
+            task.method,
+            task.size,
             call.kept is not None,
         )
         item = _Batch(lane, shape, start, min(rows, len(call.inputs) - start))
@@ -323,25 +305,25 @@ class CudaEngine:
         most = min(batch, self._largest or batch)
         return min(most, 1 << (left - 1).bit_length())
 
-    def _layout(self, shape: _Shape) -> Layout:
+    def _layout(self, shape: _Shape) -> BufferMap:
         if shape not in self._layouts:
             self._layouts[shape] = self._arranged(shape)
         return self._layouts[shape]
 
-    def _arranged(self, shape: _Shape) -> Layout:
+    def _arranged(self, shape: _Shape) -> BufferMap:
         n, k = shape.rows, shape.maps
-        image: Array = ("input", (n, *self._model.image_shape), "float32")
-        pixels: Array = ("pixels", (n, *(self._model.side(axis) for axis in "HWC")), "uint8")
-        upload: list[Array] = [("target", (n, k), "int64"), pixels if shape.source == "pixels" else image]
+        image: Entry = ("input", (n, *self._model.image_shape), "float32")
+        pixels: Entry = ("pixels", (n, *(self._model.side(axis) for axis in "HWC")), "uint8")
+        upload: list[Entry] = [("target", (n, k), "int64"), pixels if shape.source == "pixels" else image]
         scratch = [image] if shape.source == "pixels" else []
-        outputs: list[Array] = [
+        outputs: list[Entry] = [
             (name, self._model.output_shape(name, n, k), _TYPES[self._model.outputs[name].type])
             for name in shape.fetched
         ]
-        checks: list[Array] = [("input_finite", (n,), "int32")]
+        checks: list[Entry] = [("input_finite", (n,), "int32")]
         if not shape.is_drawn:
             return arrange(upload, scratch, checks + outputs, [])
-        drawn: list[Array] = []
+        drawn: list[Entry] = []
         for position, (_, activations, _) in enumerate(outputs[2::2]):
             _, c, h, w = activations
             workspace = self._kernels.workspace_bytes((n, c, h, w), k, _WEIGHTINGS[shape.method], channels_last=False)
@@ -363,9 +345,9 @@ class CudaEngine:
             device.event_record(lane.uploaded, self._up)
             device.stream_wait_event(self._stream, lane.uploaded)
             self._prepare(call, item)
-            self._run(item)
+            self._run(item, call.task.limit)
             if item.shape.is_drawn:
-                self._render(call.drawing, item)
+                self._render(call.task, item)
             if call.kept is not None:
                 self._keep(call.kept, item)
             device.event_record(lane.computed, self._stream)
@@ -380,17 +362,15 @@ class CudaEngine:
         # Rows that nobody reads ask for the best class: what is there otherwise might be the index of no class.
         targets[item.count :] = -1
         targets[: item.count] = call.targets if len(call.targets) == 1 else call.targets[chunk]
-        if isinstance(call.inputs, Pictures):
-            call.inputs.resize_into(item.lane.stage("pixels", item.count), chunk)
-        elif not isinstance(call.inputs, DeviceInputs):
-            item.lane.stage("input", item.count)[...] = call.inputs.tensor(chunk)
+        if call.foreign is None:
+            call.inputs.write(item.lane.stage(call.inputs.source, item.count), chunk)
 
     def _upload(self, call: _Call, item: _Batch) -> None:
         if call.foreign is None:
-            item.lane.upload(call.source, item.count, self._up)
+            item.lane.upload(call.inputs.source, item.count, self._up)
             return
         item.lane.upload("target", item.shape.rows, self._up)
-        self._copy_rows(item.lane.on_device(call.source, item.count), call.foreign.pointer, item.start, self._up)
+        self._copy_rows(item.lane.on_device(call.inputs.source, item.count), call.foreign.pointer, item.start, self._up)
 
     def _copy_rows(self, target: DeviceArray, source: int, start: int, stream: int) -> None:
         """Fill an array from the rows of another one, from ``start`` on."""
@@ -404,7 +384,7 @@ class CudaEngine:
         if call.checks_input:
             self._kernels.check_rows(tensor, item.lane.on_device("input_finite", item.count), self._stream)
         preprocessing = self._model.metadata.preprocessing
-        if call.source == "pixels" and preprocessing is not None:
+        if call.inputs.source == "pixels" and preprocessing is not None:
             self._kernels.prepare(
                 DevicePrepare(
                     images=item.lane.on_device("pixels", item.count),
@@ -417,11 +397,14 @@ class CudaEngine:
                 self._stream,
             )
 
-    def _run(self, item: _Batch) -> None:
+    def _run(self, item: _Batch, limit: runs.TimeLimit) -> None:
         if item.shape not in item.lane.bindings:
             item.lane.bindings[item.shape] = self._bound(item.lane, item.shape)
         try:
-            self._session.run_with_iobinding(*item.lane.bindings[item.shape])
+            binding, options = item.lane.bindings[item.shape]
+            runs.run(lambda options: self._session.run_with_iobinding(binding, options), limit, options)
+        except FastcamError:
+            raise
         except Exception as error:  # ONNX Runtime's exception classes derive from Exception directly
             if any(text in str(error).lower() for text in _OUT_OF_MEMORY):
                 raise DeviceMemoryError(str(error)) from error
@@ -446,15 +429,15 @@ class CudaEngine:
             options.add_run_config_entry("gpu_graph_id", str(next(self._graphs)))
         return binding, options
 
-    def _render(self, drawing: Drawing, item: _Batch) -> None:
+    def _render(self, task: Task, item: _Batch) -> None:
         lane, count = item.lane, item.count
-        for position, (activations, weights) in enumerate(_pairs(drawing.fetched)):
+        for position, (activations, weights) in enumerate(_pairs(task.fetched)):
             call = DeviceRender(
                 activations=lane.on_device(activations, count),
                 channels_last=False,
                 weights=lane.on_device(weights, count),
-                weighting=_WEIGHTINGS[drawing.method],
-                normalize=drawing.normalize,
+                weighting=_WEIGHTINGS[task.method],
+                normalize=task.normalize,
                 maps=lane.on_device(f"maps/{position}", count),
                 heatmaps=lane.on_device("heatmaps", count) if item.shape.has_heatmaps else None,
                 overlay=None,
@@ -474,10 +457,10 @@ class CudaEngine:
         """Wait for a batch, check it, and add it to the results."""
         with self._awaited(item.lane):
             self._check_input(call, item)
-            part = self._part(call.drawing, item)
+            part = self._part(call.task, item)
             rows = slice(item.start, item.start + item.count)
             wanted = call.targets if len(call.targets) == 1 else call.targets[rows]
-            check_targets(self._model.path, wanted, part.targets, part.logits)
+            check_answered(self._model.path, wanted, part.targets, part.logits)
             return call.kept or _placed(results, part, item.start, len(call.inputs))
 
     @contextmanager
@@ -500,15 +483,16 @@ class CudaEngine:
         if bad.size:
             raise ImageError(f"image {item.start + bad[0]} of the batch holds NaN or infinity")
 
-    def _part(self, drawing: Drawing, item: _Batch) -> Results:
+    def _part(self, task: Task, item: _Batch) -> Results:
         """Return the results of one batch, in memory that the lane reuses; raise for what is not finite."""
         lane, count, shape = item.lane, item.count, item.shape
         logits, targets = (lane.result(name, count) for name in shape.fetched[:2])
         if not shape.is_drawn:
             layers = [lane.result(name, count) for name in shape.fetched[2:]]
-            return self._host.draw(drawing, logits, targets, layers, item.start)
+            return self._host.draw(task, logits, targets, layers, item.start)
         advice = self._model.metadata.overflow_advice
         check_scores(logits, item.start, advice)
+        self._host.check_targets(targets)
         layers_count = len(_pairs(shape.fetched))
         for position in range(layers_count):
             bad = np.flatnonzero((lane.result(f"finite/{position}", count) == 0).any(axis=1))
@@ -518,7 +502,7 @@ class CudaEngine:
             return Results(None, None, targets, logits)
         maps = [lane.result(f"maps/{position}", count) for position in range(layers_count)]
         if layers_count > 1:
-            return Results(*fuse(maps, drawing.size, drawing.normalize), targets, logits)
+            return Results(*fuse(maps, task.size, task.normalize), targets, logits)
         heatmaps = lane.result("heatmaps", count) if shape.has_heatmaps else maps[0]
         return Results(heatmaps, maps[0], targets, logits)
 

@@ -5,24 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ... import kernels
+from ...arrays import Floats, Indices
 from ...errors import FileFormatError, ModelError, NonFiniteError
 from ...kernels.boundary import Normalize
 from ...kernels.reference import normalized
 from ..explained_model import DEFAULT_METHOD, ExplainedModel
 from ..methods import find_method
-from . import Drawing, Results
-
-Floats: TypeAlias = NDArray[np.float32]
-Indices: TypeAlias = NDArray[np.int64]
+from . import Results, Task
 
 
-class HostDrawing:
+class HostPen:
     """Draws with the kernels of the CPU.
 
     Parameters
@@ -36,7 +32,7 @@ class HostDrawing:
         self._model = model
         self._threads = threads
 
-    def draw(self, drawing: Drawing, logits: Floats, targets: Indices, layers: Sequence[Floats], start: int) -> Results:
+    def draw(self, task: Task, logits: Floats, targets: Indices, layers: Sequence[Floats], start: int) -> Results:
         """Return heatmaps, maps, targets and logits of one batch, whose first image is number ``start``.
 
         Raises
@@ -48,24 +44,25 @@ class HostDrawing:
         check_scores(logits, start, advice)
         try:
             if self._model.draws_only:
-                return Results(*self._finish(drawing, layers[0]), targets, logits)
+                return Results(*self._finish(task, layers[0]), targets, logits)
             if len(layers) == 2:
-                rendered = self._render(drawing, layers[0], layers[1], drawing.size)
+                rendered = self._render(task, layers[0], layers[1], task.size)
                 return Results(rendered.heatmaps, rendered.maps, targets, logits)
             pairs = zip(layers[::2], layers[1::2], strict=True)
-            maps = [self._render(drawing, *pair, None).maps for pair in pairs]
+            maps = [self._render(task, *pair, None).maps for pair in pairs]
         except NonFiniteError as error:
             raise maps_not_finite(start + error.image, advice) from error
-        return Results(*fuse(maps, drawing.size, drawing.normalize), targets, logits)
+        return Results(*fuse(maps, task.size, task.normalize), targets, logits)
 
-    def check_shapes(self, n: int, k: int, logits: Floats, targets: Indices, layers: Sequence[Floats]) -> None:
-        """Refuse outputs of a changed file that do not fit each other, which the kernels take for granted.
+    def check_outputs(self, n: int, k: int, logits: Floats, targets: Indices, layers: Sequence[Floats]) -> None:
+        """Refuse outputs of a changed file that do not fit each other, which is taken for granted afterwards.
 
         Raises
         ------
         FileFormatError
             They do not.
         """
+        self.check_targets(targets)
         fits = logits.shape == (n, self._model.class_count) and targets.shape == (n, k)
         if self._model.draws_only:
             fits, layers = fits and layers[0].shape[:2] == (n, k) and layers[0].size > 0, ()
@@ -76,20 +73,34 @@ class HostDrawing:
         if not fits:
             raise FileFormatError(f"{self._model.path}: its outputs do not fit each other: export the model again")
 
-    def _finish(self, drawing: Drawing, sums: Floats) -> tuple[Floats, Floats]:
+    def check_targets(self, targets: Indices) -> None:
+        """Refuse explained classes that the model does not have.
+
+        Raises
+        ------
+        FileFormatError
+            There is one.
+        """
+        if targets.size and not 0 <= targets.min() <= targets.max() < self._model.class_count:
+            raise FileFormatError(
+                f"{self._model.path}: it explained the classes {targets.min()}..{targets.max()} of "
+                f"{self._model.class_count}: export the model again"
+            )
+
+    def _finish(self, task: Task, sums: Floats) -> tuple[Floats, Floats]:
         """Return heatmaps and maps from the file's own weighted sums over channels."""
         bad = kernels.first_not_finite(sums)
         if bad is not None:
             raise NonFiniteError("a map is not finite", bad)
-        maps = normalized(np.maximum(sums.astype(np.float64), 0), drawing.normalize).astype(np.float32)
-        return kernels.resize(maps, drawing.size or maps.shape[2:], threads=self._threads), maps
+        maps = normalized(np.maximum(sums.astype(np.float64), 0), task.normalize).astype(np.float32)
+        return kernels.resize(maps, task.size or maps.shape[2:], threads=self._threads), maps
 
     def _render(
-        self, drawing: Drawing, activations: Floats, second: Floats, size: tuple[int, int] | None
+        self, task: Task, activations: Floats, second: Floats, size: tuple[int, int] | None
     ) -> kernels.Rendered:
-        if drawing.method == DEFAULT_METHOD:
-            return kernels.render_outputs(activations, second, drawing.normalize, size, self._threads)
-        row = find_method(drawing.method)
+        if task.method == DEFAULT_METHOD:
+            return kernels.render_outputs(activations, second, task.normalize, size, self._threads)
+        row = find_method(task.method)
         # What overflows here is found and named by the kernel.
         with np.errstate(over="ignore", invalid="ignore"):
             weights = row.weights(activations, second)
@@ -97,13 +108,13 @@ class HostDrawing:
             activations,
             weights,
             weighting=row.weighting,
-            normalize=drawing.normalize,
+            normalize=task.normalize,
             size=size,
             threads=self._threads,
         )
 
 
-def check_targets(path: Path, wanted: Indices, explained: Indices, logits: Floats) -> None:
+def check_answered(path: Path, wanted: Indices, explained: Indices, logits: Floats) -> None:
     """Raise ModelError where the file explained other classes than those that were asked for.
 
     Some execution providers take the default of ``target`` for a constant, and always explain the top class.

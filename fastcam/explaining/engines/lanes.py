@@ -14,10 +14,10 @@ from ...kernels.cuda.interface import DeviceArray, DeviceType
 from ..devices import Device
 from ..devices.memory import Block, Slot, lay_out
 
-Array: TypeAlias = "tuple[str, tuple[int, ...], DeviceType]"
+Entry: TypeAlias = "tuple[str, tuple[int, ...], DeviceType]"
 
 
-class Layout(NamedTuple):
+class BufferMap(NamedTuple):
     """Where the arrays of a batch lie: what goes up, scratch, what comes down; one copy brings each part.
 
     Attributes
@@ -39,14 +39,14 @@ class Layout(NamedTuple):
 
 
 def arrange(
-    upload: Sequence[Array], scratch: Sequence[Array], download: Sequence[Array], kept: Sequence[Array]
-) -> Layout:
+    upload: Sequence[Entry], scratch: Sequence[Entry], download: Sequence[Entry], kept: Sequence[Entry]
+) -> BufferMap:
     """Lay out the arrays that go up, stay, come down, and stay where results are wanted on the device."""
     up, up_end = lay_out(upload)
     within, start = lay_out(scratch, up_end)
     down, down_end = lay_out(download, start)
     rest, size = lay_out(kept, down_end)
-    return Layout({**up, **within, **down, **rest}, range(up_end), range(start, down_end), size)
+    return BufferMap({**up, **within, **down, **rest}, range(up_end), range(start, down_end), size)
 
 
 class Lane:
@@ -66,11 +66,11 @@ class Lane:
         self.bindings: dict[Any, Any] = {}
         self._memory: Block | None = None
         self._staging: Block | None = None
-        self._layout: Layout | None = None
+        self._layout: BufferMap | None = None
         events = (self.uploaded, self.computed, self.downloaded)
         weakref.finalize(self, _destroy, device, events).atexit = False
 
-    def fit(self, layout: Layout) -> None:
+    def fit(self, layout: BufferMap) -> None:
         """Make room for this layout; the lane holds no batch now.
 
         Raises
@@ -130,9 +130,9 @@ class Lane:
         data = self._device.view(staging.pointer + offset, shape[0] * slot.row_bytes, writes=writes)
         return data.view(np.dtype(slot.dtype)).reshape(shape)
 
-    def _held(self) -> tuple[Block, Block, Layout]:
+    def _held(self) -> tuple[Block, Block, BufferMap]:
         """Return memory, staging and layout, which are there: `fit` comes first."""
-        return cast("tuple[Block, Block, Layout]", (self._memory, self._staging, self._layout))
+        return cast("tuple[Block, Block, BufferMap]", (self._memory, self._staging, self._layout))
 
 
 class LanePool:

@@ -1,4 +1,4 @@
-"""From a file and a device's name to an engine that runs."""
+"""From a file and the name of a device to an engine."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ...errors import DeviceError
 from .. import devices, providers
+from ..convolutions import Convolutions, Rewritten, rewrite
 from ..explained_model import ExplainedModel
 from ..openvino import OpenVinoSession
 from ..sessions import open_session
+from . import Engine
 from .cpu import CpuEngine
 from .cuda import CudaEngine
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 Session: TypeAlias = "onnxruntime.InferenceSession | OpenVinoSession"
 
-# A session may still use its stream while it is taken apart: streams outlive sessions, and serve the next ones.
+# A session may still use its stream while it is destroyed: streams outlive sessions, and serve the next ones.
 _idle_streams: dict[int, list[int]] = defaultdict(list)
 
 
@@ -29,14 +31,15 @@ class Opened(NamedTuple):
 
     model: ExplainedModel
     session: Session
-    engine: CpuEngine | CudaEngine
+    engine: Engine
+    convolutions: Convolutions
 
 
-def open_engine(path: Path, request: providers.Request, threads: int | None) -> Opened:
-    """Open a file where it is asked for.
+def open_engine(path: Path, request: providers.Request, threads: int | None, convolutions: str = "auto") -> Opened:
+    """Open a file on the requested device.
 
-    "auto" takes CUDA where nothing speaks against it. Where a device is there and cannot be used it warns and takes the
-    CPU; where there is none, nothing is lost, and nothing said.
+    "auto" takes CUDA if it can be used. If there is a device that cannot be used, it warns and takes the CPU; if there
+    is none, it takes the CPU silently.
 
     Raises
     ------
@@ -46,31 +49,44 @@ def open_engine(path: Path, request: providers.Request, threads: int | None) -> 
         As `Explainer`.
     """
     if request.kind == "auto":
-        return _open_best(path, providers.choose(request), threads)
+        return _open_best(path, providers.choose(request), threads, convolutions)
     if request.kind == "cpu":
-        return _open_on_cpu(path, request, threads)
+        return _open_on_cpu(path, request, threads, convolutions)
     if request.kind == "openvino":
-        return _with_host_engine(path, OpenVinoSession(path, threads), threads)
+        return _with_host_engine(path, OpenVinoSession(path, threads), threads, "OpenVINO")
     providers.refuse(request)
     return _open_on_device(path, request, threads)
 
 
-def _open_best(path: Path, chosen: providers.Request, threads: int | None) -> Opened:
+def _open_best(path: Path, chosen: providers.Request, threads: int | None, convolutions: str) -> Opened:
     if chosen.kind == "cuda":
         try:
             return _open_on_device(path, chosen, threads)
         except DeviceError as error:
             providers.warn_of_cpu(str(error))
-    return _open_on_cpu(path, chosen._replace(kind="cpu"), threads)
+    return _open_on_cpu(path, chosen._replace(kind="cpu"), threads, convolutions)
 
 
-def _open_on_cpu(path: Path, request: providers.Request, threads: int | None) -> Opened:
-    return _with_host_engine(path, open_session(path, providers.place(request, path, 0), threads), threads)
-
-
-def _with_host_engine(path: Path, session: Session, threads: int | None) -> Opened:
+def _open_on_cpu(path: Path, request: providers.Request, threads: int | None, convolutions: str) -> Opened:
+    placement = providers.place(request, path, 0)
+    rewritten = _rewritten(path, placement, threads) if convolutions == "auto" else Convolutions(reason="as requested")
+    replacement = rewritten if isinstance(rewritten, Rewritten) else None
+    session = open_session(path, placement, threads, replacement)
     model = ExplainedModel(path, session)
-    return Opened(model, session, CpuEngine(model, session, threads))
+    found = rewritten.convolutions if isinstance(rewritten, Rewritten) else rewritten
+    return Opened(model, session, CpuEngine(model, session, threads), found)
+
+
+def _with_host_engine(path: Path, session: Session, threads: int | None, runs_on: str) -> Opened:
+    model = ExplainedModel(path, session)
+    reason = Convolutions(reason=f"the model runs on {runs_on}")
+    return Opened(model, session, CpuEngine(model, session, threads), reason)
+
+
+def _rewritten(path: Path, placement: providers.Placement, threads: int | None) -> Rewritten | Convolutions:
+    if [name for name, _ in placement.providers] != [providers.CPU]:
+        return Convolutions(reason=f"the model runs on {placement.providers[0][0]}")
+    return rewrite(path, threads)
 
 
 def _open_on_device(path: Path, request: providers.Request, threads: int | None) -> Opened:
@@ -88,7 +104,7 @@ def _open_on_device(path: Path, request: providers.Request, threads: int | None)
     model = ExplainedModel(path, session)
     if model.draws_only or model.metadata.picture is not None:
         # Its graph does what the device's kernels are for.
-        return Opened(model, session, CpuEngine(model, session, threads))
+        return _with_host_engine(path, session, threads, placement.providers[0][0])
     engine = CudaEngine(
         model,
         session,
@@ -100,4 +116,4 @@ def _open_on_device(path: Path, request: providers.Request, threads: int | None)
         largest_batch=placement.largest_batch,
         largest_targets=placement.largest_targets,
     )
-    return Opened(model, session, engine)
+    return Opened(model, session, engine, Convolutions(reason=f"the model runs on {placement.providers[0][0]}"))

@@ -13,7 +13,7 @@ import onnx
 
 from ...graph import Dim, Graph, attribute, operator, static_dims
 from .autodiff import backpropagate, dense_layer
-from .pushes import PUSHES, Layout
+from .pushes import PUSHES, Axes
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def pooled_gradients(
     return pooled, found[len(plans) :]
 
 
-def _mean_over_map(graph: Graph, value: str, layout: Layout, pixels: int, dtype: np.dtype[Any], gradient: str) -> str:
+def _mean_over_map(graph: Graph, value: str, layout: Axes, pixels: int, dtype: np.dtype[Any], gradient: str) -> str:
     """Return the sum over what is left of the map, divided by the pixels that there were."""
     spatial = [1 + layout.index(axis) for axis in "HW" if axis in layout]
     if spatial:
@@ -93,12 +93,10 @@ def _mean_over_map(graph: Graph, value: str, layout: Layout, pixels: int, dtype:
     return graph.emit("Mul", gradient, graph.emit_constant(np.asarray(1 / pixels, dtype)), stem="gradient/pooled")
 
 
-def _push_sum(graph: Graph, value: str, gradients: Mapping[str, str]) -> tuple[str, Layout]:
+def _push_sum(graph: Graph, value: str, gradients: Mapping[str, str]) -> tuple[str, Axes]:
     """Return the last value whose gradient has the same sum over the map as that of ``value``, and its axes."""
-    layout: Layout = "NCHW"
-    consumers = graph.consumers()
-    while value not in gradients and len(consumers.get(value, [])) == 1:
-        node = consumers[value][0]
+    layout: Axes = "NCHW"
+    while (node := _only_reader(graph, value, gradients)) is not None:
         push = PUSHES.get(operator(node))
         pushed = push(graph, node, layout) if push else None
         # Rows have to stay images for the sums to be theirs.
@@ -108,26 +106,23 @@ def _push_sum(graph: Graph, value: str, gradients: Mapping[str, str]) -> tuple[s
     return value, layout
 
 
-def _map_size(graph: Graph, value: str, layout: Layout) -> int:
+def _map_size(graph: Graph, value: str, layout: Axes) -> int:
     return math.prod(static_dims(graph, value, [layout.index("H"), layout.index("W")]))
 
 
 def _flattened_reader(graph: Graph, value: str, gradients: Mapping[str, str]) -> onnx.NodeProto | None:
     """Return the dense layer that alone reads ``value`` flattened to one row an image, if that is what follows."""
-    consumers = graph.consumers()
-    flatten = _only_reader(consumers, value, gradients)
+    flatten = _only_reader(graph, value, gradients)
     if flatten is None or operator(flatten) not in ("Flatten", "Reshape") or not _flattens(graph, flatten):
         return None
-    dense = _only_reader(consumers, flatten.output[0], gradients)
+    dense = _only_reader(graph, flatten.output[0], gradients)
     if dense is None or dense_layer(graph, dense.output[0]) is None or dense.input[0] != flatten.output[0]:
         return None
     return dense
 
 
-def _only_reader(
-    consumers: Mapping[str, list[onnx.NodeProto]], value: str, gradients: Mapping[str, str]
-) -> onnx.NodeProto | None:
-    readers = consumers.get(value, [])
+def _only_reader(graph: Graph, value: str, gradients: Mapping[str, str]) -> onnx.NodeProto | None:
+    readers = graph.readers(value)
     return readers[0] if len(readers) == 1 and value not in gradients else None
 
 
@@ -142,7 +137,7 @@ def _row_size(shape: tuple[Dim, ...]) -> int | None:
 
 
 def _through_folded_weights(
-    graph: Graph, value: str, layout: Layout, dense: onnx.NodeProto, pixels: int, gradient: str
+    graph: Graph, value: str, layout: Axes, dense: onnx.NodeProto, pixels: int, gradient: str
 ) -> str:
     """Return G S with S[u,k] = mean over the map of the dense layer's weights that read channel k."""
     weight = graph.constants[dense.input[1]]

@@ -10,39 +10,39 @@ import onnx
 from ...graph import Graph, attribute
 
 # Pooled gradients: where the gradient's sum over the map can be taken after the op instead of before it
-Layout: TypeAlias = str
+Axes: TypeAlias = str
 
 
-PushRule: TypeAlias = "Callable[[Graph, onnx.NodeProto, Layout], Layout | None]"
+PushRule: TypeAlias = "Callable[[Graph, onnx.NodeProto, Axes], Axes | None]"
 
 
-def _keeps_layout(graph: Graph, node: onnx.NodeProto, layout: Layout) -> Layout | None:
+def _keeps_layout(graph: Graph, node: onnx.NodeProto, layout: Axes) -> Axes | None:
     return layout
 
 
-def _pooling_keeps_layout(graph: Graph, node: onnx.NodeProto, layout: Layout) -> Layout | None:
+def _pooling_keeps_layout(graph: Graph, node: onnx.NodeProto, layout: Axes) -> Axes | None:
     return layout if layout == "NCHW" else None
 
 
-def _average_keeps_sum(graph: Graph, node: onnx.NodeProto, layout: Layout) -> Layout | None:
+def _average_keeps_sum(graph: Graph, node: onnx.NodeProto, layout: Axes) -> Axes | None:
     """Every window hands out exactly its gradient, unless a share of it falls on padding."""
     counts_padding = attribute(node, "count_include_pad", 0)
     padded = any(attribute(node, "pads", [])) or attribute(node, "auto_pad", "NOTSET").startswith("SAME")
     return None if counts_padding and padded else _pooling_keeps_layout(graph, node, layout)
 
 
-def _mean_over_map(graph: Graph, node: onnx.NodeProto, layout: Layout) -> Layout | None:
+def _mean_over_map(graph: Graph, node: onnx.NodeProto, layout: Axes) -> Axes | None:
     axes = graph.constants.get(node.input[1]) if len(node.input) > 1 else None
     if axes is None or {layout[int(axis)] for axis in axes} != {"H", "W"}:
         return None
     return layout if attribute(node, "keepdims", 1) else layout.replace("H", "").replace("W", "")
 
 
-def _permuted(graph: Graph, node: onnx.NodeProto, layout: Layout) -> Layout | None:
+def _permuted(graph: Graph, node: onnx.NodeProto, layout: Axes) -> Axes | None:
     return "".join(layout[axis] for axis in attribute(node, "perm", list(range(len(layout)))[::-1]))
 
 
-def _single_pixel_dropped(graph: Graph, node: onnx.NodeProto, layout: Layout) -> Layout | None:
+def _single_pixel_dropped(graph: Graph, node: onnx.NodeProto, layout: Axes) -> Axes | None:
     """(N,C,1,1) to (N,C)."""
     sizes = dict(zip(layout, graph.shape(node.input[0]), strict=True))
     if (sizes.get("H", 1), sizes.get("W", 1)) != (1, 1) or graph.rank(node.output[0]) != 2:

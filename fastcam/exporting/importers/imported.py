@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ...errors import ModelError, suggest
+from ...errors import ArgumentError, ModelError, suggest
 from ...graph import Dim, Graph, TensorType
-from ...preprocessing import Preprocessing
+from ...notes import Note
+from ...preprocessing import Guess, Preprocessing
 
 MINIMUM_OPSET = 18
 MAXIMUM_OPSET = 20
@@ -30,16 +31,33 @@ class ImportOptions:
     Attributes
     ----------
     output : str or None
-        The output with the scores, where there are several.
+        The output with the scores, where there are several; or any value inside the model.
     input_size : (int, int) or None
         Height and width for a model that leaves them open.
     example_input : object
         An image batch to trace a torch module with.
+    class_names : int or None
+        Number of class names that the caller gives, to be compared with the model's scores before a long conversion.
     """
 
     output: str | None = None
     input_size: tuple[int, int] | None = None
     example_input: Any = None
+    class_names: int | None = None
+
+    def check_scores(self, shape: Sequence[Any] | None) -> None:
+        """Refuse a wrong number of class names for scores of this shape, if they are known to be rows.
+
+        Raises
+        ------
+        ArgumentError
+            The numbers differ. One score may have two names: it may be that of a binary classifier.
+        """
+        count = shape[1] if shape is not None and len(shape) == 2 else None
+        if self.class_names is None or not isinstance(count, int):
+            return
+        if self.class_names != count and (self.class_names, count) != (2, 1):
+            raise ArgumentError(wrong_count(self.class_names, count))
 
 
 @dataclass
@@ -54,20 +72,23 @@ class ImportedModel:
         "keras", "onnx" or "torch".
     layers : dict of str to str
         Value name of every framework layer's output that the graph computes, in the order of the forward pass.
-    preprocessing : str, Preprocessing or None
-        What the architecture, or this very model, is known to be trained with; None where that is not known.
+    preprocessing : Preprocessing or None
+        What the model's file says that it was trained with.
+    guess : Guess or None
+        The preprocessing that the published weights of the model's architecture expect.
     classes : tuple of str or None
         Names by class index, where the model knows them.
-    notes : list of str
-        What was done to the model, or left as it was, that its owner may want to know; a sentence each.
+    notes : list of Note
+        What was done to the model, or left as it was, that its owner should know.
     """
 
     graph: Graph
     framework: str
     layers: dict[str, str] = field(default_factory=dict)
-    preprocessing: str | Preprocessing | None = None
+    preprocessing: Preprocessing | None = None
+    guess: Guess | None = None
     classes: tuple[str, ...] | None = None
-    notes: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
 
 
 @contextlib.contextmanager
@@ -84,6 +105,12 @@ def logging_from(level: int, *names: str) -> Iterator[None]:
             logger.setLevel(before)
 
 
+def wrong_count(names: int, count: int) -> str:
+    """Return the message for a wrong number of class names."""
+    binary = "; a binary classifier of one score takes two names, or one for its class 1" if count == 1 else ""
+    return f"{names} class names for a model of {count} classes{binary}"
+
+
 def settle_signature(graph: Graph, options: ImportOptions) -> None:
     """Leave the graph one output, and one image input of fixed size whose open batch has a name.
 
@@ -92,7 +119,8 @@ def settle_signature(graph: Graph, options: ImportOptions) -> None:
     ModelError
         When there are several outputs or inputs to choose from, or the input is no image.
     """
-    graph.outputs = [choose_output(graph.outputs, options.output)]
+    inner = {name for node in graph.nodes for name in node.output}
+    graph.outputs = [options.output if options.output in inner else choose_output(graph.outputs, options.output)]
     graph.prune()
     if len(graph.inputs) != 1:
         raise ModelError(f"the model has {len(graph.inputs)} inputs {list(graph.inputs)}: fastcam explains one image")

@@ -150,6 +150,8 @@ def choose_output(
     table = {name: tensor for own, (_, tensor) in zip(names, leaves, strict=True) for name in own}
     # One output's key may be another one's layer: the key counts.
     table |= {own[0]: tensor for own, (_, tensor) in zip(names, leaves, strict=True)}
+    # Any layer inside the model may be named, too.
+    table = {call.name: call.output for call in calls[:-1] if hasattr(call.output, "op")} | table
     if wanted in table:
         return table[wanted]
     raise ModelError(f"the Keras model has no output {wanted!r}: {suggest(wanted, table)}Outputs: {known}")

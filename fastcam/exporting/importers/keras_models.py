@@ -23,15 +23,16 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
 
 from ...errors import MissingExtraError, ModelError
-from ...graph import Graph, from_model, static_dims
+from ...graph import Graph, from_model, needed_nodes, static_dims
 from ...labels import MEMBER as LABELS
 from ...labels import read_labels
+from ...notes import Note
+from ...preprocessing import Guess, find_families
 from .imported import TARGET_OPSET, ImportedModel, ImportOptions, logging_from, settle_signature
 from .keras_calls import LayerCall, choose_output, name_tensors, recorded_calls
-from .precision import widen_to_float32
+from .precision import widen_to_float32, widening_note
 
 
 def is_keras(model: object) -> bool:
@@ -88,6 +89,8 @@ def import_keras(model: Any, options: ImportOptions) -> ImportedModel:
             f"Keras runs on {keras.backend.backend()!r} here: export needs its TensorFlow backend. "
             "Save the model, set KERAS_BACKEND=tensorflow, and export the saved file."
         )
+    outputs = getattr(model, "outputs", None) or []
+    options.check_scores(tuple(outputs[0].shape) if len(outputs) == 1 else None)
     variables = [model.trainable_variables, model.non_trainable_variables]
     specs = [
         [tf.TensorSpec(variable.shape, variable.dtype, name=f"{kind}_{index}") for index, variable in enumerate(group)]
@@ -125,15 +128,15 @@ def import_keras(model: Any, options: ImportOptions) -> ImportedModel:
     tensors = name_tensors(calls)
     layers = _name_values(graph, {layer: _source_tensor(tensor).name for layer, tensor in tensors.items()})
     graph.maps = _map_sizes(keras, {layers[layer]: tensor for layer, tensor in tensors.items() if layer in layers})
-    return ImportedModel(graph, "keras", layers, _known_preprocessing(graph, layers), notes=notes)
+    return ImportedModel(graph, "keras", layers, guess=_guessed_preprocessing(graph, layers), notes=notes)
 
 
-def _widen(graph: Graph, calls: list[LayerCall]) -> list[str]:
+def _widen(graph: Graph, calls: list[LayerCall]) -> list[Note]:
     """Widen what computes in 16 bits; return the note that says so."""
     half_dtypes = sorted({call.half_dtype for call in calls if call.half_dtype})
     if not widen_to_float32(graph) and not half_dtypes:
         return []
-    return [f"The model computes in {' and '.join(half_dtypes) or '16 bits'}: it is exported in float32."]
+    return [widening_note(" and ".join(half_dtypes) or "16 bits")]
 
 
 def _size_resizes(graph: Graph) -> None:
@@ -151,9 +154,8 @@ def _size_resizes(graph: Graph) -> None:
                 "keras.layers.Resizing without crop_to_aspect_ratio"
             ) from error
         sizes = np.array([round(size * float(scales[axis])) for axis, size in zip(axes, before, strict=True)], np.int64)
-        node.input[2] = ""
-        node.input.append(graph.emit_constant(sizes, stem="sizes"))
-        node.attribute.append(helper.make_attribute("axes", axes))
+        graph.set_inputs(node, [*node.input[:2], "", graph.emit_constant(sizes, stem="sizes")])
+        graph.set_attributes(node, axes=axes)
         graph.infer_types()
 
 
@@ -279,18 +281,14 @@ def _name_values(graph: Graph, tensors: dict[str, str]) -> dict[str, str]:
     taken = set(graph.inputs)
     renamed: dict[str, str] = {}
     for node in graph.nodes:
-        for index, output in enumerate(node.output):
-            stem = layer_of.get(output) or _stem(output)
-            renamed[output] = _claim(stem, taken)
-            node.output[index] = renamed[output]
-        node.name = node.output[0]
+        for output in node.output:
+            renamed[output] = _claim(layer_of.get(output) or _stem(output), taken)
+        node.name = renamed[node.output[0]]
     for node in graph.nodes:
         for index, name in enumerate(node.input):
             if name in graph.constants and name not in renamed:
                 renamed[name] = _claim(f"{node.name}/{_INPUT_ROLES.get((node.op_type, index), index)}", taken)
-            node.input[index] = renamed.get(name, name)
-    graph.constants = {renamed.get(name, name): array for name, array in graph.constants.items()}
-    graph.outputs = [renamed.get(name, name) for name in graph.outputs]
+    graph.rename_all(renamed)
     graph.infer_types()
     return {layer: renamed[tensor] for layer, tensor in tensors.items() if tensor in renamed}
 
@@ -329,19 +327,16 @@ def _claim(stem: str, taken: set[str]) -> str:
     return name
 
 
-def _known_preprocessing(graph: Graph, layers: dict[str, str]) -> str | None:
-    """Tell the preprocessing of a keras.applications architecture by its layers; "none" where the model holds it."""
-    conv = next((node for node in graph.nodes if node.op_type == "Conv"), None)
-    if conv is None:
+def _guessed_preprocessing(graph: Graph, layers: dict[str, str]) -> Guess | None:
+    """Return the preprocessing of the family of keras.applications whose network reads the image, if one does."""
+    image = next(iter(graph.inputs.values())).shape
+    sides = [side for side in image[1:3] if isinstance(side, int)]
+    if len(sides) != 2:
         return None
-    source = graph.producer(conv.input[0])
-    while source is not None and source.op_type in ("Transpose", "Identity", "Pad"):
-        source = graph.producer(source.input[0])
-    if source is not None:
-        return "none"
-    return next((name for layer, name in _PREPROCESSING_BY_LAYER.items() if layer in layers), None)
-
-
-_PREPROCESSING_BY_LAYER = {
-    "block5_conv3": "vgg16",  # keras.applications VGG16 and VGG19
-}
+    maps = {layer: graph.maps[value] for layer, value in layers.items() if value in graph.maps}
+    for stem, family in find_families(maps, (sides[0], sides[1])):
+        # The family's first layers read the image, and no further layer stands between.
+        convolutions = [node for node in needed_nodes(graph, [layers[stem]]) if node.op_type == "Conv"]
+        if len(convolutions) == family.convolutions:
+            return family.guess
+    return None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
 from ...errors import ModelError
 from ...graph import Graph, from_model
+from ...labels import stored_names
+from .decisions import find_scores, with_outputs
 from .imported import ImportedModel, ImportOptions, settle_signature
 from .opsets import at_supported_opset, expand_group_normalization, weights_of
 from .precision import widened
@@ -29,13 +32,20 @@ def read_onnx(path: Path, options: ImportOptions) -> ImportedModel:
 def import_onnx(model: onnx.ModelProto, options: ImportOptions, base_dir: str = "") -> ImportedModel:
     """Import a message whose external data lies in ``base_dir``; raises ModelError."""
     _refuse_impossible_sizes(model)
+    names = tuple(info.name for info in model.graph.output)
+    chosen = (options.output,) if options.output in names else names
+    scores = find_scores(model.graph.node, [tensor.name for tensor in model.graph.initializer], chosen)
+    if scores.note is not None:
+        model = with_outputs(model, scores.outputs)
+        options = replace(options, output=None if options.output in names else options.output)
     source_opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
     graph = from_model(at_supported_opset(model, base_dir), base_dir, weights_of(model))
     expand_group_normalization(graph, source_opset)
     _refuse_integer_arithmetic(graph)
     notes = widened(graph)
     settle_signature(graph, options)
-    return ImportedModel(graph, framework="onnx", notes=notes)
+    classes = scores.classes or stored_names({entry.key: entry.value for entry in model.metadata_props})
+    return ImportedModel(graph, "onnx", classes=classes, notes=[*notes, *([scores.note] if scores.note else [])])
 
 
 def _refuse_impossible_sizes(model: onnx.ModelProto) -> None:

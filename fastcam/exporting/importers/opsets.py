@@ -169,7 +169,7 @@ def expand_group_normalization(graph: Graph, opset: int) -> None:
         The opset that the model was written in.
     """
     for node in [node for node in graph.nodes if operator(node) == "GroupNormalization"]:
-        graph.nodes[graph.nodes.index(node) : graph.nodes.index(node) + 1] = _group_normalization(graph, node, opset)
+        graph.replace(node, *_group_normalization(graph, node, opset))
     graph.infer_types()
 
 

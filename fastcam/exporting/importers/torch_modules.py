@@ -21,6 +21,8 @@ import onnx
 
 from ...errors import ArgumentError, MissingExtraError, ModelError
 from ...graph import Graph, from_model
+from ...labels import config_names
+from ...preprocessing import Guess, Preprocessing, standardized
 from .imported import TARGET_OPSET, ImportedModel, ImportOptions, logging_from, settle_signature
 from .opsets import converted
 from .precision import widened
@@ -49,13 +51,15 @@ def import_torch(model: Any, options: ImportOptions) -> ImportedModel:
     module = getattr(model, "_orig_mod", model)
     example = _example_batch(torch, module, options)
     with _evaluating(module), _quiet(), torch.no_grad():
+        outputs = module(example)
+        options.check_scores(getattr(outputs, "shape", None))
         try:
             program: Any = torch.onnx.export(
                 module,
                 (example,),
                 dynamo=True,
                 dynamic_shapes=({0: torch.export.Dim.AUTO},),
-                output_names=_output_names(module(example)),
+                output_names=_output_names(outputs),
                 opset_version=TARGET_OPSET,
                 # Values of layers would be folded into others.
                 optimize=False,
@@ -71,8 +75,22 @@ def import_torch(model: Any, options: ImportOptions) -> ImportedModel:
         graph = _read(program.model)
     notes = widened(graph)
     settle_signature(graph, ImportOptions(output=options.output))
+    classes = config_names(getattr(module, "config", None))
     layers = _name_values(graph, _module_outputs(graph, [path for path, _ in module.named_modules()], scopes))
-    return ImportedModel(graph, "torch", layers, notes=notes)
+    return ImportedModel(graph, "torch", layers, guess=_guessed_preprocessing(module), classes=classes, notes=notes)
+
+
+def _guessed_preprocessing(module: Any) -> Guess | None:
+    """Return what the published weights of a timm or torchvision architecture expect."""
+    kind = type(module)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    config = getattr(module, "pretrained_cfg", None)
+    if kind.__module__.startswith("timm.") and isinstance(config, Mapping) and {"mean", "std"} <= config.keys():
+        guess = standardized(config["mean"], config["std"])
+        return Guess(guess, f"the pretrained_cfg of this {name} holds its mean and standard deviation")
+    if kind.__module__.startswith("torchvision.models."):
+        return Guess(Preprocessing.of("imagenet"), f"the module is a {name}, whose published weights expect it")
+    return None
 
 
 def _example_batch(torch: Any, module: Any, options: ImportOptions) -> Any:

@@ -6,17 +6,18 @@ of axis 0, no constant has a row for every image, and no shape counts on their n
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import onnx
 
 from ...errors import ModelError
 from ...graph import Array, Graph, TensorType, attribute, dependents, operator
+from ...notes import Note
 from ..importers.imported import BATCH
+from ..ops import Rows, op_row
 
 
-def open_batch(graph: Graph) -> str | None:
+def open_batch(graph: Graph) -> Note | None:
     """Make a fixed batch open if that is sound.
 
     Parameters
@@ -26,8 +27,8 @@ def open_batch(graph: Graph) -> str | None:
 
     Returns
     -------
-    str or None
-        A sentence that says what was done or why not; None where the batch was open before.
+    Note or None
+        What was done or why not; None where the batch was open before.
     """
     image, type_ = next(iter(graph.inputs.items()))
     size = type_.shape[0]
@@ -36,16 +37,18 @@ def open_batch(graph: Graph) -> str | None:
     inputs = {image: TensorType(type_.dtype, (BATCH, *type_.shape[1:]))}
     # The types of outputs would be taken for their declaration.
     types = {name: known for name, known in graph.types.items() if name not in graph.outputs}
-    opened = dataclasses.replace(graph, inputs=inputs, types=types)
+    opened = graph.copy(inputs=inputs, types=types)
     try:
         opened.infer_types()
     except ModelError:
-        return f"The batch is fixed at {size}: with an open one, the shapes of the model contradict each other."
+        return Note(
+            "batch", f"The batch is fixed at {size}: with an open one, the model's shapes contradict each other."
+        )
     obstacle = _first_obstacle(opened, image)
     if obstacle is not None:
-        return f"The batch is fixed at {size}: {obstacle}."
+        return Note("batch", f"The batch is fixed at {size}: {obstacle}.")
     graph.inputs, graph.types = opened.inputs, opened.types
-    return f"The batch was fixed at {size} and is open now: no op mixes images."
+    return Note("batch", f"The batch was fixed at {size} and is open now: no op mixes images.")
 
 
 def _first_obstacle(graph: Graph, image: str) -> str | None:
@@ -53,12 +56,12 @@ def _first_obstacle(graph: Graph, image: str) -> str | None:
     nodes = dependents(graph, image)
     rows = {image} | {output for node in nodes for output in node.output if output}
     for node in nodes:
-        keeps_rows = _ROW_RULES.get(operator(node))
+        keeps_rows = _row_rule(operator(node))
         name = f"op {node.op_type!r} (node {node.name or node.output[0]!r})"
         if keeps_rows is None:
             return f"{name} is not known to treat images one by one"
         if not all(_has_open_rows(graph, output) for output in node.output if output):
-            return f"{name} does not give one row an image"
+            return f"{name} does not give one row per image"
         if not keeps_rows(graph, node, rows):
             return f"{name} mixes images, or has a constant for each"
     return None
@@ -140,7 +143,7 @@ def _flatten(graph: Graph, node: onnx.NodeProto, rows: set[str]) -> bool:
 
 
 def _first_is(position: int, neutral: int) -> RowRule:
-    """Return the rule of ops whose constant input number ``position`` has a number an axis, ``neutral`` for none."""
+    """Return the rule of ops whose constant input number ``position`` has one number per axis, ``neutral`` for none."""
 
     def keeps_rows(graph: Graph, node: onnx.NodeProto, rows: set[str]) -> bool:
         numbers = _constant(graph, node, position)
@@ -187,34 +190,26 @@ def _batch_normalization(graph: Graph, node: onnx.NodeProto, rows: set[str]) -> 
 
 
 def _quantization(graph: Graph, node: onnx.NodeProto, rows: set[str]) -> bool:
-    """One scale for all, or one a channel."""
+    """One scale for all, or one per channel."""
     per_tensor = graph.rank(node.input[1]) == 0
     return _first_input_only(graph, node, rows) and (per_tensor or attribute(node, "axis", 1) % _rank(graph, node) != 0)
 
 
-_ROW_RULES: dict[str, RowRule] = {
-    **dict.fromkeys(
-        """
-        Abs Add Cast Ceil Celu Clip Cos Div Dropout Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid
-        HardSwish Identity LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mul Neg Not Pow PRelu Reciprocal Relu Round
-        Selu Sigmoid Sign Sin Softplus Softsign Sqrt Sub Sum Tanh ThresholdedRelu Where
-        """.split(),
-        _elementwise,
-    ),
-    **dict.fromkeys(
-        """
-        AveragePool Conv ConvTranspose DepthToSpace GlobalAveragePool GlobalLpPool GlobalMaxPool InstanceNormalization
-        LpPool LRN MaxPool SpaceToDepth
-        """.split(),
-        _first_input_only,
-    ),
-    **dict.fromkeys(["LayerNormalization", "LogSoftmax", "LpNormalization", "Softmax", "TopK"], _along(-1)),
-    **dict.fromkeys(["Gather", "Split"], _along(0)),
-    **dict.fromkeys(
-        "ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum".split(), _over_axes(1)
-    ),
-    **dict.fromkeys(["Squeeze", "Unsqueeze"], _over_axes(1)),
-    "Slice": _over_axes(3),
+def _row_rule(op: str) -> RowRule | None:
+    """Return the rule of an op: by its row in the table of ops, or its own."""
+    return _RULES.get(op_row(op).rows) or _RULES_BY_OP.get(op)
+
+
+_RULES: dict[Rows, RowRule] = {
+    Rows.ELEMENTWISE: _elementwise,
+    Rows.OWN_ROWS: _first_input_only,
+    Rows.ALONG_FIRST: _along(0),
+    Rows.ALONG_LAST: _along(-1),
+    Rows.OVER_AXES: _over_axes(1),
+    Rows.OVER_SLICED_AXES: _over_axes(3),
+}
+
+_RULES_BY_OP: dict[str, RowRule] = {
     "BatchNormalization": _batch_normalization,
     "QuantizeLinear": _quantization,
     "DequantizeLinear": _quantization,

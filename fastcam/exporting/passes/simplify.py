@@ -1,33 +1,55 @@
-"""Rewrites that leave a model's function alone and its graph clean.
+"""Run the passes that leave a model's function alone and its graph clean.
 
 In this order:
 
-1. Fold every node whose inputs are all constants, and every question about a shape whose answer is known.
-2. Give Reshape and Resize a constant target where the shape is known, which frees the shape arithmetic behind it.
-3. Drop nodes that do nothing at inference: Identity, Dropout, a Cast to the same type, a Transpose to the same order.
-4. Join what frameworks write in single steps: LayerNormalization, products over tokens (`fusions`).
-5. Sink every Transpose below the ops that work in any order of axes, until two meet that undo each other.
-6. Fold the zeros that a Pad puts before a Conv into its pads.
-7. Fold what follows a Conv and is affine per channel (BatchNormalization, Mul, Add) into its kernel and bias.
-8. Turn what is left of Mul + Add per channel into one BatchNormalization.
-9. Turn MatMul + bias into Gemm.
-10. Give every Pad before a MaxPool a value that ONNX Runtime does not mistake for the MaxPool's own (`pads`).
-11. Prune.
+1. Fold every cheap node whose inputs are all constants, answer every question about a shape whose answer is known, and
+   give Reshape and Resize a constant target where the shape is known, until nothing changes.
+2. Drop the nodes that pass their input through: Identity, Dropout, a Slice of everything, a Cast to the same type; join
+   what frameworks write in single steps: LayerNormalization, products over tokens.
+3. Sink every Transpose below the ops that work in any order of axes, until two meet that cancel.
+4. Fold what surrounds a Conv into it (zeros before, BatchNormalization, Mul and Add after), turn what is left of
+   Mul + Add per channel into one BatchNormalization, and MatMul + bias into Gemm; keep zeros
+   before a MaxPool apart from its own padding.
+5. Prune.
 
-Each pass returns nothing and may be run again; a value in ``keep`` survives under its name.
+Each pass returns whether it changed anything, and may be run again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import TypeAlias
 
 from ...graph import Graph
-from .constants import answer_shape_questions, fold_constants, settle_reshapes, settle_resizes
-from .convolutions import fold_into_convolutions, fold_pads, join_matmul_and_bias, join_scale_and_shift
-from .fusions import join_layer_normalizations, join_rows_of_tokens, join_sequences
+from .constants import FoldingBudget, fold_constants
+from .convolutions import fold_into_convolutions
+from .gemms import join_matmul_and_bias
+from .layer_normalizations import join_layer_normalizations
 from .no_ops import drop_no_ops
-from .pads import keep_zeros_before_pools
+from .pads import fold_pads
+from .pool_pads import keep_zeros_before_pools
+from .reshapes import settle_reshapes
+from .resizes import settle_resizes
+from .scale_and_shift import join_scale_and_shift
+from .sequences import join_sequences
+from .shape_questions import answer_shape_questions
+from .token_rows import join_rows_of_tokens
 from .transposes import sink_transposes
+
+Rewrite: TypeAlias = "Callable[[Graph], bool]"
+
+# What one round settles tells the next one further shapes; no known network needs more than ten rounds.
+_MOST_ROUNDS = 50
+
+_SHAPES: tuple[Rewrite, ...] = (settle_reshapes, settle_resizes, answer_shape_questions, join_sequences)
+_STEPS: tuple[Rewrite, ...] = (drop_no_ops, join_layer_normalizations, join_rows_of_tokens)
+_PRODUCTS: tuple[Rewrite, ...] = (
+    fold_pads,
+    fold_into_convolutions,
+    join_scale_and_shift,
+    join_matmul_and_bias,
+    keep_zeros_before_pools,
+)
 
 
 def simplify(graph: Graph, keep: Collection[str] = ()) -> None:
@@ -38,29 +60,40 @@ def simplify(graph: Graph, keep: Collection[str] = ()) -> None:
     graph : Graph
     keep : collection of str
         Values that must still be computed, under the same name (a layer that the user asked for).
+
+    Raises
+    ------
+    ModelError
+        When a node that depends on constants alone cannot be evaluated, or needs too much time or memory.
     """
     outputs = graph.outputs
     graph.outputs = list(dict.fromkeys([*outputs, *keep]))
-    fold_constants(graph)
-    graph.infer_types()
-    # What one round settles tells the next one further shapes.
-    while settle_reshapes(graph) | settle_resizes(graph) | answer_shape_questions(graph) | join_sequences(graph):
-        fold_constants(graph)
+    budget = FoldingBudget.of(graph)
+
+    def fold_and_infer() -> None:
+        fold_constants(graph, budget)
         graph.infer_types()
-    drop_no_ops(graph)
-    join_layer_normalizations(graph)
-    join_rows_of_tokens(graph)
+
+    fold_and_infer()
+    _run(graph, _SHAPES, between=fold_and_infer)
+    _run(graph, _STEPS, between=graph.prune)
     graph.prune()
     sink_transposes(graph, fixed=outputs)
-    # What the sunken ones left behind would still count as readers.
+    # Those that sank would still count as readers.
     graph.prune()
     graph.infer_types()
     drop_no_ops(graph)
-    fold_pads(graph)
-    fold_into_convolutions(graph)
-    join_scale_and_shift(graph)
-    join_matmul_and_bias(graph)
-    keep_zeros_before_pools(graph)
+    _run(graph, _PRODUCTS, between=graph.prune)
     graph.outputs = outputs
     graph.prune()
     graph.infer_types()
+
+
+def _run(graph: Graph, passes: Collection[Rewrite], between: Callable[[], None]) -> None:
+    """Run passes until a round changes nothing, or the bound on rounds is met: each leaves a graph that is right."""
+    for _ in range(_MOST_ROUNDS):
+        # All of them run, whatever the first ones return.
+        changes = [rewrite(graph) for rewrite in passes]
+        if not any(changes):
+            return
+        between()

@@ -10,28 +10,35 @@ import onnx
 from onnx import helper
 
 from ...graph import Graph, attribute, operator
-from ..ops import ELEMENTWISE
-from .convolutions import node_position
+from ..ops import ELEMENTWISE_OPS
 
 # For the output of every Transpose, what it reads and its permutation.
 Orders: TypeAlias = "dict[str, tuple[str, tuple[int, ...]]]"
 
 
-def sink_transposes(graph: Graph, fixed: Collection[str] = ()) -> None:
-    """Move Transpose below element-wise ops and reductions, and drop pairs that undo each other.
+def sink_transposes(graph: Graph, fixed: Collection[str] = ()) -> bool:
+    """op(Transpose(x)) -> Transpose(op(x)), for element-wise ops and reductions; drop pairs that cancel.
 
     TensorFlow's graphs have their channels last, ONNX's convolutions first: a Transpose stands on either side of every
     Conv, and what lies between two of them is done in the order of axes that the Conv has. A value keeps its name and
     takes the new order; the values named in ``fixed`` keep their order too.
+
+    Returns
+    -------
+    bool
+        Whether anything changed.
     """
     orders: Orders = {}
-    for node in list(graph.nodes):
-        sink = _SINKS.get(operator(node))
+    changed = False
+    for node in graph.nodes:
+        sink = _SINKS.get(operator(node)) if len(node.output) == 1 else None
         order = sink(graph, node, orders) if sink and node.output[0] not in fixed else None
         if order is not None:
+            changed = True
             _restore_order(graph, node, order, orders)
         elif operator(node) == "Transpose":
             orders[node.output[0]] = (node.input[0], _permutation(graph, node))
+    return changed
 
 
 def _restore_order(graph: Graph, node: onnx.NodeProto, order: tuple[int, ...], orders: Orders) -> None:
@@ -40,12 +47,8 @@ def _restore_order(graph: Graph, node: onnx.NodeProto, order: tuple[int, ...], o
         return
     value = node.output[0]
     transposed = graph.unused_name(f"{value}/transposed")
-    for reader in graph.nodes:
-        for index, name in enumerate(reader.input):
-            if name == value:
-                reader.input[index] = transposed
-    restoring = helper.make_node("Transpose", [value], [transposed], name=transposed, perm=order)
-    graph.nodes.insert(node_position(graph, node) + 1, restoring)
+    graph.replace_uses(value, transposed, outputs=False)
+    graph.insert_after(node, helper.make_node("Transpose", [value], [transposed], name=transposed, perm=order))
     orders[transposed] = (value, order)
 
 
@@ -60,12 +63,16 @@ def _sink_elementwise(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tup
         return None
     for index, name in enumerate(node.input):
         if name in orders:
-            node.input[index] = orders[name][0]
+            graph.set_input(node, index, orders[name][0])
         elif name and graph.constants[name].ndim:
-            array = graph.constants[name]
-            full = array.reshape((1,) * (len(order) - array.ndim) + array.shape)
-            node.input[index] = graph.emit_constant(np.ascontiguousarray(full.transpose(np.argsort(order))), stem=name)
+            graph.set_input(node, index, _moved_constant(graph, name, order))
     return order
+
+
+def _moved_constant(graph: Graph, name: str, order: tuple[int, ...]) -> str:
+    array = graph.constants[name]
+    full = array.reshape((1,) * (len(order) - array.ndim) + array.shape)
+    return graph.emit_constant(np.ascontiguousarray(full.transpose(np.argsort(order))), stem=name)
 
 
 def _sink_transpose(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple[int, ...] | None:
@@ -74,9 +81,8 @@ def _sink_transpose(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple
         return None
     source, first = orders[node.input[0]]
     joined = tuple(first[axis] for axis in attribute(node, "perm") or range(len(first))[::-1])
-    node.input[0] = source
-    del node.attribute[:]
-    node.attribute.append(helper.make_attribute("perm", joined))
+    graph.set_input(node, 0, source)
+    graph.set_attributes(node, perm=joined)
     return None
 
 
@@ -86,7 +92,8 @@ def _sink_reduction(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple
         return None
     source, order = orders[node.input[0]]
     reduced = sorted(order[int(axis)] for axis in axes)
-    node.input[0], node.input[1] = source, graph.emit_constant(np.array(reduced, np.int64), stem="axes")
+    graph.set_input(node, 0, source)
+    graph.set_input(node, 1, graph.emit_constant(np.array(reduced, np.int64), stem="axes"))
     if attribute(node, "keepdims", 1):
         return order
     left = [axis for axis in range(len(order)) if axis not in reduced]
@@ -99,7 +106,8 @@ def _sink_pad(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple[int, 
         return None
     source, order = orders[node.input[0]]
     moved = pads.reshape(2, -1)[:, np.argsort(order)].reshape(-1)
-    node.input[0], node.input[1] = source, graph.emit_constant(np.ascontiguousarray(moved), stem="pads")
+    graph.set_input(node, 0, source)
+    graph.set_input(node, 1, graph.emit_constant(np.ascontiguousarray(moved), stem="pads"))
     return order
 
 
@@ -109,7 +117,8 @@ def _sink_slice(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple[int
         return None
     source, order = orders[node.input[0]]
     moved = np.array([order[int(axis)] for axis in axes], np.int64)
-    node.input[0], node.input[3] = source, graph.emit_constant(moved, stem="axes")
+    graph.set_input(node, 0, source)
+    graph.set_input(node, 3, graph.emit_constant(moved, stem="axes"))
     return order
 
 
@@ -118,11 +127,8 @@ def _sink_concat(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple[in
     if len(known) != 1 or not all(name in orders for name in node.input):
         return None
     (order,) = known
-    for index, name in enumerate(node.input):
-        node.input[index] = orders[name][0]
-    axis = attribute(node, "axis")
-    del node.attribute[:]
-    node.attribute.append(helper.make_attribute("axis", order[axis]))
+    graph.set_inputs(node, [orders[name][0] for name in node.input])
+    graph.set_attributes(node, axis=order[attribute(node, "axis")])
     return order
 
 
@@ -133,7 +139,7 @@ def _sink_reshape(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple[i
         moves_ones = graph.rank(source) and sum(size != 1 for size in graph.shape(source)[1:]) <= 1
         target = graph.constants.get(node.input[1])
         if moves_ones and order[0] == 0 and target is not None and target[1:].all():
-            node.input[0] = source
+            graph.set_input(node, 0, source)
             return None
     return _sink_gate(graph, node, orders)
 
@@ -145,12 +151,12 @@ def _sink_gate(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple[int,
     _, channels, *rest = graph.shape(node.input[0])
     if not isinstance(channels, int) or graph.shape(node.output[0])[1:] != (1, 1, channels) or rest not in ([], [1, 1]):
         return None
-    node.input[1] = graph.emit_constant(np.array([0, channels, 1, 1], np.int64), stem="shape")
+    graph.set_input(node, 1, graph.emit_constant(np.array([0, channels, 1, 1], np.int64), stem="shape"))
     return (0, 2, 3, 1)
 
 
 _SINKS: dict[str, Callable[[Graph, onnx.NodeProto, Orders], tuple[int, ...] | None]] = {
-    **dict.fromkeys(ELEMENTWISE, _sink_elementwise),
+    **dict.fromkeys(ELEMENTWISE_OPS, _sink_elementwise),
     "Transpose": _sink_transpose,
     "ReduceMean": _sink_reduction,
     "ReduceSum": _sink_reduction,

@@ -7,6 +7,10 @@ const made = (tag, properties = {}, ...children) => {
   return element;
 };
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
+// A model that ends in raw scores has no probabilities.
+const hasProbability = ({ probability }) => typeof probability === "number";
+const strength = (described) => (hasProbability(described) ? percent(described.probability) : described.score.toPrecision(3));
+const sortKey = (described) => (hasProbability(described) ? described.probability : described.score);
 const images = DATA.images.map((image, order) => ({ ...image, order, rank: 0, best: image.top[0] }));
 let visible = images;
 
@@ -54,7 +58,7 @@ function fillSwitch(container, image, choose) {
     ...image.classes.map((described, rank) => {
       const button = made("button", { type: "button", textContent: described.label });
       button.setAttribute("aria-pressed", String(rank === image.rank));
-      button.title = `Heatmap of ${described.label}, ${percent(described.probability)}`;
+      button.title = `Heatmap of ${described.label}, ${strength(described)}`;
       button.addEventListener("click", () => choose(rank));
       return button;
     }),
@@ -74,9 +78,9 @@ function makeCard(image) {
     "button",
     { type: "button", className: "open" },
     made("div", { className: "frame" }, photo, canvas),
-    made("div", { className: "facts" }, made("b", { textContent: image.best.label }), made("span", { textContent: percent(image.best.probability) }), path),
+    made("div", { className: "facts" }, made("b", { textContent: image.best.label }), made("span", { textContent: strength(image.best) }), path),
   );
-  open.setAttribute("aria-label", `${image.path}: ${image.best.label}, ${percent(image.best.probability)}. Open the large view`);
+  open.setAttribute("aria-label", `${image.path}: ${image.best.label}, ${strength(image.best)}. Open the large view`);
   open.addEventListener("click", () => showLarge(image));
   const choices = made("div", { className: "switch" });
   choices.setAttribute("role", "group");
@@ -96,7 +100,7 @@ function chooseClass(image, rank) {
   if (large.open && large.image === image) showLarge(image);
 }
 
-// Only what is near the window is drawn.
+// Only images near the visible area are drawn.
 const watcher = new IntersectionObserver(
   (changes) => {
     for (const { target, isIntersecting } of changes) {
@@ -114,9 +118,9 @@ const watcher = new IntersectionObserver(
 const ORDERS = {
   order: (a, b) => a.order - b.order,
   path: (a, b) => a.path.localeCompare(b.path, undefined, { numeric: true }),
-  low: (a, b) => a.best.probability - b.best.probability,
-  high: (a, b) => b.best.probability - a.best.probability,
-  label: (a, b) => a.best.label.localeCompare(b.best.label) || b.best.probability - a.best.probability,
+  low: (a, b) => sortKey(a.best) - sortKey(b.best),
+  high: (a, b) => sortKey(b.best) - sortKey(a.best),
+  label: (a, b) => a.best.label.localeCompare(b.best.label) || sortKey(b.best) - sortKey(a.best),
 };
 
 function arrange() {
@@ -129,8 +133,8 @@ function arrange() {
       (image) =>
         image.path.toLowerCase().includes(text) &&
         (index === "" || String(image.best.index) === index) &&
-        image.best.probability >= low &&
-        image.best.probability <= (high >= 1 ? Infinity : high),
+        (!hasProbability(image.best) ||
+          (image.best.probability >= low && image.best.probability <= (high >= 1 ? Infinity : high))),
     )
     .sort(ORDERS[by("sort").value]);
   by("images").replaceChildren(...visible.map((image) => image.card));
@@ -151,7 +155,7 @@ function reset() {
 const large = by("large");
 
 function showLarge(image) {
-  // Rebuilt for another image only: a button that is pressed must not lose the focus.
+  // Rebuilt only for another image, so that a pressed button keeps the focus.
   const isAnother = large.image !== image;
   large.image = image;
   const [height, width] = image.image_size;
@@ -164,9 +168,9 @@ function showLarge(image) {
   by("large-title").textContent = image.path;
   large.querySelector(".notes").textContent = image.notes.join(" ");
   large.querySelector(".top").replaceChildren(
-    ...image.top.map(({ label, probability }) => {
-      const row = made("li", {}, made("span", { textContent: label }), made("span", { textContent: percent(probability) }));
-      row.style.setProperty("--share", `${100 * probability}%`);
+    ...image.top.map((described) => {
+      const row = made("li", {}, made("span", { textContent: described.label }), made("span", { textContent: strength(described) }));
+      row.style.setProperty("--share", `${100 * (described.probability ?? 0)}%`);
       return row;
     }),
   );
@@ -175,7 +179,7 @@ function showLarge(image) {
   large.querySelector(".links").replaceChildren(
     ...image.classes.map(({ label, file }) => made("a", { href: file, target: "_blank", textContent: `File: ${label}` })),
   );
-  // Not disabled, which would take their focus away.
+  // Not disabled, because a disabled button loses the focus.
   by("previous").setAttribute("aria-disabled", String(visible.indexOf(image) <= 0));
   by("next").setAttribute("aria-disabled", String(visible.indexOf(image) >= visible.length - 1));
   if (!large.open) large.showModal();
@@ -230,7 +234,7 @@ const KEYS = {
 document.addEventListener("keydown", (event) => {
   const typing = event.target.matches("input:not([type=checkbox]), select");
   if (typing || event.ctrlKey || event.metaKey || event.altKey || by("help").open) return;
-  // Single characters can be switched off: who speaks to the computer types them by accident (WCAG 2.1.4).
+  // Single-character shortcuts can be switched off, because speech input triggers them by accident (WCAG 2.1.4).
   if (event.key.length === 1 && !by("shortcuts").checked) return;
   const digit = /^[1-9]$/.test(event.key) ? Number(event.key) - 1 : -1;
   const most = images.reduce((found, image) => Math.max(found, image.classes.length), 0);

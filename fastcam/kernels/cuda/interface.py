@@ -129,7 +129,7 @@ class DeviceKernels(ABC):
     def workspace_bytes(
         self, activations: tuple[int, int, int, int], maps: int, weighting: Weighting, *, channels_last: bool
     ) -> int:
-        """Bytes that `render` needs beside its outputs for activations (N,C,h,w) and K = ``maps``; 0 or more."""
+        """Pixels that `render` needs beside its outputs for activations (N,C,h,w) and K = ``maps``; 0 or more."""
 
     @abstractmethod
     def render(self, call: DeviceRender, stream: int) -> None:

@@ -102,7 +102,7 @@ async function open(file) {
 function probabilities(logits) {
   const values = Array.from(logits);
   if (facts.scores === "sigmoid") return values.map((value) => 1 / (1 + Math.exp(-value)));
-  if (facts.scores === "none") return values;
+  if (facts.scores !== "softmax") return values; // "probabilities" already, or none
   const top = Math.max(...values);
   const powers = values.map((value) => Math.exp(value - top));
   const total = powers.reduce((sum, power) => sum + power, 0);

@@ -13,12 +13,12 @@ from networks import Array, NetworkBuilder, relative_error, small_classifier
 from onnx import TensorProto
 
 from fastcam.errors import UnsupportedOpError
-from fastcam.exporting.classifier import remove_score_activation
 from fastcam.exporting.gradients import pooling
 from fastcam.exporting.gradients.autodiff import backpropagate, target_gradients
 from fastcam.exporting.gradients.pooling import pooled_gradients
 from fastcam.exporting.gradients.pushes import PUSHES
 from fastcam.exporting.passes.simplify import simplify
+from fastcam.exporting.scores import remove_score_activation
 from fastcam.graph import Graph, TensorType
 
 
@@ -133,8 +133,7 @@ def test_a_value_whose_shape_alone_counts_has_no_gradient(ops: tuple[str, ...]) 
 def test_a_second_output_without_a_rule_is_named() -> None:
     net = NetworkBuilder(("batch", 2))
     scale = net.constant(np.ones(2, np.float32))
-    net.add("LayerNormalization", net.input, scale, name="normal")
-    net.graph.nodes[-1].output.append("mean")
+    net.graph.append(onnx.helper.make_node("LayerNormalization", [net.input, scale], ["normal", "mean"]))
     graph = net.build(net.add("Neg", "mean", name="y"))
     with pytest.raises(UnsupportedOpError, match=r"LayerNormalization.*another output"):
         backpropagate(graph, {"y": "g"}, [net.input])[0]

@@ -233,7 +233,7 @@ def test_a_chain_of_thousands_of_nodes_is_done_in_reasonable_time(tmp_path: Path
     net = NetworkBuilder(("batch", 3, 8, 8))
     value = net.add("Relu", net.conv(net.input, (4, 3, 3, 3)), name="features")
     for _ in range(20_000):
-        net.graph.nodes.append(helper.make_node("Sigmoid", [value], [f"{value[:8]}{len(net.graph.nodes)}"]))
+        net.graph.append(helper.make_node("Sigmoid", [value], [f"{value[:8]}{len(net.graph.nodes)}"]))
         value = net.graph.nodes[-1].output[0]
     model = net.build(net.dense(net.add("Flatten", value), (144, 5))).to_model()
     assert fastcam.export(model, tmp_path / "chain.onnx", layer="features").layer == "features"

@@ -28,6 +28,8 @@ _LAYERS: dict[str, tuple[str, tuple[int, int]]] = {
     "light_zfnet512": ("r13", (12, 12)),  # ReLU
 }
 
+_EVERY_TIME = {"light_bvlc_alexnet", "light_resnet50", "light_shufflenet", "light_squeezenet"}
+
 
 def _arange_image(shape: tuple[int, ...]) -> Array:
     """Return the image that the package's own test runner feeds."""
@@ -37,7 +39,9 @@ def _arange_image(shape: tuple[int, ...]) -> Array:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not _FOLDER.is_dir(), reason="this onnx package comes without its test models")
-@pytest.mark.parametrize("name", _LAYERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in _EVERY_TIME else pytest.mark.nightly) for name in _LAYERS]
+)
 def test_a_foreign_network_keeps_its_scores_and_explains_its_last_map(name: str, tmp_path: Path) -> None:
     result = fastcam.export(_FOLDER / f"{name}.onnx", tmp_path / "explained.onnx")
     layer, size = _LAYERS[name]

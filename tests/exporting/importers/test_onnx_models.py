@@ -267,8 +267,8 @@ def test_functions_are_inlined(tmp_path: Path, rng: np.random.Generator) -> None
     net = NetworkBuilder(("batch", 3, 8, 8))
     features = net.add("Relu", net.conv(net.input, (4, 3, 3, 3)), name="features")
     kernel = net.weight(4, 5)
-    net.graph.nodes.append(helper.make_node("PooledRows", [features], ["rows"], domain="local"))
-    net.graph.nodes.append(helper.make_node("MatMul", ["rows", kernel], ["scores"]))
+    net.graph.append(helper.make_node("PooledRows", [features], ["rows"], domain="local"))
+    net.graph.append(helper.make_node("MatMul", ["rows", kernel], ["scores"]))
     net.graph.outputs = ["scores"]
     model = net.graph.to_model()
     model.opset_import.append(helper.make_opsetid("local", 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ def _with_dtype(graph: Graph, dtype: np.dtype[Any]) -> Graph:
         name: array if array.dtype.kind == "i" else array.astype(dtype) for name, array in graph.constants.items()
     }
     inputs = {name: TensorType(dtype, type_.shape) for name, type_ in graph.inputs.items()}
-    return dataclasses.replace(graph, constants=constants, inputs=inputs, types={})
+    return graph.copy(constants=constants, inputs=inputs, types={})
 
 
 def _run(graph: Graph, image: Array) -> Array:

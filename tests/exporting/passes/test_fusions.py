@@ -10,8 +10,10 @@ import onnxruntime
 import pytest
 from networks import Array, NetworkBuilder, relative_error
 
-from fastcam.exporting.passes.fusions import join_layer_normalizations, join_rows_of_tokens, join_sequences
+from fastcam.exporting.passes.layer_normalizations import join_layer_normalizations
+from fastcam.exporting.passes.sequences import join_sequences
 from fastcam.exporting.passes.simplify import simplify
+from fastcam.exporting.passes.token_rows import join_rows_of_tokens
 from fastcam.graph import Graph
 
 _CHANNELS = 6

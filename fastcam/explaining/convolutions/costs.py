@@ -1,0 +1,68 @@
+"""Decides which convolutions to replace: by a rule from measured times, without timing anything when a file is opened.
+
+The unit of time is a multiply-accumulate of ONNX Runtime's convolution. A network gains what its layers save, minus the
+transposes where the layout changes. The rule keeps a margin, so that no network becomes slower.
+"""
+
+from __future__ import annotations
+
+import math
+
+from .planning import Layer, Network, find_layers
+from .rewriting import Rewriter
+from .stored import StoredModel
+
+# Time of a layer over ONNX Runtime's, by algorithm.
+_RELATIVE_TIMES = {"winograd_4x4": 0.55, "winograd_6x6": 0.50, "pointwise": 1.0, "gathered": 1.3}
+# Time to transpose one value.
+_TRANSPOSE = 60
+# Winograd's products are narrow with few channels.
+_LEAST_CHANNELS = 16
+# A network is rewritten if its convolutions are expected to take at most this share of their time.
+_WORTH = 0.85
+
+
+def may_gain(stored: StoredModel) -> bool:
+    """Return whether a model may have convolutions that gain, by the shapes of its weights alone."""
+    shapes = (tensor.shape for tensor in stored.tensors.values())
+    return any(len(shape) == 4 and shape[2:] == (3, 3) and min(shape[:2]) >= _LEAST_CHANNELS for shape in shapes)
+
+
+def choose(network: Network) -> list[Layer]:
+    """Return the layers to replace; none if the network as a whole would gain too little."""
+    every = find_layers(network)
+    winograd = [layer for layer in every if _algorithm(layer).startswith("winograd")]
+    plans = [every, [layer for layer in every if _algorithm(layer) != "gathered"], winograd]
+    before = sum(map(_macs, every))
+    if not winograd or before == 0:
+        return []
+    times = [time(network, plan) + sum(map(_macs, every)) - sum(map(_macs, plan)) for plan in plans]
+    best = min(range(len(plans)), key=times.__getitem__)
+    return plans[best] if times[best] <= _WORTH * before else []
+
+
+def time(network: Network, layers: list[Layer]) -> float:
+    """Return the expected time of the layers and of the transposes around them."""
+    from onnx import NodeProto
+
+    def emit(layer: Layer, output: str) -> NodeProto:
+        return NodeProto(output=[output])
+
+    already = len(Rewriter(network, [], emit).transposed)
+    rewriter = Rewriter(network, layers, emit)
+    moved = sum(_elements(network, name) for name in rewriter.transposed[already:])
+    return sum(_RELATIVE_TIMES[_algorithm(layer)] * _macs(layer) for layer in rewriter.layers) + _TRANSPOSE * moved
+
+
+def _algorithm(layer: Layer) -> str:
+    found = layer.algorithm()
+    return "" if found is None else str(found.name)
+
+
+def _macs(layer: Layer) -> int:
+    """Multiply-accumulates of a layer for one image."""
+    return math.prod((*layer.channels, *layer.kernel, *layer.result_size))
+
+
+def _elements(network: Network, value: str) -> int:
+    return math.prod(side for side in network.shapes.get(value, ())[1:] if isinstance(side, int))

@@ -1,0 +1,213 @@
+"""Runs of ONNX Runtime that can be stopped: by a time limit, and when the interpreter shuts down.
+
+Until Python 3.14, a daemon thread that asks for the interpreter's lock while the interpreter shuts down is ended in the
+middle of ONNX Runtime's C++ code, which aborts the whole process. So the runs under way are stopped and waited for
+before that, and later ones never start.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from ..errors import ArgumentError, TimeLimitError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_Result = TypeVar("_Result")
+
+LONGEST_TIMEOUT = threading.TIMEOUT_MAX
+"""In seconds: what the system's clocks can wait for."""
+
+
+class TimeLimit:
+    """The end of the time that one call may take.
+
+    Parameters
+    ----------
+    seconds : float or None
+        From now on; None for no limit.
+
+    Raises
+    ------
+    ArgumentError
+        Not a positive number of seconds.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        if seconds is not None and not _is_duration(seconds):
+            raise ArgumentError(f"timeout={seconds!r}: give a positive number of seconds, or None for no limit")
+        self._seconds = seconds
+        self._end = None if seconds is None else time.monotonic() + seconds
+
+    @property
+    def left(self) -> float | None:
+        """Seconds that are left, None without a limit.
+
+        Raises
+        ------
+        TimeLimitError
+            None are left.
+        """
+        if self._end is None:
+            return None
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise self.error()
+        return left
+
+    def error(self) -> TimeLimitError:
+        """Return the error of a call that took too long."""
+        return TimeLimitError(
+            f"the call was stopped after its timeout of {self._seconds:g} s: give it more time, or fewer images"
+        )
+
+
+NO_LIMIT = TimeLimit(None)
+
+
+_Call: TypeAlias = "Callable[[onnxruntime.RunOptions], _Result]"
+
+
+def run(call: _Call[_Result], limit: TimeLimit = NO_LIMIT, options: onnxruntime.RunOptions | None = None) -> _Result:
+    """Return ``call(options)``, which runs a session.
+
+    Parameters
+    ----------
+    call : callable
+    limit : TimeLimit
+    options : onnxruntime.RunOptions, optional
+        Those that the call needs, used by no other run at the same time.
+
+    Raises
+    ------
+    TimeLimitError
+        The time was up. ONNX Runtime looks at its options between two nodes of the model.
+    """
+    options = options or _options_of_thread()
+    left = limit.left
+    _under_way.enter(options)
+    try:
+        return call(options) if left is None else _run_within(left, call, options, limit)
+    finally:
+        _under_way.leave(options)
+
+
+def wait_for(call: Callable[[], _Result]) -> _Result:
+    """Return ``call()``, which calls ONNX Runtime and cannot be stopped."""
+    _under_way.enter(None)
+    try:
+        return call()
+    finally:
+        _under_way.leave(None)
+
+
+_of_thread = threading.local()
+
+
+def _options_of_thread() -> onnxruntime.RunOptions:
+    try:
+        options: onnxruntime.RunOptions = _of_thread.options
+    except AttributeError:
+        import onnxruntime
+
+        options = _of_thread.options = onnxruntime.RunOptions()
+        # Only what is fatal: errors are raised.
+        options.log_severity_level = 4
+    return options
+
+
+def _run_within(left: float, call: _Call[_Result], options: onnxruntime.RunOptions, limit: TimeLimit) -> _Result:
+    expired = threading.Event()
+
+    def stop() -> None:
+        expired.set()
+        options.terminate = True
+
+    timer = threading.Timer(left, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        return call(options)
+    except Exception:
+        if expired.is_set():
+            raise limit.error() from None
+        raise
+    finally:
+        timer.cancel()
+        timer.join()
+        if _under_way.are_wanted:
+            options.terminate = False
+
+
+def _is_duration(seconds: object) -> bool:
+    return (
+        isinstance(seconds, int | float)
+        and not isinstance(seconds, bool)
+        # Comparing excludes NaN, and integers that no float holds.
+        and 0 < seconds <= LONGEST_TIMEOUT
+    )
+
+
+class _UnderWay:
+    """The runs under way in this process."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Start anew, in a forked child, where other threads and their runs do not exist."""
+        self._changed = threading.Condition(threading.Lock())
+        self._options: list[Any] = []
+        self._closer: int | None = None
+
+    def enter(self, options: Any) -> None:
+        """Note a run; while the interpreter shuts down, other threads than the one that does it never return."""
+        with self._changed:
+            if self._closer is None or self._closer == threading.get_ident():
+                self._options.append(options)
+                return
+        _sleep_until_the_process_ends()
+
+    def leave(self, options: Any) -> None:
+        """Forget a run that is over."""
+        with self._changed:
+            self._options.remove(options)
+            if self._closer is None:
+                return
+            self._changed.notify_all()
+            is_closer = self._closer == threading.get_ident()
+        if not is_closer:
+            # The run was stopped: nobody wants its result or its error any more.
+            _sleep_until_the_process_ends()
+
+    @property
+    def are_wanted(self) -> bool:
+        """Whether the interpreter does not shut down yet."""
+        return self._closer is None
+
+    def close(self) -> None:
+        """Stop all runs and wait for their ends."""
+        with self._changed:
+            self._closer = threading.get_ident()
+            for options in self._options:
+                if options is not None:
+                    options.terminate = True
+            self._changed.wait_for(lambda: not self._options)
+
+
+def _sleep_until_the_process_ends() -> None:
+    forever = threading.Lock()
+    forever.acquire()
+    forever.acquire()
+
+
+_under_way = _UnderWay()
+atexit.register(_under_way.close)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_under_way.reset)

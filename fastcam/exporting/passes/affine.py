@@ -1,0 +1,50 @@
+"""Affine maps of one number per channel, as several passes look for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from ...graph import Array, Graph
+
+
+@dataclass(frozen=True)
+class Affine:
+    """y = scale * x + shift, with one number per channel each."""
+
+    scale: Array
+    shift: Array
+
+
+def multiplication(graph: Graph, node: onnx.NodeProto) -> tuple[str, Affine] | None:
+    """Return what a Mul scales per channel, and by what; None where it does not."""
+    value, constant = value_and_constant(graph, node)
+    scale = per_channel(graph, value, constant)
+    return None if scale is None else (value, Affine(scale, np.zeros_like(scale)))
+
+
+def addition(graph: Graph, node: onnx.NodeProto) -> tuple[str, Affine] | None:
+    """Return what an Add shifts per channel, and by what; None where it does not."""
+    value, constant = value_and_constant(graph, node)
+    shift = per_channel(graph, value, constant)
+    return None if shift is None else (value, Affine(np.ones_like(shift), shift))
+
+
+def value_and_constant(graph: Graph, node: onnx.NodeProto) -> tuple[str, str]:
+    """Return a commutative node's inputs, the constant one last."""
+    left, right = node.input
+    return (right, left) if left in graph.constants else (left, right)
+
+
+def per_channel(graph: Graph, value: str, constant: str) -> Array | None:
+    """Return a constant as one float64 number per channel of the rank-4 ``value``; None where it is not that."""
+    array = graph.constants.get(constant)
+    if array is None or array.ndim > 4 or graph.rank(value) != 4:
+        return None
+    channels = graph.shape(value)[1]
+    full = array.reshape((1,) * (4 - array.ndim) + array.shape)
+    if not isinstance(channels, int) or full.shape not in ((1, channels, 1, 1), (1, 1, 1, 1)):
+        return None
+    return np.broadcast_to(full.astype(np.float64).reshape(-1), (channels,))

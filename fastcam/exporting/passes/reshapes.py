@@ -1,0 +1,88 @@
+"""Give every Reshape a constant target."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+
+from ...graph import Array, Dim, Graph, attribute, operator
+
+
+def settle_reshapes(graph: Graph) -> bool:
+    """Reshape(x, computed) -> Reshape(x, constant), wherever at most one dimension is open; the batch stays open.
+
+    The arithmetic that computed the target is then no longer read.
+
+    Returns
+    -------
+    bool
+        Whether any target became constant.
+    """
+    changed = False
+    for node in graph.nodes:
+        if operator(node) == "Reshape" and graph.rank(node.input[0]) is not None:
+            changed |= _settle(graph, node)
+    return changed
+
+
+def _settle(graph: Graph, node: onnx.NodeProto) -> bool:
+    if graph.rank(node.output[0]) is None:
+        return False
+    target = _reshape_target(graph.shape(node.input[0]), graph.shape(node.output[0]))
+    target = _target_behind_batch(graph, node) if target is None else target
+    if target is None:
+        return False
+    computed = node.input[1] not in graph.constants
+    graph.set_input(node, 1, graph.emit_constant(target, stem="shape"))
+    # It would turn the 0 that keeps the batch into a size of 0.
+    graph.set_attributes(node, allowzero=None)
+    return computed
+
+
+def _reshape_target(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> Array | None:
+    """Return a constant target of Reshape: 0 keeps the batch where all else stays in the row, -1 is the open rest."""
+    rows = [_row_size(shape) for shape in (before, after)]
+    if rows[0] is not None and rows[0] == rows[1]:
+        return np.array([0, *after[1:]], np.int64)
+    if sum(not isinstance(size, int) for size in after) <= 1:
+        return np.array([size if isinstance(size, int) else -1 for size in after], np.int64)
+    return None
+
+
+def _target_behind_batch(graph: Graph, node: onnx.NodeProto) -> Array | None:
+    """Return a constant target for Concat(batch, constants), one of which may be -1: as `x.view(len(x), 8, -1)` is."""
+    before = graph.shape(node.input[0])
+    row, joined = _row_size(before), graph.producer(node.input[1])
+    if row is None or joined is None or operator(joined) != "Concat":
+        return None
+    constants = [graph.constants.get(name) for name in joined.input[1:]]
+    if any(array is None for array in constants) or not _is_length(graph, joined.input[0], before[0]):
+        return None
+    sizes = [int(size) for array in constants for size in np.asarray(array).reshape(-1)]
+    known = math.prod(size for size in sizes if size > 0)
+    if known and sizes.count(-1) == 1:
+        sizes[sizes.index(-1)] = row // known
+    return np.array([0, *sizes], np.int64) if min(sizes, default=0) > 0 and math.prod(sizes) == row else None
+
+
+def _is_length(graph: Graph, value: str, size: Dim) -> bool:
+    """Return whether a value is the first size of a shape, and that size the open one given."""
+    node = graph.producer(value)
+    while node is not None and operator(node) in ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"):
+        node = graph.producer(node.input[0])
+    is_first = node is not None and attribute(node, "end") == 1
+    if node is not None and operator(node) == "Gather":
+        index = graph.constants.get(node.input[1])
+        is_first = index is not None and index.size == 1 and index.item() == 0
+        node = graph.producer(node.input[0])
+    if node is None or not is_first or operator(node) != "Shape" or attribute(node, "start", 0) != 0:
+        return False
+    return isinstance(size, str) and bool(graph.rank(node.input[0])) and graph.shape(node.input[0])[0] == size
+
+
+def _row_size(shape: tuple[Dim, ...]) -> int | None:
+    """Return the number of elements behind the first axis; None where one is open, or there is no axis."""
+    sizes = [size for size in shape[1:] if isinstance(size, int)]
+    return math.prod(sizes) if shape and len(sizes) == len(shape) - 1 else None

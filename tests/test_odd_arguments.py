@@ -1,0 +1,201 @@
+"""Odd values for every argument of every public function: taken, or refused with a FastcamError."""
+
+from __future__ import annotations
+
+import array
+import collections
+import ctypes
+import decimal
+import fractions
+import io
+import pathlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from networks import export_two_layers, small_classifier
+from PIL import Image
+
+import fastcam
+
+
+class _Index:
+    def __index__(self) -> int:
+        return 1
+
+
+class _Broken:
+    """Raises whatever is asked of it."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("__") and name not in ("__iter__", "__len__", "__index__", "__fspath__", "__array__"):
+            return object.__getattribute__(self, name)
+        raise RuntimeError(name)
+
+    def __repr__(self) -> str:
+        raise RuntimeError("repr")
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("eq")
+
+    def __hash__(self) -> int:
+        raise RuntimeError("hash")
+
+
+class _Sequence:
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, item: object) -> object:
+        raise RuntimeError("no item")
+
+
+_ODD: list[Any] = [
+    None, True, False, 0, 1, -1, 2, 5, 2**31, 2**63, 10**40, 1.5, float("nan"), float("inf"), 1j, "", "a", "top3",
+    "top0", "top999999999", "top-1", "block2", "\0", "\ud800", "x" * 10**5, b"", b"abc", bytearray(b"x"), (), [], {},
+    set(), frozenset({1}), [0], [0, 1], [[0], [1]], [[0], [1, 2]], [[]], [[[0]]], (0, 1), [None], ["a"], [1.0], [True],
+    [np.int64(1)], [np.array(1)], [np.array([1])], np.array(1), np.array([1]), np.array([[1], [2]]), np.array([[1.0]]),
+    np.array(["a"]), np.array([None]), np.zeros((0, 3)), np.zeros((2, 2, 2), np.int64), np.int64(2), np.uint64(2**63),
+    np.float32(1), np.str_("block2"), np.datetime64("2020"), range(2), object(), lambda: 1, int, Ellipsis, slice(1),
+    decimal.Decimal(1), fractions.Fraction(1, 2), array.array("i", [1]), memoryview(b"ab"), pathlib.Path("nowhere"),
+    collections.deque([1]), {"a": 1}, {0: 1}, ctypes.c_int(3), _Index(), _Broken(), _Sequence(), [_Broken()],
+    [_Sequence()],
+]  # fmt: skip
+
+_values = st.one_of(
+    st.sampled_from(_ODD),
+    st.recursive(
+        st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.binary(max_size=5)),
+        lambda inner: st.one_of(
+            st.lists(inner, max_size=3),
+            st.tuples(inner, inner),
+            st.dictionaries(st.text(max_size=3), inner, max_size=2),
+        ),
+        max_leaves=5,
+    ),
+)
+
+
+class _Doors:
+    """Calls of the public functions, each with one argument replaced."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model = small_classifier().to_model()
+        self.path = export_two_layers(folder)
+        self.explainer = fastcam.Explainer(self.path, threads=1, device="cpu")
+        self.photo = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        (folder / "photos").mkdir()
+        Image.fromarray(self.photo).save(folder / "photos" / "a.png")
+
+    def call(self, **replaced: Any) -> object:
+        return self.explainer(**{"images": self.photo, **replaced})
+
+    def open(self, **replaced: Any) -> object:
+        return fastcam.Explainer(**{"path": self.path, "device": "cpu", "threads": 1, **replaced})
+
+    def export(self, **replaced: Any) -> object:
+        return fastcam.export(**{"model": self.model, "path": self.folder / "out.onnx", **replaced})
+
+    def split(self, **replaced: Any) -> object:
+        return fastcam.split(**{"model": self.model, "layer": "block2", **replaced})
+
+    def inspect(self, **replaced: Any) -> object:
+        return fastcam.inspect(**{"path": self.path, **replaced})
+
+    def overlay(self, **replaced: Any) -> object:
+        return self.explainer(self.photo)[0].overlay(**replaced)
+
+    def save(self, **replaced: Any) -> object:
+        return self.explainer(self.photo)[0].save(**{"path": self.folder / "overlay.png", **replaced})
+
+    def explain_files(self, **replaced: Any) -> object:
+        shutil.rmtree(self.folder / "job", ignore_errors=True)
+        arguments = {"model": self.path, "inputs": self.folder / "photos", "out": self.folder / "job", "threads": 1}
+        return fastcam.explain_files(**{**arguments, "device": "cpu", "stdin": io.BytesIO(b""), **replaced})
+
+    def write_report(self, **replaced: Any) -> object:
+        return fastcam.write_report(**{"folder": self.folder, **replaced})
+
+    def finetune(self, **replaced: Any) -> object:
+        # One class: refused before Keras is needed.
+        return fastcam.finetune(**{"data_dir": self.folder / "photos", "out": self.folder / "x.keras", **replaced})
+
+    def preprocessing(self, **replaced: Any) -> object:
+        return fastcam.Preprocessing(**{"order": "RGB", "mean": (0, 0, 0), "scale": (1, 1, 1), **replaced})
+
+
+_ARGUMENTS: dict[str, str] = {
+    "call": "images target method layer size normalize batch_size on_device",
+    "open": "path device providers",
+    "export": "model path layer output input_size example_input token_grid classes preprocess gradients precision",
+    "split": "model layer",
+    "inspect": "path",
+    "overlay": "colormap alpha image k",
+    "save": "path",
+    "explain_files": "model inputs out target top_k method layer format colormap alpha size batch_size device threads "
+    "report resume progress stdin",
+    "write_report": "folder",
+    "finetune": "data_dir out backbone weights size hidden dropout epochs learning_rate unfreeze fine_epochs "
+    "fine_learning_rate batch_size patience augmentations class_weights validation_split seed resume progress",
+    "preprocessing": "order mean scale",
+}
+_CASES = [(door, name) for door, names in _ARGUMENTS.items() for name in names.split()]
+# Asked for, they start as many threads.
+_TOO_MANY = 64
+
+
+@pytest.fixture(scope="module")
+def doors(tmp_path_factory: pytest.TempPathFactory) -> _Doors:
+    return _Doors(tmp_path_factory.mktemp("doors"))
+
+
+def _attempt(call: Callable[..., object], name: str, value: object) -> None:
+    try:
+        call(**{name: value})
+    except fastcam.FastcamError:
+        pass
+    except RuntimeError as error:
+        # What the callers' own objects raise may pass through.
+        if not isinstance(value, _Broken | _Sequence | list) or "no item" not in str(error):
+            raise
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some values are paths."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("door", "name"), _CASES, ids=lambda value: value)
+def test_odd_arguments_are_taken_or_refused(doors: _Doors, door: str, name: str) -> None:
+    failed = []
+    for value in _ODD:
+        if name == "threads" and isinstance(value, int) and value > _TOO_MANY:
+            continue
+        if name == "progress" and callable(value):
+            # It is called, and may raise.
+            continue
+        try:
+            _attempt(getattr(doors, door), name, value)
+        except Exception as error:  # noqa: BLE001 - all of them are reported at once
+            failed.append((type(value).__name__, type(error).__name__, str(error)[:80]))
+    assert not failed, failed
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("door", "name"), _CASES, ids=lambda value: value)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(value=_values)
+def test_any_argument_is_taken_or_refused(doors: _Doors, door: str, name: str, value: object) -> None:
+    if name == "threads" and isinstance(value, int) and value > _TOO_MANY:
+        return
+    _attempt(getattr(doors, door), name, value)
