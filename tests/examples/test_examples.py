@@ -19,7 +19,7 @@ import fastcam
 from fastcam.explaining.selftest import check_selftest_answer, write_selftest_picture
 
 _EXAMPLES = Path(__file__).parents[2] / "examples"
-# Two runtimes each make errors of about 1e-7 in a network this small; resized values at a half may be rounded apart.
+# The contract of whole float32 networks.
 _BOUND = 1e-4
 
 
@@ -64,7 +64,8 @@ def _explain(
 
 def _check(command: list[str | Path], folder: Path, **environment: str) -> None:
     model, explainer = _model(folder, draw="overlays", picture="any", target="required")
-    photo = _photo(folder, 90, 141)
+    # Sizes without a common factor with the model's: values are seldom at a half, where runtimes round apart.
+    photo = _photo(folder, 97, 131)
     top, *_, target = np.argsort(-explainer(photo).logits[0])
     expected = explainer(photo, target=int(target))
     assert not np.allclose(expected.heatmaps, explainer(photo, target=int(top)).heatmaps, atol=0.05)
