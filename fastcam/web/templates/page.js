@@ -6,13 +6,13 @@ const LARGEST_SIDE = 4096; // of the photo's canvas: phones refuse larger ones
 const part = (id) => document.getElementById(id);
 const [status, progress, photo, heat, video] = ["status", "progress", "photo", "heat", "video"].map(part);
 
-let facts, worker, pixels, running = false, waiting = null, stream = null;
+let facts, worker, pixels, isReady = false, running = false, waiting = null, stream = null;
 
 function say(text, isError = false) {
   status.textContent = text;
   status.hidden = !text;
   status.classList.toggle("error", isError);
-  document.documentElement.dataset.state = isError ? "error" : document.documentElement.dataset.state;
+  document.documentElement.dataset.state = isError ? "error" : isReady ? "ready" : "loading";
 }
 
 function fail(error) {
@@ -45,6 +45,7 @@ const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 function receive(message) {
   if (message.error) {
     running = false;
+    waiting = null;
     return fail(message.error);
   }
   if (message.progress !== undefined) progress.value = message.progress;
@@ -58,13 +59,13 @@ function receive(message) {
 
 function ready({ provider, threads, error, notes }) {
   progress.hidden = true;
-  say(notes.join("; "));
+  isReady = true;
   part("tools").hidden = false;
   part("camera").hidden = !navigator.mediaDevices?.getUserMedia;
   const where = provider === "webgpu" ? "WebGPU" : `WebAssembly, ${threads} ${threads === 1 ? "thread" : "threads"}`;
   part("about").textContent =
     `${facts.runtime} on ${where}; ${facts.method} at ${facts.layer}; self-test passed (relative error ${error.toExponential(1)}).`;
-  document.documentElement.dataset.state = "ready";
+  say(notes.join("; "));
 }
 
 // One run at a time; of the requests that come meanwhile the last one counts.
