@@ -1,9 +1,9 @@
-"""``python -m bench``: list the questions, measure them, write what was found.
+"""``python -m bench``: list the questions, measure them, and write the results.
 
 python -m bench                        the questions
-python -m bench overhead cold          measure these, as far as they are not measured yet
-python -m bench all --minutes 20       measure all of them, one process each, in so much time together
-python -m bench report                 write docs/benchmarks.md, its pictures and the README's part from the results
+python -m bench overhead cold          measure these, unless they are already measured
+python -m bench all --minutes 20       measure all of them, each in a process of its own, within this time
+python -m bench report                 write docs/benchmarks.md, its pictures and the README's section from the results
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="question")
-    parser.add_argument("--minutes", type=float, help="to spend together; by default 20 for all of them")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every contestant")
-    parser.add_argument("--fresh", action="store_true", help="measure again what is measured")
-    parser.add_argument("--quick", action="store_true", help="tiny networks, to see that it works: nothing to report")
+    parser.add_argument("--minutes", type=float, help="total time to spend; by default 20 for all questions")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="number of threads of every contestant")
+    parser.add_argument("--fresh", action="store_true", help="measure again what has already been measured")
+    parser.add_argument("--quick", action="store_true", help="use tiny networks, only to check that everything runs")
     parser.add_argument(
-        "--weights", type=Path, help="Keras' file of VGG16's weights without its head; else random ones"
+        "--weights", type=Path, help="Keras file with the weights of VGG16 without its head; random weights by default"
     )
     options = parser.parse_args(arguments)
     names = list(dict.fromkeys(options.names))
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(f"written: {path}" for path in write_report(Path(__file__).parents[1], quick=options.quick)))
         return 0
     if "report" in names or ("all" in names and len(names) > 1):
-        parser.error("'all' and 'report' stand alone")
+        parser.error("'all' and 'report' cannot be combined with other questions")
     chosen = list(QUESTIONS) if names == ["all"] else names
     minutes = options.minutes or 20 * sum(QUESTIONS[name] for name in chosen)
     if len(chosen) == 1:
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _answer_all(names: Sequence[str], options: argparse.Namespace, seconds: float) -> int:
-    """Measure each in a process of its own, so that none meets the memory and the threads of another."""
+    """Measure each in a process of its own, unaffected by the memory and threads of the others."""
     begin = time.perf_counter()
     failed = []
     for number, name in enumerate(names):
@@ -88,7 +88,7 @@ def _answer_all(names: Sequence[str], options: argparse.Namespace, seconds: floa
 
 
 def _answer(name: str, options: argparse.Namespace, seconds: float) -> bool:
-    """Measure in this process, print and draw; return whether no case failed."""
+    """Measure in this process, print and draw the results; return whether all cases succeeded."""
     question = find_question(name)
     path = results_path(name, quick=options.quick)
     record = _begin(name, path, {**machine(question.PACKAGES), "threads": options.threads}, fresh=options.fresh)
@@ -104,12 +104,12 @@ def _answer(name: str, options: argparse.Namespace, seconds: float) -> bool:
 
 
 def _begin(name: str, path: Path, found: dict[str, object], *, fresh: bool) -> Record:
-    """Return the results so far, or none where they are those of another machine or other versions."""
+    """Return the results so far; none if they come from another machine or other versions."""
     before = None if fresh else read_record(path)
     if before is not None and before.machine == found:
         return before
     if before is not None:
-        print(f"{name}: {path} is of another machine or of other versions: measured anew")
+        print(f"{name}: {path} comes from another machine or other versions: measured again")
     record = Record(name, found, f"python -m bench {name}")
     RESULTS.mkdir(exist_ok=True)
     write_record(path, record)

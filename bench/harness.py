@@ -1,8 +1,8 @@
-"""The harness of every benchmark: time in turns within a budget, keep every sample with the machine it came from.
+"""The harness of all benchmarks: interleaved timing within a budget; every sample is kept with its machine.
 
-A question is a module with cases. A case measures a few contestants against each other and returns a `Measurement`; it
-is written to results/<question>.json as soon as it is done, so that a run that was stopped goes on where it was. What
-is printed, drawn and written about a question comes from that file alone.
+A question is a module with cases. A case compares a few contestants and returns a `Measurement`, which is written to
+results/<question>.json as soon as it is done, so that an interrupted run continues where it stopped. Everything that is
+printed, drawn and written about a question comes from that file alone.
 """
 
 from __future__ import annotations

@@ -629,6 +629,8 @@ def _inferable(graph: Graph, node: onnx.NodeProto) -> tuple[list[onnx.NodeProto]
         return [helper.make_node("Identity", node.input[:1], node.output)], {}
     if operator(node) == "Range":
         return _open_range(graph, node), {}
+    if operator(node) == "Expand" and all(name in graph.constants for name in node.input):
+        return _drawn_expand(graph, node), {}
     axes = attribute(node, "axes")
     sizes = graph.constants.get(node.input[3]) if operator(node) == "Resize" and len(node.input) == 4 else None
     rank = graph.rank(node.input[0]) if sizes is not None else None
@@ -644,6 +646,17 @@ def _inferable(graph: Graph, node: onnx.NodeProto) -> tuple[list[onnx.NodeProto]
         helper.make_node("Expand", [f"{name}/pixel", f"{name}/sizes"], node.output),
     ]
     return nodes, {key: array.astype(np.int64) for key, array in {**bounds, f"{name}/sizes": whole}.items()}
+
+
+def _drawn_expand(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Return an Expand of drawn numbers: inference would write out that of integers, if it took all the memory."""
+    value = graph.constants[node.input[0]]
+    drawn, kind = f"{node.output[0]}/drawn", helper.np_dtype_to_tensor_dtype(value.dtype)
+    return [
+        helper.make_node("RandomUniform", [], [f"{drawn}/float"], shape=list(value.shape)),
+        helper.make_node("Cast", [f"{drawn}/float"], [drawn], to=kind),
+        helper.make_node("Expand", [drawn, node.input[1]], node.output),
+    ]
 
 
 def _open_range(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:

@@ -10,7 +10,7 @@ from networks import NetworkBuilder, relative_error, small_classifier
 from onnx import helper, numpy_helper
 
 from fastcam.errors import ModelError, UnsupportedOpError
-from fastcam.graph import attribute, from_model, needed_nodes, static_dims
+from fastcam.graph import Graph, attribute, from_model, needed_nodes, static_dims
 
 
 def test_a_model_comes_back_as_it_went_in(rng: np.random.Generator) -> None:
@@ -234,3 +234,111 @@ def test_a_graph_that_feeds_itself_is_refused() -> None:
     net.graph.outputs = ["second"]
     with pytest.raises(ModelError, match="cycle through node"):
         net.graph.prune()
+
+
+def _assert_indices_are_right(graph: Graph) -> None:
+    """Compare who makes and who reads each value with a search through all nodes."""
+    names = {name for node in graph.nodes for name in (*node.input, *node.output) if name}
+    for name in names:
+        makers = [node for node in graph.nodes if name in node.output]
+        assert graph.producer(name) is (makers[-1] if makers else None)
+        readers = {id(node) for node in graph.nodes if name in node.input}
+        assert {id(node) for node in graph.readers(name)} == readers
+    assert {name for name in graph.producers() if name not in names} == set()
+    assert all(graph.unused_name(name) != name for name in names)
+
+
+def _edit(graph: Graph, rng: np.random.Generator) -> None:
+    """Do one edit of any kind, at any place."""
+    nodes = graph.nodes
+    node = nodes[rng.integers(len(nodes))]
+    value = nodes[rng.integers(len(nodes))].output[0]
+    kind = rng.integers(9)
+    if kind == 0:
+        graph.set_input(node, int(rng.integers(len(node.input))), value)
+    elif kind == 1:
+        graph.set_inputs(node, [value, *node.input][: max(1, len(node.input))])
+    elif kind == 2:
+        graph.insert_after(node, helper.make_node("Relu", [value], [graph.unused_name("new")]))
+    elif kind == 3:
+        graph.insert_before(node, helper.make_node("Relu", [value], [graph.unused_name("new")]))
+    elif kind == 4:
+        graph.rename(value, graph.unused_name("renamed"))
+    elif kind == 5:
+        graph.replace_uses(value, node.output[0], outputs=bool(rng.integers(2)))
+    elif kind == 6:
+        graph.rewrite(node, "Sum", [value, value])
+    elif kind == 7:
+        graph.rename_all({value: node.output[0], node.output[0]: value} if value != node.output[0] else {})
+    elif len(nodes) > 4:
+        graph.remove(node)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_indices_follow_every_edit(seed: int) -> None:
+    graph, rng = small_classifier(), np.random.default_rng(seed)
+    for _ in range(60):
+        _edit(graph, rng)
+        _assert_indices_are_right(graph)
+
+
+def test_two_values_swap_their_names() -> None:
+    net = NetworkBuilder(("batch", 2))
+    first, second = net.add("Neg", net.input, name="first"), net.add("Abs", net.input, name="second")
+    graph = net.build(net.add("Sub", first, second, name="y"), "first")
+    graph.rename_all({"first": "second", "second": "first"})
+    assert [node.op_type for node in graph.nodes if node.output[0] == "first"] == ["Abs"]
+    assert list(graph.nodes[-1].input) == ["second", "first"]
+    assert graph.outputs == ["y", "second"]
+    _assert_indices_are_right(graph)
+
+
+def test_a_node_is_replaced_in_its_place() -> None:
+    net = NetworkBuilder(("batch", 2))
+    middle = net.add("Neg", net.input, name="middle")
+    graph = net.build(net.add("Abs", middle, name="y"))
+    before = graph.nodes[0]
+    graph.replace(
+        before, helper.make_node("Relu", ["image"], ["inner"]), helper.make_node("Exp", ["inner"], ["middle"])
+    )
+    assert [node.op_type for node in graph.nodes] == ["Relu", "Exp", "Abs"]
+    assert not graph.holds(before)
+    _assert_indices_are_right(graph)
+    graph.check()
+
+
+def test_a_copy_has_nodes_of_its_own() -> None:
+    graph = small_classifier()
+    copy = graph.copy()
+    copy.rename("block2", "other")
+    assert graph.producer("block2") is not None
+    assert copy.producer("block2") is None
+    _assert_indices_are_right(graph)
+    _assert_indices_are_right(copy)
+
+
+def test_attributes_are_set_replaced_and_removed() -> None:
+    graph = small_classifier()
+    pool = next(node for node in graph.nodes if node.op_type == "MaxPool")
+    graph.set_attributes(pool, strides=[1, 1], kernel_shape=None, ceil_mode=1)
+    assert (attribute(pool, "strides"), attribute(pool, "kernel_shape"), attribute(pool, "ceil_mode")) == (
+        [1, 1],
+        None,
+        1,
+    )
+
+
+def test_a_freed_name_lies_between_what_is_made_and_what_is_read() -> None:
+    graph = small_classifier()
+    readers = [node.op_type for node in graph.readers("block2")]
+    producer = graph.detach("block2", made="inside", read="outside")
+    assert list(producer.output) == ["inside"]
+    assert graph.producer("block2") is None
+    assert [node.op_type for node in graph.readers("outside")] == readers
+    _assert_indices_are_right(graph)
+
+
+def test_a_node_cannot_be_added_twice() -> None:
+    graph = small_classifier()
+    with pytest.raises(ValueError, match="already part of the graph"):
+        graph.append(graph.nodes[0])

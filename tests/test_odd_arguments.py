@@ -133,7 +133,8 @@ class _Doors:
 _ARGUMENTS: dict[str, str] = {
     "call": "images target method layer size normalize batch_size on_device",
     "open": "path device providers",
-    "export": "model path layer output input_size example_input token_grid classes preprocess gradients precision",
+    "export": "model path layer output input_size example_input token_grid classes preprocess gradients precision "
+    "score_activation",
     "split": "model layer",
     "inspect": "path",
     "overlay": "colormap alpha image k",

@@ -79,7 +79,7 @@ public:
         : kernels_(kernels), job_(job), filter_(make_filter(job.source.width, job.target.width)), kept_(kept),
           stride_(3 * job.target.width + 1), rows_(kept * stride_),
           last_row_(job.pixels + 3 * job.source.width * (job.source.height - 1), job.pixels + 3 * job.source.area()) {
-        last_row_.push_back(0);  // the kernel reads a byte behind
+        last_row_.push_back(0);  // the kernel reads one byte past the end
     }
 
     // Rows have to be asked for in order, and not more than `kept` back.

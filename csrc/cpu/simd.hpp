@@ -81,7 +81,7 @@ inline Vector load(const Half* source) {
 
 inline void store(Vector vector, float* target) { __builtin_memcpy(target, &vector, sizeof vector); }
 
-// The first `count` < lanes elements, zeros behind.
+// The first `count` < lanes elements, then zeros.
 #if defined(__AVX512F__)
 inline Vector load_few(const float* source, std::size_t count) {
     return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), source);
@@ -155,7 +155,7 @@ inline T least(T a, T b) {
 typedef std::int32_t Pixel __attribute__((vector_size(4 * sizeof(std::int32_t))));
 typedef double ExactPixel __attribute__((vector_size(4 * sizeof(double))));
 
-// Reads a byte behind the pixel.
+// Reads one byte past the pixel.
 inline Pixel load_pixel(const std::uint8_t* source) {
 #if defined(__AVX2__)
     std::int32_t bytes;
@@ -166,7 +166,7 @@ inline Pixel load_pixel(const std::uint8_t* source) {
 #endif
 }
 
-// Components 0..255. Writes a byte behind the pixel.
+// Components 0..255. Writes one byte past the pixel.
 inline void store_pixel(Pixel pixel, std::uint8_t* target) {
 #if defined(__AVX2__)
     const __m128i lowest_bytes = _mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);

@@ -560,7 +560,7 @@ void blend_row(const float* values, const std::uint8_t* pixels, std::size_t widt
         const ExactPixel blended = rest * __builtin_convertvector(load_pixel(pixels + 3 * x), ExactPixel) + tint;
         store_pixel(__builtin_convertvector((blended + round_double) - round_double, Pixel), overlay + 3 * x);
     }
-    // The byte behind the last pixel belongs to the next row, or to nobody.
+    // The byte past the last pixel belongs to the next row, or is unused.
     for (std::size_t c = 0; c < 3; ++c) {
         const double blended = rest * pixels[3 * last + c] + tints[scratch[last]].components[c];
         overlay[3 * last + c] =

@@ -27,7 +27,7 @@ constexpr std::size_t scratch_floats(std::size_t columns, std::size_t maps) {
     return block_floats + maps * (padded < panel_columns ? padded : panel_columns);
 }
 
-// Bits behind the point of the weights that a picture is resized with.
+// Fractional bits of the weights that a picture is resized with.
 constexpr int filter_bits = 22;
 
 // A colour times its weight in the overlay, and a component to spare, so that a pixel is one vector.

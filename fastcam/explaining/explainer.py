@@ -94,7 +94,13 @@ class Explainer:
         threads: int | None = None,
         convolutions: str = "auto",
     ) -> None:
-        self._arguments = {"path": path, "device": device, "providers": providers, "threads": threads}
+        self._arguments = {
+            "path": path,
+            "device": device,
+            "providers": providers,
+            "threads": threads,
+            "convolutions": convolutions,
+        }
         self._threads = _checked_threads(threads)
         opened = open_engine(Path(path), ask(device, providers), self._threads, _checked_convolutions(convolutions))
         self._model, self._session, self._engine, self._convolutions = opened

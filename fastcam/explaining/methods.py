@@ -1,8 +1,8 @@
 """The CAM family: each method is a formula that weighs activations by gradients.
 
 y is the logit of the target, A the activations (C,h,w) of the explained layer, g = dy/dA. Every map is
-ReLU(sum over channels of weight * A); the methods differ in the weight. One weight a channel suppresses what a channel
-shows elsewhere less than one weight an element, which in turn follows single, noisy gradients.
+ReLU(sum over channels of weight * A); the methods differ in the weight. One weight per channel suppresses what a
+channel shows elsewhere less than one weight per element does, which in turn follows single, noisy gradients.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class Problem:
     reason : str
         What is missing and what to do.
     is_loss : bool
-        Whether a device of NVIDIA's is there and goes unused.
+        Whether there is an NVIDIA device that goes unused.
     """
 
     reason: str
@@ -141,10 +141,12 @@ def _named_providers(providers: Sequence[Any]) -> Request:
     if "user_compute_stream" in options:
         raise ArgumentError(f"providers: {pairs[0][0]} works on the Explainer's stream: leave user_compute_stream out")
     if str(options.get("trt_cuda_graph_enable", "0")).lower() in ("1", "true"):
-        raise ArgumentError("providers: trt_cuda_graph_enable holds one graph, whatever the batch: leave it out")
+        raise ArgumentError(
+            "providers: trt_cuda_graph_enable captures a single graph for every batch size: leave it out"
+        )
     index = str(options.get("device_id", 0))
     if not index.isdecimal():
-        raise ArgumentError(f"providers: device_id {index!r} is no number")
+        raise ArgumentError(f"providers: device_id {index!r} is not a number")
     return Request(kind, int(index), pairs)
 
 
@@ -243,7 +245,7 @@ def find_problem(index: int) -> Problem | None:
 
 
 def _sees_device() -> bool:
-    """Whether an NVIDIA device is given to this process; a card without a driver is not."""
+    """Return whether this process has been given an NVIDIA device; a card without a driver does not count."""
     if sys.platform == "win32":
         return _loads(_DRIVER["win32"]) is None
     nodes = [path for pattern in ("nvidia[0-9]*", "nvhost-gpu") for path in Path("/dev").glob(pattern)]

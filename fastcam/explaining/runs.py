@@ -162,13 +162,14 @@ class _UnderWay:
 
     def reset(self) -> None:
         """Start anew, in a forked child, where other threads and their runs do not exist."""
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._options: list[Any] = []
         self._closer: int | None = None
 
     def enter(self, options: Any) -> None:
         """Note a run; while the interpreter shuts down, other threads than the one that does it never return."""
-        with self._changed:
+        with self._lock:
             if self._closer is None or self._closer == threading.get_ident():
                 self._options.append(options)
                 return
@@ -176,7 +177,7 @@ class _UnderWay:
 
     def leave(self, options: Any) -> None:
         """Forget a run that is over."""
-        with self._changed:
+        with self._lock:
             self._options.remove(options)
             if self._closer is None:
                 return

@@ -71,7 +71,7 @@ def open_session(
                 entries[_WEIGHTS_FOLDER] = str(path.parent)
             session = whole or _create(placement, threads, entries, rewritten=rewritten)
     except Exception as error:  # ONNX Runtime's exception classes derive from Exception directly
-        # What it says of a model is no RuntimeError; a provider that does not start is.
+        # Its errors about models are not RuntimeErrors; those of a provider that does not start are.
         if isinstance(error, RuntimeError | ValueError) and names[0] in (CUDA, TENSORRT):
             raise DeviceError(f"{names[0]} could not start: {error}") from error
         raise ModelError(

@@ -91,7 +91,7 @@ class Plan:
     providers : list of (str, dict of str to str)
         TensorRT, then CUDA for what TensorRT does not take, each with its options.
     batches, targets : Range
-        Images, and classes an image, of one run; other sizes fail.
+        Images, and classes per image, of one run; other sizes fail.
     folder : Path or None
         Where the engine stays; None for a context model, which holds it.
     """
@@ -149,7 +149,7 @@ def plan(
     stream : int, optional
         Pointer of the CUDA stream that both providers are to use.
     batches, targets : (int, int, int)
-        The smallest, the usual and the largest number of images in a run, and of classes an image. A context model has
+        The smallest, the usual and the largest number of images in a run, and of classes per image. A context model has
         those that it was written with.
     cache : path, optional
         Folder for engines; by default the environment variable FASTCAM_CACHE, then the user's cache folder.
@@ -208,8 +208,8 @@ def write_context(
     device_id, batches, targets
         As in `plan`.
     embed : bool
-        Whether the engine lies in the file. If not, it lies beside it in ``out`` + ".<hash>.engine", which starts
-        faster and may exceed 2 GB; the two files have to stay together.
+        Whether the engine is embedded in the file. If not, it is stored next to it in ``out`` + ".<hash>.engine", which
+        starts faster and may exceed 2 GB; the two files have to stay together.
 
     Returns
     -------
@@ -360,7 +360,7 @@ def cache_key(path: Path, machine: Machine, profiles: Mapping[str, str]) -> str:
 def shape_profiles(model: onnx.ModelProto, batches: Range, targets: Range) -> dict[str, str]:
     """Return the options that tell TensorRT the sizes of every input.
 
-    The open dimension of the image input is the batch; those of `target` are the batch and the classes an image.
+    The open dimension of the image input is the batch; those of `target` are the batch and the classes per image.
     """
     shapes = {
         info.name: [dim.dim_value or None for dim in info.type.tensor_type.shape.dim] for info in model.graph.input
@@ -449,9 +449,9 @@ def _read(path: Path) -> onnx.ModelProto:
 
 
 def _write_without_default(model: onnx.ModelProto, source: Path, destination: Path) -> None:
-    """Write the model without a default of `target`; its external weights come to lie beside it.
+    """Write the model without a default of `target`; its external weights are copied next to it.
 
-    ONNX Runtime's provider hands TensorRT every initializer as a constant, those that an input may override, too.
+    ONNX Runtime's provider passes every initializer to TensorRT as a constant, even those that an input can override.
     """
     import onnx
 

@@ -90,6 +90,7 @@ class ExportResult:
     picture=optional(check_text),
     target=check_text,
     raw_outputs=check_flag,
+    score_activation=optional(check_text),
 )
 def export(
     model: ModelSource,

@@ -99,12 +99,10 @@ def _note(preprocessing: Preprocessing, reason: str, other: str) -> Note:
 def _read_arithmetic(graph: Graph, channels: int) -> Arithmetic:
     """Follow the pixels from the input to the first op that is neither a move nor an affine function of each."""
     value = next(iter(graph.inputs))
-    consumers = graph.consumers()
     scale, shift, turned = np.ones(1), np.zeros(1), False
     met_arithmetic = False
     while True:
-        readers = consumers.get(value, [])
-        node = readers[0] if len(readers) == 1 and value not in graph.outputs else None
+        node = graph.only_reader(value)
         if node is None:
             return Arithmetic(scale, shift, turned, complete=False)
         if operator(node) in _MOVING_OPS and node.input[0] == value:

@@ -120,7 +120,7 @@ class Kernels(ABC):
             Weight of the colour in the overlay, 0..1: round((1 - alpha) * pixel + alpha * colour), ties to even,
             with colour = palette[round(255 * value)].
         threads
-            Use at most so many; None for as many as the process has processors. The result is the same bit by bit.
+            Maximum number of threads; None for the number of processors. The result is bit-identical for any number.
 
         Returns
         -------
@@ -385,7 +385,7 @@ def _index(name: str, value: SupportsIndex) -> int:
     try:
         return operator.index(value)
     except TypeError:
-        raise KernelError(f"{name}: {value!r} is no whole number") from None
+        raise KernelError(f"{name}: {value!r} is not a whole number") from None
 
 
 def _check_array(name: str, array: object, axes: int, dtypes: tuple[np.dtype[Any], ...]) -> None:
@@ -401,7 +401,7 @@ def _check_array(name: str, array: object, axes: int, dtypes: tuple[np.dtype[Any
 
 
 def _images_dense(array: NDArray[Any], order: Sequence[int]) -> bool:
-    """Whether the axes, from the outermost to the innermost, have the strides of a dense array."""
+    """Return whether the axes, from the outermost to the innermost, have the strides of a dense array."""
     expected = array.itemsize
     shape, strides = array.shape, array.strides
     for axis in reversed(order):
@@ -498,7 +498,7 @@ def check_alpha(alpha: float) -> float:
     try:
         value = float(alpha)
     except (TypeError, ValueError):
-        raise KernelError(f"alpha: {alpha!r} is no number") from None
+        raise KernelError(f"alpha: {alpha!r} is not a number") from None
     if not 0 <= value <= 1:
         raise KernelError(f"alpha: {value}; give 0 (the image) .. 1 (the colour)")
     return value

@@ -23,7 +23,7 @@ def prepare(
 ) -> NDArray[np.float32]:
     """Resize and normalise pictures into one input batch.
 
-    The whole picture is squashed to `size`, without cropping and whatever its aspect ratio, so that a heatmap
+    The whole picture is squashed to `size`, without cropping, regardless of its aspect ratio, so that a heatmap
     stretched over the picture covers all of it. Resizing is Pillow's bilinear filter, antialiased when shrinking, to
     the width first.
 

@@ -197,7 +197,7 @@ def _known_formats() -> list[str]:
 
 
 def _has_more(image: Image.Image) -> bool:
-    # Damage behind the first frame, which is all that is used, must not count.
+    # Damage after the first frame, which is all that is used, must not count.
     with suppress(Exception):
         return bool(getattr(image, "is_animated", False))
     return False

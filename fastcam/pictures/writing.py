@@ -76,7 +76,7 @@ def write_image(array: Pixels, path: str | os.PathLike[str]) -> None:
     ArgumentError
         Another suffix, or an array of another dtype or shape.
     WriteError
-        The folder is missing or may not be written, or the format cannot hold the picture; nothing is left behind.
+        The folder is missing or not writable, or the format cannot hold the picture; nothing is left behind.
     """
     path = Path(path)
     try:

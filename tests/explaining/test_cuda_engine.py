@@ -399,7 +399,7 @@ def test_options_of_the_provider(opened: Callable[..., fastcam.Explainer], path:
     assert (found["use_tf32"], found["cudnn_conv_algo_search"]) == ("1", "DEFAULT")
     with pytest.raises(ArgumentError, match="leave user_compute_stream out"):
         opened(path, providers=[("CUDAExecutionProvider", {"user_compute_stream": "1"})])
-    with pytest.raises(ArgumentError, match="device_id 'x' is no number"):
+    with pytest.raises(ArgumentError, match="device_id 'x' is not a number"):
         opened(path, providers=[("CUDAExecutionProvider", {"device_id": "x"})])
 
 

@@ -259,7 +259,7 @@ def test_a_provider_that_does_not_start_is_no_fault_of_the_file(path: Path, monk
 
 
 def test_a_graph_of_tensorrts_own_is_refused(path: Path) -> None:
-    with pytest.raises(ArgumentError, match="trt_cuda_graph_enable holds one graph"):
+    with pytest.raises(ArgumentError, match="trt_cuda_graph_enable captures a single graph"):
         fastcam.Explainer(path, providers=[(TENSORRT, {"trt_cuda_graph_enable": "1"})])
 
 

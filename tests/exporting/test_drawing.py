@@ -10,14 +10,16 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from click.testing import CliRunner, Result
 from networks import Array, NetworkBuilder, relative_error, small_classifier
 from onnx.reference import ReferenceEvaluator
 from PIL import Image
 
 import fastcam
+from fastcam import cli
 from fastcam.errors import ArgumentError, FileFormatError, ImageError, ModelError
 from fastcam.explaining.methods import METHODS
-from fastcam.explaining.selftest import RUNTIMES, run_selftest
+from fastcam.explaining.selftest import RUNTIMES, check_selftest_answer, run_selftest, write_selftest_picture
 from fastcam.exporting.drawing import METHODS as DRAWN_METHODS
 from fastcam.exporting.drawing import bilinear_matrix
 from fastcam.graph import Graph
@@ -369,6 +371,43 @@ def test_the_self_test_notices_a_runtime_that_folds_the_target(tmp_path: Path) -
     result = run_selftest(_export(tmp_path, draw="heatmaps"), "openvino")
     assert not result.passed
     assert result.explained != result.target
+
+
+def _command(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli.commands, list(map(str, arguments)), standalone_mode=False)
+
+
+def test_the_commands_export_and_selftest(tmp_path: Path) -> None:
+    onnx.save(small_classifier().to_model(), tmp_path / "dogs.onnx")
+    path = tmp_path / "drawn.onnx"
+    options = "--draw overlays --picture any --target required --method layercam --raw-outputs --gradients full"
+    result = _command("export", tmp_path / "dogs.onnx", path, "--preprocess", "imagenet", *options.split())
+    assert result.exception is None
+    names = ["logits", "targets", "maps", "heatmaps", "overlays", "activations", "weights", "gradients"]
+    assert [item.name for item in _session(path).get_outputs()] == names
+    passed = _command("selftest", path)
+    assert passed.return_value == 0
+    assert "passed, tolerance 1.0e-04" in passed.output
+
+    picture = _command("selftest", path, "--picture", tmp_path / "test.png")
+    target = int(picture.output.split()[-1])
+    pixels = np.asarray(Image.open(tmp_path / "test.png"))[None]
+    heatmap = _run(path, {"pictures": pixels, "target": np.array([[target]])})["heatmaps"]
+    heatmap.tofile(tmp_path / "heatmap.f32")
+    assert "passed" in _command("selftest", path, "--answer", tmp_path / "heatmap.f32").output
+    (heatmap * 1.001).tofile(tmp_path / "heatmap.f32")
+    failed = _command("selftest", path, "--answer", tmp_path / "heatmap.f32")
+    assert failed.return_value == 1
+    assert "FAILED" in failed.output
+    heatmap[..., 1:].tofile(tmp_path / "heatmap.f32")
+    with pytest.raises(FileFormatError, match="132 numbers; a heatmap has 12 x 12"):
+        check_selftest_answer(path, tmp_path / "heatmap.f32")
+    with pytest.raises(ModelError, match="cannot be read"):
+        check_selftest_answer(path, tmp_path / "none.f32")
+    with pytest.raises(ArgumentError, match="ends in .png"):
+        write_selftest_picture(path, tmp_path / "test.jpg")
+    with pytest.raises(ArgumentError, match="takes no pictures"):
+        write_selftest_picture(_export(tmp_path, draw="heatmaps"), tmp_path / "test.png")
 
 
 def test_files_without_a_self_test(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import fastcam
 from fastcam.errors import LayerError, ModelError
 from fastcam.exporting.layers import choose_layer, find_value, list_candidates
 from fastcam.exporting.scores import remove_score_activation
+from fastcam.notes import Note
 
 
 def _scores(net: NetworkBuilder) -> str:
@@ -226,3 +228,53 @@ def test_a_node_that_the_clean_up_folds_is_still_found_by_name(rng: np.random.Ge
     whole = net.build(net.dense(flat, (4, 5))).to_model()
     features, _ = fastcam.split(whole, "normalised_node")
     assert features.graph.output[0].name == "normalised"
+
+
+def test_a_block_is_explained_behind_its_thresholded_relu() -> None:
+    net = NetworkBuilder(("batch", 3, 6, 6))
+    rectified = net.add("ThresholdedRelu", net.conv(net.input, (4, 3, 3, 3), name="conv"), alpha=0.1, name="rectified")
+    graph = net.build(net.dense(net.add("Flatten", net.add("GlobalAveragePool", rectified)), (4, 5)))
+    assert list_candidates(graph) == ["rectified"]
+
+
+def _two_branches(second: str) -> NetworkBuilder:
+    """Two convolutions over the picture, or one of them over another value, whose means make the scores together."""
+    net = NetworkBuilder(("batch", 3, 6, 6))
+    net.graph.constants["other"] = np.random.default_rng(1).random((1, 3, 6, 6)).astype(np.float32)
+    shape = net.add("Shape", net.input)
+    net.add("Expand", "other", shape, name="spread")
+    net.add("Add", net.add("Mul", net.input, net.constant(np.float32(0))), "other", name="added")
+    means = []
+    for name, source in (("first", net.input), ("second", second)):
+        features = net.add("Relu", net.conv(source, (4, 3, 3, 3)), name=name)
+        means.append(net.add("Flatten", net.add("GlobalAveragePool", features)))
+    net.build(net.dense(net.add("Concat", *means, axis=1), (8, 5)))
+    return net
+
+
+def _layer_notes(result: fastcam.ExportResult) -> list[Note]:
+    return [note for note in result.notes if note.kind == "layer"]
+
+
+@pytest.mark.parametrize("second", ["spread", "added"])
+def test_a_layer_of_another_picture_is_not_explained(second: str, tmp_path: Path) -> None:
+    model = _two_branches(second).graph.to_model()
+    result = fastcam.export(model, tmp_path / "model.onnx")
+    assert (result.layer, result.candidates, _layer_notes(result)) == ("first", ("first",), [])
+    with pytest.raises(LayerError, match="'second' is the same for every picture"):
+        fastcam.export(model, tmp_path / "second.onnx", layer="second")
+
+
+def test_a_branch_that_is_not_explained_is_named(tmp_path: Path) -> None:
+    model = _two_branches("image").graph.to_model()
+    result = fastcam.export(model, tmp_path / "model.onnx")
+    assert result.layer == "second"
+    (note,) = _layer_notes(result)
+    assert "also depend on the picture through 'first'" in note
+    assert "layer=['second', 'first']" in note
+    assert _layer_notes(fastcam.export(model, tmp_path / "both.onnx", layer=["second", "first"])) == []
+
+
+def test_an_earlier_layer_on_the_way_leaves_no_branch_out(tmp_path: Path) -> None:
+    result = fastcam.export(small_classifier().to_model(), tmp_path / "model.onnx", layer="block1")
+    assert _layer_notes(result) == []

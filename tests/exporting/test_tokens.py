@@ -121,3 +121,44 @@ def test_a_layer_of_tokens_without_a_grid_says_so(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"token_grid=15: give \(height, width\)"):
         fastcam.export(model, tmp_path / "out.onnx", token_grid=no_grid)
     assert not list(tmp_path.iterdir())
+
+
+def _class_token_transformer(activation: str, *, whole_slice: bool) -> onnx.ModelProto:
+    """One block of attention and one MLP, and scores that read the class token; the last three states are blank."""
+    net = NetworkBuilder(("batch", 3, 2 * _ROWS, 2 * _COLUMNS))
+    net.graph.opset = 20
+    patches = net.conv(net.input, (_CHANNELS, 3, 2, 2), strides=[2, 2])
+    tokens = net.add("Reshape", patches, net.constant([0, _CHANNELS, _ROWS * _COLUMNS]))
+    tokens = net.add("Transpose", tokens, perm=[0, 2, 1])
+    first = net.add("ReduceMean", tokens, net.constant([1]), keepdims=1)
+    tokens = net.add("Concat", first, tokens, axis=1, name="tokens")
+    ones = net.constant(np.ones(_CHANNELS, np.float32))
+    state = net.add("LayerNormalization", tokens, ones, axis=-1, name="before_attention")
+    scores = net.add("Softmax", net.add("MatMul", state, net.add("Transpose", state, perm=[0, 2, 1])), axis=-1)
+    tokens = net.add("Add", net.add("MatMul", scores, state), tokens, name="after_attention")
+    state = net.add("LayerNormalization", tokens, ones, axis=-1, name="before_mlp")
+    hidden = net.add(activation, net.add("MatMul", state, net.weight(_CHANNELS, 8)))
+    tokens = net.add("Add", net.add("MatMul", hidden, net.weight(8, _CHANNELS)), tokens, name="after_mlp")
+    tokens = net.add("LayerNormalization", tokens, ones, axis=-1, name="last")
+    if whole_slice:
+        tokens = net.add("Slice", tokens, *(net.constant(np.array([number])) for number in (0, 2**63 - 1, 0)))
+    row = net.add("Gather", tokens, net.constant(np.array(0)), axis=1)
+    return net.build(net.dense(row, (_CHANNELS, 5))).to_model()
+
+
+@pytest.mark.parametrize("whole_slice", [False, True])
+@pytest.mark.parametrize("activation", ["Relu", "Gelu", "HardSwish", "Mish", "Elu", "Abs"])
+def test_the_layer_before_the_last_attention_is_explained(activation: str, whole_slice: bool, tmp_path: Path) -> None:
+    """Whatever the activation of the last MLP, and however the class token is taken."""
+    model = _class_token_transformer(activation, whole_slice=whole_slice)
+    result = fastcam.export(model, tmp_path / "tokens.onnx")
+    assert result.layer == "before_attention"
+    assert [note for note in result.notes if note.kind == "layer"] == []
+    image = np.random.default_rng(0).random((1, 3, 2 * _ROWS, 2 * _COLUMNS)).astype(np.float32)
+    session = fastcam.Explainer(tmp_path / "tokens.onnx")._session
+    (weights,) = session.run(["weights"], {"image": image})
+    assert np.abs(weights).max() > 1e-4
+    for layer in ("before_mlp", "after_mlp", "last", "after_attention"):
+        with pytest.raises(LayerError, match="the scores read only the first 1 tokens"):
+            fastcam.export(model, tmp_path / "other.onnx", layer=layer)
+    assert not (tmp_path / "other.onnx").exists()

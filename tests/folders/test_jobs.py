@@ -448,7 +448,7 @@ def test_an_output_that_is_no_folder_is_refused(model: Path, photos: Path, tmp_p
         ({"colormap": None}, ArgumentError, "colormap=None"),
         ({"target": "pug", "top_k": 2}, ArgumentError, "give one of them"),
         ({"target": ["pug", "1"]}, ArgumentError, r"classes \[1\] more than once"),
-        ({"size": (0, 3)}, ArgumentError, "size=0: give a whole number"),
+        ({"size": (0, 3)}, ArgumentError, r"size=\(0, 3\): give \(height, width\)"),
         ({"top_k": 0}, ArgumentError, "top_k=0: give a whole number"),
         ({"top_k": 6}, TargetError, "top6"),
         ({"batch_size": 0}, ArgumentError, "batch_size=0"),

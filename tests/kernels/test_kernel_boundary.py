@@ -90,7 +90,7 @@ WRONG: list[tuple[str, Callable[[], Any], str]] = [
     ("palette", lambda: np.zeros((3, 256), np.uint8).T, "C-contiguous"),
     ("alpha", lambda: -0.1, "give 0 (the image) .. 1 (the colour)"),
     ("alpha", lambda: float("nan"), "give 0"),
-    ("alpha", lambda: "half", "is no number"),
+    ("alpha", lambda: "half", "is not a number"),
     ("maps_out", lambda: np.empty((N, K, W, H), np.float32), "the result has shape (2, 3, 5, 6)"),
     ("maps_out", lambda: np.empty((N, K, H, W)), "dtype"),
     ("maps_out", lambda: np.empty((N, K, H, 2 * W), np.float32)[..., ::2], "C-contiguous"),
@@ -103,7 +103,7 @@ WRONG: list[tuple[str, Callable[[], Any], str]] = [
     ("overlays_out", lambda: np.empty((N, K, 8, 9, 3), np.int8), "dtype"),
     ("overlays_out", lambda: read_only((N, K, 8, 9, 3), np.uint8), "read-only"),
     ("threads", lambda: 0, "give 1..1024"),
-    ("threads", lambda: 1.5, "is no whole number"),
+    ("threads", lambda: 1.5, "is not a whole number"),
 ]
 
 

@@ -1,6 +1,7 @@
 """What GPUs run: the kernels of ONNX Runtime's CUDA provider and the ops of TensorRT's ONNX parser, with their types.
 
-An op outside ends on the CPU, with copies to and fro in every run, and keeps TensorRT from taking the whole network.
+Any other op runs on the CPU, with copies in both directions in every run, and keeps TensorRT from running the whole
+network.
 """
 
 from __future__ import annotations
@@ -9,72 +10,21 @@ from collections.abc import Callable, Iterator
 
 import onnx
 
+from fastcam.exporting.ops import OPS
 from fastcam.graph import Graph, attribute, operator
 
 # Element types in one letter each: f float32, h float16, i int32 or int64, b bool, q int8 or uint8.
 _LETTERS = {"float32": "f", "float16": "h", "int32": "i", "int64": "i", "bool": "b", "int8": "q", "uint8": "q"}
 
 
-def _table(**ops: str) -> dict[str, frozenset[str]]:
-    return {op: frozenset(types) for types, names in ops.items() for op in names.split()}
+CUDA_KERNELS = {name: frozenset(op.cuda) for name, op in OPS.items() if op.cuda}
+TENSORRT_OPS = {name: frozenset(op.tensorrt) for name, op in OPS.items() if op.tensorrt}
 
-
-# ONNX Runtime, docs/OperatorKernels.md, CUDAExecutionProvider, opset 18 to 20 (MaxPool: up to 21). No Mean, LpPool,
-# Celu, Mish, GroupNormalization, MaxUnpool, Col2Im; Where takes no bool, Pad no integers, Range no float16.
-CUDA_KERNELS = _table(
-    fhibq="""
-    Cast Concat ConstantOfShape Expand Flatten Gather GatherElements Identity Reshape Shape Size Slice Split Squeeze
-    Transpose Trilu Unsqueeze
-    """,
-    fhi="""
-    Abs Add CumSum Div Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Neg Pow ReduceMax ReduceMean ReduceMin
-    ReduceSum Sign Sub Tile TopK
-    """,
-    fhib="Equal",
-    fhiq="Where",
-    fhq="Clip MaxPool",
-    fhb="Pad",
-    fh="""
-    ArgMax ArgMin AveragePool BatchNormalization Ceil Conv ConvTranspose Cos DepthToSpace Dropout Einsum Elu Erf Exp
-    Floor Gelu Gemm GlobalAveragePool GlobalMaxPool HardSigmoid HardSwish InstanceNormalization LRN
-    LayerNormalization LeakyRelu Log LogSoftmax MatMul PRelu Reciprocal ReduceL1 ReduceL2 ReduceLogSum
-    ReduceLogSumExp ReduceSumSquare Relu Resize Round Selu Sigmoid Sin Softmax Softplus Softsign SpaceToDepth Sqrt
-    Sum Tanh ThresholdedRelu
-    """,
-    fi="Range EyeLike",
-    f="GridSample QuantizeLinear",
-    q="DequantizeLinear",
-    b="And Not Or Xor",
-)
-
-# onnx-tensorrt, docs/operators.md (TensorRT 8.5), and from later versions LayerNormalization, GroupNormalization, Gelu
-# and Mish. No MaxUnpool, Col2Im; integers are not summed, sorted or clipped.
-TENSORRT_OPS = _table(
-    fhibq="""
-    Cast Concat Expand Flatten Gather GatherElements Identity OneHot Reshape Shape Size Slice Split Squeeze Tile
-    Transpose Trilu Unsqueeze Where
-    """,
-    fhi="""
-    Abs Add DepthToSpace Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Neg Pad Range Sign
-    SpaceToDepth Sub Sum
-    """,
-    fh="""
-    ArgMax ArgMin AveragePool BatchNormalization Ceil Celu Clip Conv ConvTranspose Cos CumSum Dropout Einsum Elu Erf
-    Exp Floor Gelu Gemm GlobalAveragePool GlobalMaxPool GridSample GroupNormalization HardSigmoid HardSwish
-    InstanceNormalization LRN LayerNormalization LeakyRelu Log LogSoftmax LpPool MatMul MaxPool Mish PRelu Pow
-    QuantizeLinear Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceSum
-    ReduceSumSquare Relu Resize Round Selu Sigmoid Sin Softmax Softplus Softsign Sqrt Tanh ThresholdedRelu TopK
-    """,
-    f="ConstantOfShape",
-    q="DequantizeLinear",
-    b="And Not Or Xor",
-)
-
-# Ops of source models that stay in the forward part though one of the lists does not have them, and what comes of it.
+# Ops of source models that stay in the forward part though one of the lists does not have them, and the consequence.
 EXCEPTIONS = {
-    "Celu": "ONNX Runtime takes it apart into ops that CUDA has",
-    "Mish": "ONNX Runtime takes it apart into ops that CUDA has",
-    "GroupNormalization": "ONNX Runtime takes it apart into ops that CUDA has",
+    "Celu": "ONNX Runtime decomposes it into ops that CUDA has",
+    "Mish": "ONNX Runtime decomposes it into ops that CUDA has",
+    "GroupNormalization": "ONNX Runtime decomposes it into ops that CUDA has",
     "Mean": "on the CPU under CUDA; TensorRT has it",
     "LpPool": "on the CPU under CUDA; TensorRT has it",
     "QuantizeLinear": "as the source was quantised: TensorRT wants zero points of 0",
@@ -96,7 +46,7 @@ _CONSTANT_INPUTS = {
 
 
 def reasons_against_gpus(graph: Graph) -> list[str]:
-    """Say of each node that CUDA or TensorRT would leave to the CPU why, those of `EXCEPTIONS` apart."""
+    """Return why CUDA or TensorRT would leave nodes to the CPU, a line per node and reason, except `EXCEPTIONS`."""
     found = []
     for node in graph.nodes:
         if operator(node) in EXCEPTIONS:

@@ -10,21 +10,12 @@ from onnx import helper
 from op_cases import OpCase
 
 from fastcam.exporting.gradients.autodiff import backpropagate
+from fastcam.exporting.ops import Fact, ops_with
 from fastcam.graph import Graph, TensorType
 
 TARGETS = 3
 
-# Ops that both ONNX Runtime's CUDA provider runs on the GPU (opset 18..20) and TensorRT's ONNX parser accepts: the
-# subset that gradients are allowed to use. Left out on purpose: MaxUnpool, Col2Im, OneHot with a computed depth,
-# ScatterND with a reduction, MaxPool with its Indices output, Elu, Selu, InstanceNormalization; Reciprocal, which older
-# parsers refuse.
-CUDA_AND_TENSORRT_OPS = frozenset(
-    """
-    Abs Add And ArgMax Cast Concat Conv ConvTranspose Div Einsum Equal Erf Exp Expand Gather GatherElements Gemm Greater
-    GreaterOrEqual Identity Less LessOrEqual Log MatMul Max Mul Neg Not Or Pad Pow ReduceMax ReduceMean
-    ReduceSum Relu Reshape Shape Sigmoid Sign Slice Softplus Sqrt Squeeze Sub Tanh TopK Transpose Unsqueeze Where
-    """.split()
-)
+CUDA_AND_TENSORRT_OPS = ops_with(Fact.EMITTED)
 
 
 def drawn_values(case: OpCase, rng: np.random.Generator) -> dict[str, Array]:

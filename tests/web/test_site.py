@@ -18,10 +18,12 @@ import numpy as np
 import onnx
 import pytest
 from browser import open_browser
+from click.testing import CliRunner
 from networks import NetworkBuilder, relative_error, small_classifier
 from PIL import Image
 
 import fastcam
+from fastcam import cli
 from fastcam.demo import page
 from fastcam.errors import ArgumentError, FileFormatError, MissingExtraError, ModelError, WriteError
 from fastcam.web import runtime
@@ -280,6 +282,17 @@ def test_what_a_site_cannot_be_built_from(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(MissingExtraError, match="npm pack"):
         build_site(path, tmp_path / "site")
     assert not (tmp_path / "site").exists()
+
+
+def test_the_command_says_how_to_open_the_page(archive: Path, tmp_path: Path) -> None:
+    arguments = ["web", str(_export(tmp_path)), "-o", str(tmp_path / "site"), "--runtime-archive", str(archive)]
+    result = CliRunner().invoke(cli.commands, [*arguments, "--title", "Dogs"], standalone_mode=False)
+    assert result.exception is None
+    assert f"python -m http.server -d {tmp_path / 'site'}" in result.output
+    assert json.loads((tmp_path / "site" / "model.json").read_text(encoding="utf-8"))["title"] == "Dogs"
+    # An older site is replaced.
+    assert CliRunner().invoke(cli.commands, arguments, standalone_mode=False).exception is None
+    assert json.loads((tmp_path / "site" / "model.json").read_text(encoding="utf-8"))["title"] == "small"
 
 
 def test_npms_package_has_the_hash_that_is_asked_for(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from ...kernels.cuda.interface import DeviceKernels
 
 
 class Device(Protocol):
-    """One device. Methods may be called from any thread that called `activate` before."""
+    """One device. Methods can be called from any thread that has called `activate`."""
 
     index: int
     """Number of the device in this process."""
@@ -39,7 +39,7 @@ class Device(Protocol):
         """
 
     def free(self, pointer: int) -> None:
-        """Give memory of `allocate` back; no work that uses it may be under way."""
+        """Free memory of `allocate`; no work that uses it may be in flight."""
 
     def allocate_pinned(self, size: int) -> int:
         """Return the address of ``size`` bytes of page-locked host memory.
@@ -51,7 +51,7 @@ class Device(Protocol):
         """
 
     def free_pinned(self, pointer: int) -> None:
-        """Give memory of `allocate_pinned` back."""
+        """Free memory of `allocate_pinned`."""
 
     def view(self, pointer: int, size: int, *, writes: bool) -> Bytes:
         """Return pinned memory as bytes, for one access: to write to it, or to read what was copied there."""
@@ -60,7 +60,7 @@ class Device(Protocol):
         """Return a stream that does not wait for the legacy default stream."""
 
     def stream_destroy(self, stream: int) -> None:
-        """Give a stream back."""
+        """Destroy a stream."""
 
     def stream_synchronize(self, stream: int) -> None:
         """Wait for all work on the stream."""
@@ -72,7 +72,7 @@ class Device(Protocol):
         """Return an event without timing."""
 
     def event_destroy(self, event: int) -> None:
-        """Give an event back."""
+        """Destroy an event."""
 
     def event_record(self, event: int, stream: int) -> None:
         """Let the event stand for all that is enqueued on the stream so far."""
@@ -106,7 +106,7 @@ class Backend(NamedTuple):
     kernels: tuple[str, str]
 
     def is_there(self) -> bool:
-        """Whether its module can be imported."""
+        """Return whether its module can be imported."""
         try:
             importlib.import_module(self.needs, _PACKAGE)
         except ImportError:

@@ -73,7 +73,7 @@ _pointer_in = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_
 
 
 class HasDLPack(Protocol):
-    """An array that DLPack hands over."""
+    """An array that supports DLPack."""
 
     def __dlpack__(self, *, stream: Any = ...) -> Any: ...
 
@@ -224,7 +224,7 @@ class _Managed:
         self.tensor: Any = self._pointer.contents.tensor
 
     def __del__(self) -> None:
-        # There is no tensor where the capsule held none.
+        # There is no tensor if the capsule held none.
         deleter = self._pointer.contents.deleter if self._pointer else None
         if deleter:
             deleter(self._pointer)
@@ -240,7 +240,7 @@ def _give_back(managed: Any) -> None:
 
 
 def _destroy(capsule: Any) -> None:
-    """Give back a tensor that nobody took."""
+    """Release a tensor that nobody has taken."""
     if _is_named(capsule, _NAME):
         managed = ctypes.cast(_pointer_in(capsule, _NAME), ctypes.POINTER(_DLManagedTensor))
         _give_back(managed)
@@ -254,8 +254,8 @@ class DeviceTensor:
     """A dense array in device memory, complete: nothing on the device still writes to it.
 
     Other libraries take it without a copy: ``torch.from_dlpack(tensor)``, ``cupy.from_dlpack(tensor)``,
-    ``jax.dlpack.from_dlpack(tensor)``, or whatever reads the CUDA array interface. The memory is freed with the last
-    array that looks at it.
+    ``jax.dlpack.from_dlpack(tensor)``, or any library that reads the CUDA array interface. The memory is freed
+    with the last array that uses it.
 
     Attributes
     ----------

@@ -19,7 +19,7 @@ _ALIGNMENT = 256
 
 
 def host_bytes(pointer: int, size: int) -> Bytes:
-    """Return host memory that somebody else owns as an array."""
+    """Return host memory with another owner as an array."""
     return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(pointer))
 
 
@@ -62,7 +62,7 @@ class Slot(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Offset behind the array."""
+        """Offset of the end of the array."""
         return self.offset + self.shape[0] * self.row_bytes
 
     def at(self, pointer: int, rows: int | None = None) -> DeviceArray:
@@ -72,7 +72,7 @@ class Slot(NamedTuple):
 
 
 def lay_out(arrays: Iterable[tuple[str, tuple[int, ...], DeviceType]], start: int = 0) -> tuple[dict[str, Slot], int]:
-    """Place arrays (name, shape, type) one behind the other; return where, and the offset behind the last."""
+    """Place arrays (name, shape, type) one after the other; return where, and the offset of the end of the last."""
     slots = {}
     for name, shape, dtype in arrays:
         slots[name] = slot = Slot(start, shape, dtype)

@@ -1,11 +1,11 @@
 """The engine of CUDA devices: model and kernels on one stream, nothing waits between them.
 
-A batch goes through three streams: its pixels go up on the first, the model and the kernels run on the second, which is
-ONNX Runtime's, and scores and maps come down on the third. Events order them. A call keeps two batches under way, so
-that one computes while the next goes up and the last comes down, and waits once for each batch, for its results.
+A batch passes through three streams: its pixels are uploaded on the first, the model and the kernels run on the second,
+which is ONNX Runtime's, and scores and maps are downloaded on the third. Events order them. A call keeps two batches in
+flight, so that one computes while the next is uploaded and the previous one downloaded, and waits once per batch.
 
 Batches are filled up to a power of two: ONNX Runtime measures the convolution algorithms for each new shape, which
-takes longer than the rows that nobody reads.
+takes longer than computing the padding.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class _Shape:
     maps : int
         Maps of each.
     source : {"pixels", "input"}
-        Whether pictures go up, or the model's input.
+        Whether pictures are uploaded, or the model's input.
     fetched : tuple of str
     method : str
     size : tuple of int or None
@@ -356,10 +356,10 @@ class CudaEngine:
             device.event_record(lane.downloaded, self._down)
 
     def _stage(self, call: _Call, item: _Batch) -> None:
-        """Write what goes up to pinned memory."""
+        """Write the uploads to pinned memory."""
         chunk = slice(item.start, item.start + item.count)
         targets = item.lane.stage("target")
-        # Rows that nobody reads ask for the best class: what is there otherwise might be the index of no class.
+        # Padding rows ask for the best class: leftovers might not be the index of a class.
         targets[item.count :] = -1
         targets[: item.count] = call.targets if len(call.targets) == 1 else call.targets[chunk]
         if call.foreign is None:

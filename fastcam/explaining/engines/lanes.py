@@ -1,4 +1,4 @@
-"""Lanes: the buffers and events of one batch under way, kept from call to call."""
+"""Lanes: the buffers and events of one batch in flight, kept from call to call."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Entry: TypeAlias = "tuple[str, tuple[int, ...], DeviceType]"
 
 
 class BufferMap(NamedTuple):
-    """Where the arrays of a batch lie: what goes up, scratch, what comes down; one copy brings each part.
+    """Where the arrays of a batch lie: uploads, scratch, downloads; each part is one copy.
 
     Attributes
     ----------
     slots : dict of str to Slot
         In device memory.
     upload : range
-        Bytes that go up.
+        Bytes to upload.
     download : range
-        Bytes that come down.
+        Bytes to download.
     size : int
         Bytes of device memory.
     """
@@ -41,7 +41,7 @@ class BufferMap(NamedTuple):
 def arrange(
     upload: Sequence[Entry], scratch: Sequence[Entry], download: Sequence[Entry], kept: Sequence[Entry]
 ) -> BufferMap:
-    """Lay out the arrays that go up, stay, come down, and stay where results are wanted on the device."""
+    """Lay out uploads, scratch, downloads, and results that may stay on the device."""
     up, up_end = lay_out(upload)
     within, start = lay_out(scratch, up_end)
     down, down_end = lay_out(download, start)
@@ -57,7 +57,7 @@ class Lane:
     uploaded, computed, downloaded : int
         Events.
     bindings : dict
-        What ONNX Runtime was told of the buffers, by whatever the engine tells them apart; empty after they moved.
+        ONNX Runtime's bindings to the buffers, by keys of the engine; cleared when the buffers move.
     """
 
     def __init__(self, device: Device) -> None:
@@ -88,7 +88,7 @@ class Lane:
         self._layout = layout
 
     def drop(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self.bindings.clear()
         self._memory = self._staging = self._layout = None
 
@@ -98,21 +98,21 @@ class Lane:
         return layout.slots[name].at(memory.pointer, rows)
 
     def stage(self, name: str, rows: int | None = None) -> NDArray[Any]:
-        """Return the place of an array that goes up, or of its first rows, to write to at once."""
+        """Return the staging memory of an upload, or of its first rows, to write to at once."""
         return self._staged(name, rows, writes=True)
 
     def result(self, name: str, rows: int) -> NDArray[Any]:
-        """Return the first rows of an array that came down, to read at once."""
+        """Return the first rows of a download, to read at once."""
         return self._staged(name, rows, writes=False)
 
     def upload(self, last: str, rows: int, stream: int) -> None:
-        """Enqueue the copy of what goes up, of the array ``last`` its first rows only."""
+        """Enqueue the upload; of the array ``last`` only its first rows."""
         memory, staging, layout = self._held()
         slot = layout.slots[last]
         self._device.copy_in(memory.pointer, staging.pointer, slot.offset + rows * slot.row_bytes, stream)
 
     def download(self, stream: int) -> None:
-        """Enqueue the copy of what comes down."""
+        """Enqueue the download."""
         memory, staging, layout = self._held()
         part = layout.download
         self._device.copy_out(staging.pointer + len(layout.upload), memory.pointer + part.start, len(part), stream)
@@ -121,7 +121,7 @@ class Lane:
         _, staging, layout = self._held()
         slot = layout.slots[name]
         shape = slot.shape if rows is None else (rows, *slot.shape[1:])
-        # What comes down is staged behind what goes up.
+        # Downloads are staged after uploads.
         offset = (
             slot.offset
             if slot.offset < layout.upload.stop

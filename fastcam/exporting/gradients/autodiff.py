@@ -1,8 +1,8 @@
 """The reverse pass: gradients of chosen logits, as nodes of the same ONNX graph.
 
-The engine knows no op. It finds the nodes between the value and the logits, walks them backwards through the table
-`table.VJPS`, adds up what comes from several readers, and sums over axes that were broadcast. Gradients carry a leading
-axis K, the targets (see `table`).
+The engine knows no particular op. It finds the nodes between the value and the logits, walks them backwards with the
+rules of `table.VJPS`, adds up the gradients from several readers, and sums over axes that were broadcast. Gradients
+have a leading axis K, the targets (see `table`).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def target_gradients(graph: Graph, logits: str, target: str) -> tuple[str, str]:
 
 
 def dense_layer(graph: Graph, logits: str) -> onnx.NodeProto | None:
-    """Return the dense layer with constant weights that makes the logits, if one does."""
+    """Return the dense layer with constant weights that makes the logits, or None."""
     node = graph.producer(logits)
     if node is None or operator(node) not in ("Gemm", "MatMul") or graph.rank(node.input[0]) != 2:
         return None
@@ -125,7 +125,7 @@ def _path(graph: Graph, values: Sequence[str], gradients: Mapping[str, str]) -> 
 
 
 def _varies(graph: Graph, node: onnx.NodeProto, value: str) -> bool:
-    """Tell whether a value can have a gradient: integers and truth values (shapes, indices, masks) change in jumps.
+    """Return whether a value can have a gradient: integers and truth values (shapes, indices, masks) change in jumps.
 
     Quantised numbers stand for real ones.
     """

@@ -18,12 +18,12 @@ from .pushes import PUSHES, Axes
 
 @dataclass(frozen=True)
 class Pooling:
-    """How the mean over the map of a value's gradient comes about.
+    """How to get the mean over the map of a value's gradient.
 
     Attributes
     ----------
     source : str
-        The value whose gradient is needed for it.
+        The value whose gradient it is computed from.
     finish : callable
         From the gradient of ``source`` to the mean, (K,N,C); appends nodes.
     """
@@ -33,7 +33,7 @@ class Pooling:
 
 
 def plan_pooling(graph: Graph, gradients: Mapping[str, str], value: str) -> Pooling:
-    """Find the shortest way to the mean over the map of the gradient of ``value``.
+    """Find the cheapest way to the mean over the map of the gradient of ``value``.
 
     Grad-CAM needs no more than alpha (Selvaraju et al. 2017, eq. 1). The sum over the map is pushed forward through
     the first ops of the head as long as that is exact (`pushes.PUSHES`), and folded into the weights of a dense layer
@@ -67,7 +67,7 @@ def pooled_gradients(
     values : sequence of str
         Values (N,C,h,w).
     full : sequence of str, optional
-        Values whose whole gradients are wanted too.
+        Values whose full gradients are wanted as well.
 
     Returns
     -------
@@ -83,7 +83,7 @@ def pooled_gradients(
 
 
 def _mean_over_map(graph: Graph, value: str, layout: Axes, pixels: int, dtype: np.dtype[Any], gradient: str) -> str:
-    """Return the sum over what is left of the map, divided by the pixels that there were."""
+    """Return the sum over the remaining map, divided by the number of pixels of the original one."""
     spatial = [1 + layout.index(axis) for axis in "HW" if axis in layout]
     if spatial:
         op = "Squeeze" if _map_size(graph, value, layout) == 1 else "ReduceSum"
@@ -111,7 +111,7 @@ def _map_size(graph: Graph, value: str, layout: Axes) -> int:
 
 
 def _flattened_reader(graph: Graph, value: str, gradients: Mapping[str, str]) -> onnx.NodeProto | None:
-    """Return the dense layer that alone reads ``value`` flattened to one row an image, if that is what follows."""
+    """Return the dense layer that alone reads ``value`` flattened to one row per image, or None."""
     flatten = _only_reader(graph, value, gradients)
     if flatten is None or operator(flatten) not in ("Flatten", "Reshape") or not _flattens(graph, flatten):
         return None

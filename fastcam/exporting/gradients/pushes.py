@@ -1,4 +1,8 @@
-"""Which ops let the sum over the map of a gradient pass: the table behind `pooling`."""
+"""Ops that the sum of a gradient over the map passes through unchanged: the table behind `pooling`.
+
+The gradient of a MaxPool window goes to one of its inputs, however the windows overlap or are padded; that of an
+average is distributed in shares that add up to 1.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,9 @@ import onnx
 
 from ...graph import Graph, attribute
 
-# Pooled gradients: where the gradient's sum over the map can be taken after the op instead of before it
+# The axes of a value, a permutation of "NCHW" or, without its map, of "NC".
 Axes: TypeAlias = str
-
-
+# Returns the layout behind a node, None where the sum has to be taken before it.
 PushRule: TypeAlias = "Callable[[Graph, onnx.NodeProto, Axes], Axes | None]"
 
 
@@ -25,7 +28,7 @@ def _pooling_keeps_layout(graph: Graph, node: onnx.NodeProto, layout: Axes) -> A
 
 
 def _average_keeps_sum(graph: Graph, node: onnx.NodeProto, layout: Axes) -> Axes | None:
-    """Every window hands out exactly its gradient, unless a share of it falls on padding."""
+    """Every window distributes exactly its gradient, unless a share of it falls on padding."""
     counts_padding = attribute(node, "count_include_pad", 0)
     padded = any(attribute(node, "pads", [])) or attribute(node, "auto_pad", "NOTSET").startswith("SAME")
     return None if counts_padding and padded else _pooling_keeps_layout(graph, node, layout)
@@ -63,10 +66,3 @@ PUSHES: dict[str, PushRule] = {
     "Reshape": _single_pixel_dropped,
     "Squeeze": _single_pixel_dropped,
 }
-
-
-"""Ops through which the sum of the gradient over the map passes unchanged, and what they make of the axes' order.
-
-A MaxPool window's gradient goes to one of its inputs whatever the windows' overlap or padding; an average's is handed
-out in shares that add up to 1. A rule returns the new layout, a permutation of "NCHW" or "NC", or None to stop.
-"""

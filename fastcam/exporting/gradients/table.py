@@ -1,7 +1,7 @@
 """The table of gradient rules: one short vector-Jacobian product (VJP) per input of an ONNX op.
 
 A rule gets a `Step`, one node of the forward pass together with the gradient of its output, and emits the nodes that
-give the gradient of one input. Every gradient carries one leading axis more than its value: K, the targets. A value of
+give the gradient of one input. Every gradient has one more axis than its value, in front: K, the targets. A value of
 shape (N,C,h,w) has a gradient of shape (K,N,C,h,w), so element-wise rules work by broadcasting alone and the forward
 values are never repeated.
 
@@ -47,7 +47,7 @@ class Step:
 
     @property
     def gradient(self) -> str:
-        r"""Gradient of the node's first output, shape (K, \*output shape); refuses the node when another has one."""
+        r"""Gradient of the node's first output, (K, \*output shape); rejects the node when another output has one."""
         first, *others = self.gradients
         if first is None or any(others):
             self.refuse("the gradient arrives at another output than its first")
@@ -90,13 +90,13 @@ class Step:
         return self.graph.emit_constant(np.array(numbers, np.int64), stem="gradient/integers")
 
     def fixed(self, value: str) -> Array:
-        """Return the array of a constant input; refuses the node when it is computed."""
+        """Return the array of a constant input; rejects the node when it is computed."""
         if value not in self.graph.constants:
             self.refuse(f"input {value!r} is computed; the rule needs a constant")
         return self.graph.constants[value]
 
     def fixed_or(self, index: int, default: npt.ArrayLike) -> Array:
-        """Return the array of an optional constant input, ``default`` where it is left out."""
+        """Return the array of an optional constant input, ``default`` where it is absent."""
         given = index < len(self.x) and self.x[index]
         return self.fixed(given) if given else np.asarray(default)
 
@@ -128,14 +128,14 @@ class Vjp:
     Attributes
     ----------
     rules : tuple of (callable or None)
-        One rule an input; None where the op has no gradient for it.
+        One rule per input; None where the op has no gradient for it.
     variadic : callable or None
-        The rule of every input beyond, given the input's index.
+        The rule of every further input, given the input's index.
     broadcasts : bool
         The op follows NumPy's broadcasting: its rules give gradients of the output's shape, and the engine sums them
         down to the input's.
     core_axes : int
-        Trailing axes that take no part in the broadcasting (2 for a matrix product).
+        Trailing axes that are not broadcast (2 for a matrix product).
     """
 
     rules: tuple[Rule | None, ...]
@@ -172,7 +172,7 @@ def defvjp(
         True for ops of several inputs that follow NumPy's broadcasting: the rules then return gradients of the
         output's shape.
     core_axes : int
-        Trailing axes that take no part in the broadcasting: 2 for a matrix product.
+        Trailing axes that are not broadcast: 2 for a matrix product.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Rewrites of a graph, one file each; `simplify` runs them in order.
+"""Rewrites of a graph, one file per pass; `simplify` runs them in order.
 
 In: a `Graph`. Out: the same graph, changed in place, computing the same values. Imports `graph`, `errors` and `ops`.
 """

@@ -113,8 +113,12 @@ def _fold(graph: Graph, node: onnx.NodeProto, budget: FoldingBudget) -> list[Arr
         needs = (0, 0)
     if needs is None:
         return None
-    budget.spend(node, needs[0] * _item_size(graph, node), needs[1] * row.cost)
-    return _evaluate(graph, node)
+    size = needs[0] * _item_size(graph, node)
+    budget.spend(node, size, needs[1] * row.cost)
+    results = _evaluate(graph, node)
+    # The estimate is an upper bound, far above the size of what a reduction leaves.
+    budget.bytes += size - sum(result.nbytes for result in results or ())
+    return results
 
 
 def _item_size(graph: Graph, node: onnx.NodeProto) -> int:

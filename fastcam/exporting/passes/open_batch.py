@@ -1,7 +1,7 @@
-"""A fixed batch made open, where every op treats its images one by one.
+"""Open a fixed batch, where every op treats its images one by one.
 
-Exporters often write the batch that they traced with, mostly 1, into the file. It may be opened when no op mixes rows
-of axis 0, no constant has a row for every image, and no shape counts on their number.
+Exporters often write the batch size that they traced with, mostly 1, into the file. It can be opened when no op mixes
+rows of axis 0, no constant has a row for every image, and no shape depends on their number.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def open_batch(graph: Graph) -> Note | None:
     Returns
     -------
     Note or None
-        What was done or why not; None where the batch was open before.
+        What was done, or why nothing was; None where the batch was already open.
     """
     image, type_ = next(iter(graph.inputs.items()))
     size = type_.shape[0]

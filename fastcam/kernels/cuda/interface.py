@@ -1,4 +1,4 @@
-"""What the kernels of a CUDA device take: arrays in its memory that somebody else owns, and a stream to work on.
+"""The interface of the kernels of a CUDA device: arrays in its memory, owned by the caller, and a stream to work on.
 
 Nothing here waits for the device or allocates: a call enqueues its work on the stream and returns. Two backends do the
 same work from one source, `csrc/cam_kernels.cuh`: `cuda`, the native module that nvcc compiled, and `nvrtc`, which
@@ -129,7 +129,7 @@ class DeviceKernels(ABC):
     def workspace_bytes(
         self, activations: tuple[int, int, int, int], maps: int, weighting: Weighting, *, channels_last: bool
     ) -> int:
-        """Pixels that `render` needs beside its outputs for activations (N,C,h,w) and K = ``maps``; 0 or more."""
+        """Bytes that `render` needs in addition to its outputs, for activations (N,C,h,w) and K = ``maps``."""
 
     @abstractmethod
     def render(self, call: DeviceRender, stream: int) -> None:

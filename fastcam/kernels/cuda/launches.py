@@ -50,7 +50,7 @@ _WEIGHT_FLOATS = {"channel": 8 * 1024, "pooled": 6 * 1024}
 """Weights of a slice in shared memory, beside what else lies there."""
 
 _READ_PER_WRITTEN = 8
-"""Pixels of activations read for each byte of partial sums written."""
+"""Bytes of activations read for each byte of partial sums written."""
 
 _CACHED_PIXELS = 6 * 1024
 """Largest map that the second launch keeps in shared memory."""

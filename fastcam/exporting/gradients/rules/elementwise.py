@@ -156,7 +156,7 @@ def _hard_swish(s: Step) -> str:
 
 
 def _quantize(s: Step) -> str:
-    """Straight-through: a number that is rounded hands its gradient on, one that saturates has none.
+    """Straight-through: a number that is rounded passes its gradient through, one that saturates has none.
 
     Rounding has slope 0 almost everywhere, which would explain nothing; the float network that was quantised has the
     slope of the clipping alone (Bengio et al. 2013, Jacob et al. 2018, section 3). The gradient of a quantised number
