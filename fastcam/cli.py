@@ -22,9 +22,12 @@ import fastcam
 
 from .errors import FastcamError, WriteError
 from .explaining.methods import METHODS
+from .explaining.selftest import RUNTIMES, check_selftest_answer, run_selftest, write_selftest_picture
 from .folders.jobs import FORMATS
-from .metadata import PRECISIONS, SCORE_ACTIVATIONS
+from .metadata import PICTURES, PRECISIONS, SCORE_ACTIVATIONS
 from .preprocessing import Preprocessing
+from .web.runtime import PACKAGE
+from .web.site import build_site
 
 # Exit statuses other than 0 and click's own 2 for an invalid command line: the work or a part of it was refused; and
 # Ctrl-C, by the convention of shells.
@@ -273,6 +276,32 @@ def train(data_dir: Path, weights: str, **options: Any) -> None:
     help="What turns the scores into probabilities, for models that end in raw scores: softmax (one class per image), "
     "sigmoid (several, or binary), none (no probabilities), probabilities (they are). [default: the model's own]",
 )
+@click.option(
+    "--draw",
+    type=click.Choice(["heatmaps", "overlays"]),
+    help="Draw in the graph, so that any ONNX runtime needs one run and no further code.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(list(METHODS)),
+    default="gradcam",
+    show_default=True,
+    help="What --draw draws by.",
+)
+@click.option("--signed", is_flag=True, help="With --draw: keep the evidence against a class, -1..1.")
+@click.option(
+    "--picture",
+    type=click.Choice(PICTURES),
+    help="With --draw: take uint8 RGB pictures of the input's size, or of any size.",
+)
+@click.option(
+    "--target",
+    type=click.Choice(["default", "required"]),
+    default="default",
+    show_default=True,
+    help="required: an ordinary input, for runtimes other than ONNX Runtime.",
+)
+@click.option("--raw-outputs", is_flag=True, help="With --draw: give activations and weights, too.")
 def export(model: Path, out: Path, layer: Sequence[str], preprocess: str | None, **options: Any) -> None:
     """Export MODEL (.keras, .h5 or .onnx) to OUT, a single ONNX file that explains itself.
 
@@ -409,6 +438,69 @@ def info(file: Path, as_json: bool) -> None:
         _say(f"{name:<16}{value}")
 
 
+@commands.command(epilog="Example: fastcam web dogs.onnx -o site && python -m http.server -d site")
+@click.argument("file", type=_FILE)
+@click.option("-o", "--out", type=_FILE, required=True, metavar="DIR", help="Folder for the page.")
+@click.option("--title", help="Heading of the page. [default: the file's name]")
+@click.option(
+    "--runtime-archive",
+    "archive",
+    type=_FILE,
+    metavar="TGZ",
+    help=f"The result of 'npm pack {PACKAGE}', for machines without npm or network.",
+)
+def web(file: Path, out: Path, title: str | None, archive: Path | None) -> None:
+    """Write a static page that explains photos with FILE in the browser: no photo leaves the machine.
+
+    FILE was exported with --draw heatmaps --picture input --target required. ONNX Runtime Web comes from npm and is
+    checked by its hash; the page loads nothing from elsewhere. Any web server serves DIR, GitHub Pages for one.
+    """
+    site = build_site(file, out, title=title, archive=archive)
+    _say(f"wrote {site.folder}: {', '.join(f'{part} {_megabytes(size)}' for part, size in site.bytes.items())}")
+    _say(f"open it: python -m http.server -d {site.folder}, then http://localhost:8000")
+
+
+@commands.command(epilog="Example: fastcam selftest dogs.onnx --runtime openvino")
+@click.argument("file", type=_FILE)
+@click.option(
+    "--runtime",
+    type=click.Choice(list(RUNTIMES)),
+    default="onnxruntime",
+    show_default=True,
+    help="Where to run it.",
+)
+@click.option(
+    "--picture", type=_FILE, metavar="PNG", help="Run nothing: write the test's picture, for a program of your own."
+)
+@click.option(
+    "--answer", type=_FILE, metavar="FILE", help="Run nothing: check the heatmap that it wrote, as raw float32."
+)
+def selftest(file: Path, runtime: str, picture: Path | None, answer: Path | None) -> int:
+    """Check that a runtime computes the scores and the heatmap that FILE expects of it.
+
+    FILE, exported with --draw, carries a test input, and a class other than the top one to explain. The exit status is
+    1 where the answer differs.
+    """
+    if picture is not None:
+        _say(f"wrote {picture}: explain class {write_selftest_picture(file, picture)}")
+    if answer is not None:
+        error, tolerance = check_selftest_answer(file, answer)
+        _say(f"relative error: heatmap {error:.1e}")
+        return _passed(error <= tolerance, tolerance)
+    if picture is not None:
+        return 0
+    result = run_selftest(file, runtime)
+    _say(f"runtime: {result.runtime}")
+    _say(f"class: asked for {result.target}, explained {result.explained}")
+    _say(f"relative error: scores {result.logits_error:.1e}, heatmap {result.heatmap_error:.1e}")
+    return _passed(result.passed, result.tolerance)
+
+
+def _passed(passed: bool, tolerance: float) -> int:
+    _say(f"{'passed' if passed else 'FAILED'}, tolerance {tolerance:.1e}")
+    return 0 if passed else _REFUSED
+
+
 @commands.command(epilog='Example: fastcam demo --out pictures  (needs: pip install "fastcam[demo]")')
 @click.option(
     "--out",
@@ -418,14 +510,20 @@ def info(file: Path, as_json: bool) -> None:
     metavar="DIR",
     help="Folder for the model and the pictures.",
 )
-def demo(out: Path) -> None:
+@click.option("--web", "in_browser", is_flag=True, help="Then open a page that explains your own photos.")
+def demo(out: Path, in_browser: bool) -> None:
     """Explain four photos with a trained EfficientNet-Lite0, and write overlays and a contact sheet.
 
-    Nothing is downloaded: weights, photos and class names are part of the [demo] extra.
+    Nothing is downloaded: weights, photos and class names are part of the [demo] extra. Only --web downloads ONNX
+    Runtime Web, from npm.
     """
     from .demo.run import run
 
     run(out, say=_say)
+    if in_browser:
+        from .demo.page import open_page
+
+        open_page(out, say=_say)
 
 
 @commands.command(epilog="Example: fastcam completion bash >> ~/.bashrc")

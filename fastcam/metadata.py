@@ -13,7 +13,9 @@ from .notes import Note
 from .preprocessing import Layout, Preprocessing
 
 FORMAT_VERSION = "1"
-READABLE_VERSIONS = ("1",)
+# Files that draw their own heatmaps, or take pictures: readers of version 1 would miss outputs, or misread the input.
+DRAWING_VERSION = "2"
+READABLE_VERSIONS = (FORMAT_VERSION, DRAWING_VERSION)
 
 # Ranks that the input `target` can ask for: -1 the best class, -2 the second. TensorRT sorts at most 3840 classes, and
 # nobody looks at a hundred maps.
@@ -23,6 +25,9 @@ MAXIMUM_RANK = 100
 LARGEST_BATCH = 2**16
 
 PRECISIONS = ("fp32", "fp16")
+
+# Sizes of the uint8 pictures that a file may take: the model's input size, or any.
+PICTURES = ("input", "any")
 
 # What turns logits into probabilities. "probabilities": the logits are probabilities already; "none": not known.
 SCORE_ACTIVATIONS = ("softmax", "sigmoid", "none", "probabilities")
@@ -67,6 +72,12 @@ class Metadata:
         What the network computes in; its gradients are always float32.
     notes : tuple of Note
         What was done to the model, guessed about it, or left as it was.
+    method : str or None
+        The method by which the file draws its own ``maps`` and ``heatmaps``; None where it draws none.
+    signed : bool
+        Whether ``heatmaps`` keep the evidence against a class: -1..1 instead of 0..1.
+    picture : {None, "input", "any"}
+        Whether the input is uint8 pictures (N,H,W,3), and of what size.
     """
 
     layers: tuple[str, ...]
@@ -78,6 +89,9 @@ class Metadata:
     framework: str
     precision: str = "fp32"
     notes: tuple[Note, ...] = ()
+    method: str | None = None
+    signed: bool = False
+    picture: str | None = None
 
     @property
     def overflow_advice(self) -> str:
@@ -88,8 +102,14 @@ class Metadata:
 
     def to_properties(self) -> dict[str, str]:
         """Return the entries of the file's ``metadata_props``, always in the same order."""
+        drawing = {
+            "method": self.method or "",
+            "signed": "true" if self.signed else "",
+            "picture": self.picture or "",
+        }
+        drawing = {key: value for key, value in drawing.items() if value}
         entries = {
-            "format_version": FORMAT_VERSION,
+            "format_version": DRAWING_VERSION if drawing else FORMAT_VERSION,
             "package_version": importlib.metadata.version("fastcam"),
             "framework": self.framework,
             "layers": json.dumps(self.layers, ensure_ascii=False),
@@ -100,6 +120,7 @@ class Metadata:
             "score_activation": self.score_activation,
             "precision": self.precision,
             "notes": json.dumps([[note.kind, note] for note in self.notes], ensure_ascii=False),
+            **drawing,
         }
         return {_PREFIX + key: value for key, value in entries.items()}
 
@@ -178,6 +199,12 @@ _READERS: dict[str, Any] = {
     "framework": str,
     "precision": _one_of(*PRECISIONS),
     "notes": _notes,
+    "method": lambda text: text or None,
+    "signed": lambda text: _one_of("", "true")(text) == "true",
+    "picture": lambda text: _one_of("", *PICTURES)(text) or None,
 }
 # Entries that older files of this format lack.
-_DEFAULTS = {_PREFIX + "precision": "fp32", _PREFIX + "notes": "[]"}
+_DEFAULTS = {
+    _PREFIX + key: value
+    for key, value in {"precision": "fp32", "notes": "[]", "method": "", "signed": "", "picture": ""}.items()
+}

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-NoteKind = Literal["batch", "checks", "classes", "float16", "inputs", "layer", "preprocessing", "scores", "widened"]
+NoteKind = Literal[
+    "batch", "checks", "classes", "float16", "inputs", "layer", "preprocessing", "scores", "selftest", "widened"
+]
 
 NOTE_KINDS: tuple[str, ...] = get_args(NoteKind)
 
@@ -27,6 +29,7 @@ class Note(str):
         "layer"          the choice of the explained layer, or what it leaves out
         "preprocessing"  how pictures become the model's input was guessed
         "scores"         how the scores relate to probabilities was guessed, or is unknown
+        "selftest"       the file holds no self-test
         "widened"        a network that computes in 16 bits was exported in float32
         ===============  ==========================================================================
     text : str

@@ -76,7 +76,7 @@ def test_version() -> None:
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
 def test_help_lists_the_subcommands(arguments: list[str]) -> None:
     output = _invoke(*arguments).output
-    for name in ("completion", "demo", "explain", "export", "info", "train"):
+    for name in ("completion", "demo", "explain", "export", "info", "selftest", "train", "web"):
         assert f"\n  {name}  " in output
 
 
@@ -87,6 +87,8 @@ def test_help_lists_the_subcommands(arguments: list[str]) -> None:
         ("export", "fastcam export dogs.keras dogs.onnx --classes breeds.txt"),
         ("explain", "fastcam explain dogs.onnx photos/ -o why --top-k 3"),
         ("info", "fastcam info dogs.onnx"),
+        ("web", "fastcam web dogs.onnx -o site"),
+        ("selftest", "fastcam selftest dogs.onnx --runtime openvino"),
         ("demo", "fastcam demo --out pictures"),
         ("completion", "fastcam completion bash >> ~/.bashrc"),
     ],
@@ -94,7 +96,7 @@ def test_help_lists_the_subcommands(arguments: list[str]) -> None:
 def test_each_help_has_an_example_that_parses(command: str, example: str) -> None:
     result = _invoke(command, "--help", terminal_width=110)
     assert f"Example: {example}" in result.output
-    name, *arguments = example.partition(" >> ")[0].removeprefix("fastcam ").split()
+    name, *arguments = example.partition(" >> ")[0].partition(" && ")[0].removeprefix("fastcam ").split()
     cli.commands.commands[name].make_context(name, arguments)
 
 

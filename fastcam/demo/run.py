@@ -189,7 +189,7 @@ def _sheet_row(photo: Path, explanation: fastcam.ImageExplanation) -> list[tuple
     return [(read_image(photo), photo.stem), *overlays]
 
 
-def _plain_forward(network: onnx.ModelProto, threads: int, batch: NDArray[np.float32]) -> Callable[[], Any]:
+def _plain_forward(network: onnx.ModelProto, threads: int, batch: NDArray[Any]) -> Callable[[], Any]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -14,6 +14,8 @@ from .methods import METHODS, find_method
 if TYPE_CHECKING:
     import onnxruntime
 
+    from .openvino import OpenVinoSession
+
 DEFAULT_METHOD = "gradcam"
 # Pixels of one heatmap: a gigabyte of float32.
 LARGEST_HEATMAP = 2**28
@@ -22,8 +24,10 @@ _LARGEST_INPUT = 2**26
 
 # Element type and rank of what the file gives: once, and of every layer.
 _OUTPUTS = {"logits": ("float", 2), "targets": ("int64", 2)}
-_PER_TARGET = ("targets", "weights", "gradients")
+_PER_TARGET = ("targets", "weights", "gradients", "maps", "heatmaps", "overlays")
 _LAYER_OUTPUTS = {"activations": ("float", 4), "weights": ("float", 3)}
+# Of a file that draws its own heatmaps.
+_DRAWN_OUTPUTS = {"maps": ("float", 4), "heatmaps": ("float", 4)}
 
 
 class Value(NamedTuple):
@@ -49,6 +53,8 @@ class ExplainedModel:
     fixed_batch : int or None
         Number of images that the file takes, None for any.
     class_count : int
+    draws_only : bool
+        Whether the file gives the maps that it draws, and no activations and weights.
 
     Raises
     ------
@@ -56,11 +62,12 @@ class ExplainedModel:
         The file was not made by `fastcam.export`, or was changed.
     """
 
-    def __init__(self, path: Path, session: onnxruntime.InferenceSession) -> None:
+    def __init__(self, path: Path, session: onnxruntime.InferenceSession | OpenVinoSession) -> None:
         self.path = path
         self.metadata = Metadata.from_properties(_properties(path, session), str(path))
         self.inputs, self.outputs = _signature(path, session)
         self._layer_outputs = [layer_outputs(position) for position in range(len(self.metadata.layers))]
+        self.draws_only = self.metadata.method is not None and self._layer_outputs[0].weights not in self.outputs
         self.has_gradients = all(layer.gradients in self.outputs for layer in self._layer_outputs)
         self._check_outputs()
         if len(self.inputs) != 1:
@@ -71,6 +78,9 @@ class ExplainedModel:
         self._check_input(image)
         batch, *sides = image.shape
         self.image_shape: tuple[int, ...] = tuple(sides)
+        if self.metadata.picture is not None:
+            # The input may be of any size; the heatmaps are of the network's.
+            self.image_shape = (*self.outputs["heatmaps"].shape[2:], 3)
         self.fixed_batch: int | None = batch if isinstance(batch, int) else None
         if self.fixed_batch is not None and not 0 < self.fixed_batch <= LARGEST_BATCH:
             raise FileFormatError(f"{path}: it takes batches of {self.fixed_batch} images: export the model again")
@@ -87,6 +97,8 @@ class ExplainedModel:
     @property
     def methods(self) -> tuple[str, ...]:
         """Methods that the file can be explained by."""
+        if self.draws_only and self.metadata.method is not None:
+            return (self.metadata.method,)
         return tuple(METHODS) if self.has_gradients else (DEFAULT_METHOD,)
 
     def side(self, axis: str) -> int:
@@ -99,7 +111,12 @@ class ExplainedModel:
         return (*rows, *self.outputs[name].shape[len(rows) :])
 
     def fetched(self, positions: Sequence[int], second: str) -> tuple[str, ...]:
-        """Return the outputs that explain these layers: logits and targets, then activations and ``second`` of each."""
+        """Return the outputs that explain these layers: logits and targets, then activations and ``second`` of each.
+
+        Of a file that gives nothing but its own maps: logits, targets and maps.
+        """
+        if self.draws_only:
+            return (*_OUTPUTS, "maps")
         layers = [self._layer_outputs[position] for position in positions]
         return (*_OUTPUTS, *(name for layer in layers for name in (layer.activations, getattr(layer, second))))
 
@@ -112,6 +129,11 @@ class ExplainedModel:
             There is no such method, or the file lacks the gradients that it needs.
         """
         find_method(method)
+        if method not in self.methods and self.draws_only:
+            raise ArgumentError(
+                f"{self.path} draws its maps by method={self.methods[0]!r} and holds nothing for {method!r}: "
+                f"give method={self.methods[0]!r}, or export the model again with raw_outputs=True"
+            )
         if method not in self.methods:
             raise ArgumentError(
                 f"method={method!r} needs the full gradients, and {self.path} holds pooled ones: "
@@ -120,9 +142,13 @@ class ExplainedModel:
         return "weights" if method == DEFAULT_METHOD else "gradients"
 
     def _check_input(self, image: Value) -> None:
-        sides = image.shape[1:]
+        sides, kind = image.shape[1:], "tensor(float)"
+        if self.metadata.picture is not None:
+            kind = "tensor(uint8)"
+            known = self.metadata.picture == "any" or sides[:2] == self.outputs["heatmaps"].shape[2:]
+            sides = (*self.outputs["heatmaps"].shape[2:], *sides[2:]) if known else ()
         whole = len(sides) == 3 and all(isinstance(side, int) and side > 0 for side in sides)
-        if image.type != "tensor(float)" or not whole or math.prod(sides) > _LARGEST_INPUT:
+        if image.type != kind or not whole or math.prod(sides) > _LARGEST_INPUT:
             raise FileFormatError(
                 f"{self.path}: its input {image.name!r} is {image.type} {list(image.shape)}, "
                 "not a batch of pictures: export the model again"
@@ -130,7 +156,9 @@ class ExplainedModel:
 
     def _check_outputs(self) -> None:
         expected = dict(_OUTPUTS)
-        for layer in self._layer_outputs:
+        if self.metadata.method is not None or self.metadata.picture is not None:
+            expected |= _DRAWN_OUTPUTS
+        for layer in [] if self.draws_only else self._layer_outputs:
             expected |= {getattr(layer, name): type_ for name, type_ in _LAYER_OUTPUTS.items()}
             if self.has_gradients:
                 expected[layer.gradients] = ("float", 5)
@@ -141,7 +169,9 @@ class ExplainedModel:
                 raise FileFormatError(f"{self.path}: its output {name!r} is missing or changed: export the model again")
 
 
-def _signature(path: Path, session: onnxruntime.InferenceSession) -> tuple[dict[str, Value], dict[str, Value]]:
+def _signature(
+    path: Path, session: onnxruntime.InferenceSession | OpenVinoSession
+) -> tuple[dict[str, Value], dict[str, Value]]:
     try:
         inputs, outputs = (
             {item.name: Value(item.name, item.type, tuple(item.shape)) for item in items}
@@ -149,12 +179,12 @@ def _signature(path: Path, session: onnxruntime.InferenceSession) -> tuple[dict[
         )
     except UnicodeDecodeError as error:
         raise FileFormatError(f"{path}: a name in it is damaged ({error}): export the model again") from error
-    # TensorRT's copy of the file has no default for it, so that it counts as an input.
+    # Where it has no default it counts as an input.
     inputs.pop("target", None)
     return inputs, outputs
 
 
-def _properties(path: Path, session: onnxruntime.InferenceSession) -> Mapping[str, str]:
+def _properties(path: Path, session: onnxruntime.InferenceSession | OpenVinoSession) -> Mapping[str, str]:
     try:
         properties: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
     except UnicodeDecodeError as error:

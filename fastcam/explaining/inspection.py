@@ -158,8 +158,19 @@ def _location(tensor: onnx.TensorProto) -> str:
 
 def _of_one_image(model: onnx.ModelProto) -> Graph:
     """Read the model with every shape known: a batch of one image, and of one class, `target`'s default."""
+    height, width = next(
+        (
+            [side.dim_value for side in item.type.tensor_type.shape.dim[2:]]
+            for item in model.graph.output
+            if item.name == "heatmaps"
+        ),
+        (0, 0),
+    )
+    sizes = {"height": height, "width": width}
     for item in model.graph.input:
-        item.type.tensor_type.shape.dim[0].dim_value = 1
+        for side in item.type.tensor_type.shape.dim:
+            if not side.HasField("dim_value"):
+                side.dim_value = sizes.get(side.dim_param, 1)
     del model.graph.value_info[:]
     return from_model(model)
 

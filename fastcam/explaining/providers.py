@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any, NamedTuple, TypeAlias
 
 from ..arguments import shown
-from ..errors import ArgumentError, DeviceError, FastcamError, MissingExtraError
+from ..errors import ArgumentError, DeviceError, FastcamError, MissingExtraError, ModelError
 from . import tensorrt
 from .devices import NO_KERNELS, find_backend
 
@@ -26,6 +26,8 @@ Provider: TypeAlias = "tuple[str, dict[str, Any]]"
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 _KINDS = {CUDA: "cuda", TENSORRT: "tensorrt"}
+# Providers that know inputs with a default value. Others (OpenVINO's, for one) take the default for a constant.
+_KEEP_DEFAULTS = (CPU, CUDA)
 
 # TF32 rounds float32 products to 10 bits of mantissa, and is ONNX Runtime's default: heatmaps would differ from the
 # CPU's in the third digit.
@@ -42,7 +44,7 @@ class Request(NamedTuple):
 
     Attributes
     ----------
-    kind : {"auto", "cpu", "cuda", "tensorrt"}
+    kind : {"auto", "cpu", "cuda", "openvino", "tensorrt"}
         "cpu" stands for every provider whose results ONNX Runtime brings to the host.
     number : int
         Number of the device.
@@ -66,8 +68,8 @@ class Placement:
 
     Attributes
     ----------
-    model : Path
-        The file to open.
+    model : Path or bytes
+        What to open: a file, or a model whose external weights lie in its file's folder.
     providers : list of (str, dict)
     building : callable
         Gives the context to open the session in.
@@ -75,7 +77,7 @@ class Placement:
         Limits of one run.
     """
 
-    model: Path
+    model: Path | bytes
     providers: list[Provider]
     building: Callable[[], AbstractContextManager[None]] = nullcontext
     largest_batch: int | None = None
@@ -108,7 +110,11 @@ def ask(device: str, providers: Sequence[Any] | None) -> Request:
     """
     if providers is not None:
         return _named_providers(providers)
-    match = re.fullmatch(r"(auto|cpu|cuda|tensorrt)|(cuda|tensorrt):(\d{1,3})", device) if _is_text(device) else None
+    match = (
+        re.fullmatch(r"(auto|cpu|cuda|openvino|tensorrt)|(cuda|tensorrt):(\d{1,3})", device)
+        if _is_text(device)
+        else None
+    )
     if match is None:
         raise ArgumentError(
             f"device={shown(device)} is not known; choose one of {', '.join(map(repr, DEVICES))} "
@@ -154,7 +160,32 @@ def place(request: Request, path: Path, stream: int) -> Placement:
 
 
 def _place_on_cpu(request: Request, path: Path, stream: int) -> Placement:
-    return Placement(path, request.providers or [(CPU, {})])
+    providers = request.providers or [(CPU, {})]
+    foreign = any(name not in _KEEP_DEFAULTS for name, _ in providers)
+    return Placement(without_default(path) if foreign else path, providers)
+
+
+def without_default(path: Path) -> Path | bytes:
+    """Return the file's model with an ordinary input ``target``: the path itself where it already is one.
+
+    Raises
+    ------
+    ModelError
+        The file is missing or damaged.
+    """
+    import onnx
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf and the file system raise their own
+        raise ModelError(f"{path}: cannot be read: {error}") from error
+    kept = [tensor for tensor in model.graph.initializer if tensor.name != "target"]
+    if len(kept) == len(model.graph.initializer):
+        return path
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
 
 
 def _place_on_cuda(request: Request, path: Path, stream: int) -> Placement:
@@ -192,6 +223,7 @@ DEVICES: dict[str, Callable[[Request, Path, int], Placement]] = {
     "auto": _place_on_cpu,
     "cpu": _place_on_cpu,
     "cuda": _place_on_cuda,
+    "openvino": _place_on_cpu,
     "tensorrt": _place_on_tensorrt,
 }
 

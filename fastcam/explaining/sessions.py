@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _NO_FALLBACK = "session.disable_cpu_ep_fallback"
 _FELL_BACK = "explicitly disabled by the user"
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _TELL_PLACES = "session.record_ep_graph_assignment_info"
 # What computes shapes: ONNX Runtime keeps these few integers on the host, where the next op needs them.
 _SHAPE_OPS = frozenset(
@@ -65,7 +66,10 @@ def open_session(
     try:
         with placement.building():
             whole = _create_whole(placement, threads) if strict else None
-            session = whole or _create(placement, threads, {_TELL_PLACES: "1"} if strict else {}, rewritten=rewritten)
+            entries = {_TELL_PLACES: "1"} if strict else {}
+            if isinstance(placement.model, bytes):
+                entries[_WEIGHTS_FOLDER] = str(path.parent)
+            session = whole or _create(placement, threads, entries, rewritten=rewritten)
     except Exception as error:  # ONNX Runtime's exception classes derive from Exception directly
         # Its errors about models are not RuntimeErrors; those of a provider that does not start are.
         if isinstance(error, RuntimeError | ValueError) and names[0] in (CUDA, TENSORRT):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..arguments import check_classes, check_names, check_pair, check_path, check_text, checked, optional
+from ..arguments import check_classes, check_flag, check_names, check_pair, check_path, check_text, checked, optional
 from ..errors import ArgumentError, FastcamError, ModelError
 from ..files import check_writable
 from ..graph import Graph, static_dims
@@ -18,6 +18,8 @@ from ..metadata import PRECISIONS, SCORE_ACTIVATIONS, Metadata
 from ..notes import Note
 from ..preprocessing import Layout, Preprocessing
 from .classifier import open_classifier
+from .drawing import DrawingPlan
+from .expectation import NO_SELFTEST, expect
 from .float16 import halve, round_weights
 from .importers import ImportedModel, ImportOptions, ModelSource
 from .outputs import add_explanation, forward_outputs
@@ -82,6 +84,12 @@ class ExportResult:
     classes=optional(check_classes),
     gradients=check_text,
     precision=check_text,
+    draw=optional(check_text),
+    method=check_text,
+    signed=check_flag,
+    picture=optional(check_text),
+    target=check_text,
+    raw_outputs=check_flag,
     score_activation=optional(check_text),
 )
 def export(
@@ -98,6 +106,12 @@ def export(
     gradients: str = "pooled",
     precision: str = "fp32",
     score_activation: str | None = None,
+    draw: str | None = None,
+    method: str = "gradcam",
+    signed: bool = False,
+    picture: str | None = None,
+    target: str = "default",
+    raw_outputs: bool = False,
 ) -> ExportResult:
     """Write a classifier as an ONNX file that explains itself.
 
@@ -149,6 +163,26 @@ def export(
         the scores are probabilities already, "none" for no probabilities. By default the softmax or sigmoid at the end
         of the model, which is removed; where there is none, no probabilities are shown. One score z with "sigmoid"
         becomes two logits (-z, z), whose sigmoids add up to 1, so that both classes can be explained.
+    draw : {None, "heatmaps", "overlays"}
+        Draw in the graph, so that any ONNX runtime needs one run and no code of fastcam. "heatmaps" replaces
+        ``activations`` and ``weights`` by ``maps`` (N,K,h,w), the weighted sum over channels, and ``heatmaps``
+        (N,K,H,W) float32 of the input's size: its positive part, divided by its maximum and resized bilinearly, 0..1.
+        "overlays" adds ``overlays`` (N,K,H,W,3) uint8, the heatmaps' colours (jet) blended half and half over the
+        pictures.
+    method : str
+        What to draw by: "gradcam", "gradcam++", "xgradcam", "hirescam" or "layercam".
+    signed : bool
+        Whether to keep the evidence against a class: heatmaps of -1..1, divided by the largest magnitude.
+    picture : {None, "input", "any"}
+        Let a file that draws take uint8 ``pictures`` (N,H,W,3), RGB, instead of preprocessed floats: of the input's
+        size, or of any size, resized in the graph within one level of Pillow's antialiased bilinear filter.
+    target : {"default", "required"}
+        "default" lets callers leave ``target`` out, as an input with a default value, which only ONNX Runtime knows in
+        full: several runtimes always explain the top class then. "required" makes it an ordinary input. A class that
+        does not exist then fails alone: its entry of ``targets`` is -1 and its heatmap is NaN.
+    raw_outputs : bool
+        Whether a file that draws also gives ``activations``, ``weights`` and, with ``gradients="full"``,
+        ``gradients``.
 
     Returns
     -------
@@ -186,6 +220,7 @@ def export(
     for name, sides in (("input_size", input_size), ("token_grid", token_grid)):
         if sides is not None and not _is_size(sides):
             raise ArgumentError(f"{name}={sides!r}: give (height, width), at least 1 each")
+    plan = DrawingPlan(draw, method, signed, picture, target, raw_outputs)
     chosen_preprocessing = None if preprocess is None else Preprocessing.of(preprocess)
     names = None if classes is None else class_names(classes)
     check_writable(destination)
@@ -204,27 +239,38 @@ def export(
             preprocessing, guesses = find_preprocessing(graph, _channels(graph, layout), imported.guess)
             notes += guesses
         _check_channels(graph, layout, preprocessing)
+        plan.check(classifier.layers, preprocessing)
         if precision == "fp16":
             notes += round_weights(graph)
-        add_explanation(graph, classifier.layers, full=_GRADIENTS[gradients])
+        add_explanation(
+            graph,
+            classifier.layers,
+            full=_GRADIENTS[gradients] or plan.needs_gradients,
+            required=plan.target == "required",
+        )
         graph.prune()
         graph.infer_types()
         if precision == "fp16":
             halve(graph, forward_outputs(classifier.layers))
+        plan.apply(graph, layout, preprocessing)
 
-    input_name = next(iter(graph.inputs))
+    input_name = next(name for name in graph.inputs if name != "target")
     metadata = Metadata(
         layers=tuple(classifier.layers),
         candidates=tuple(classifier.candidates),
         classes=None if scores.names is None else tuple(scores.names),
-        input_layout=layout,
+        input_layout=layout if plan.picture is None else "NHWC",
         preprocessing=preprocessing,
         score_activation=scores.activation,
         framework=imported.framework,
         precision=precision,
         notes=tuple(notes),
+        method=plan.method if plan.draw else None,
+        signed=plan.signed,
+        picture=plan.picture,
     )
-    size = write_model(graph, destination, metadata.to_properties())
+    selftest = expect(graph, destination.parent, metadata) if plan.draw else None
+    size = write_model(graph, destination, metadata.to_properties() | (selftest.to_properties() if selftest else {}))
     return ExportResult(
         path=destination,
         layer=metadata.layers[0],
@@ -234,11 +280,11 @@ def export(
         class_count=class_count,
         input_name=input_name,
         input_shape=graph.shape(input_name),
-        input_layout=layout,
+        input_layout=metadata.input_layout,
         preprocessing=metadata.preprocessing,
         outputs=tuple(graph.outputs),
         bytes=size,
-        notes=metadata.notes,
+        notes=metadata.notes if selftest or not plan.draw else (*metadata.notes, NO_SELFTEST),
     )
 
 

@@ -14,20 +14,43 @@ from .gradients.autodiff import target_gradients
 from .gradients.pooling import pooled_gradients
 
 
-def add_explanation(graph: Graph, values: Sequence[str], *, full: bool) -> None:
-    """Add ``target``, and of every layer ``activations``, ``weights`` and, if asked, ``gradients`` to the graph."""
+def add_explanation(graph: Graph, values: Sequence[str], *, full: bool, required: bool = False) -> None:
+    """Add ``target``, and of every layer ``activations``, ``weights`` and, if asked, ``gradients`` to the graph.
+
+    Parameters
+    ----------
+    graph : Graph
+        Changed in place.
+    values : sequence of str
+        The explained layers.
+    full : bool
+        Whether to add ``gradients``.
+    required : bool
+        Whether every run must be given ``target``. A class that does not exist then fails alone: its entry of
+        ``targets`` is -1, its weights and gradients are NaN.
+    """
     scores = graph.outputs[0]
     for name in (scores, *values):
         if graph.type(name).dtype != np.float32:
             raise ModelError(f"value {name!r} is {graph.type(name).dtype}: fastcam explains float32 networks")
     names = [layer_outputs(position) for position in range(len(values))]
     logits, *explained = graph.outputs = _rename_all(graph, [scores, *values], forward_outputs(values))
-    pooled, whole = pooled_gradients(graph, _seeds(graph, logits), explained, explained if full else ())
+    seeds, valid = _seeds(graph, logits, required=required)
+    pooled, whole = pooled_gradients(graph, seeds, explained, explained if full else ())
     for output, gradient in zip(names, pooled, strict=True):
-        _name_output(graph, graph.emit("Transpose", gradient, perm=[1, 0, 2], stem=output.weights), output.weights)
+        turned = graph.emit("Transpose", gradient, perm=[1, 0, 2], stem=output.weights)
+        name_output(graph, _only_valid(graph, turned, valid, axes=[2]), output.weights)
     for output, gradient in zip(names, whole, strict=False):
         turned = graph.emit("Transpose", gradient, perm=[1, 0, 2, 3, 4], stem=output.gradients)
-        _name_output(graph, turned, output.gradients)
+        name_output(graph, _only_valid(graph, turned, valid, axes=[2, 3, 4]), output.gradients)
+
+
+def _only_valid(graph: Graph, value: str, valid: str | None, axes: Sequence[int]) -> str:
+    """Return ``value``, NaN where its target is not valid."""
+    if valid is None:
+        return value
+    condition = graph.emit("Unsqueeze", valid, graph.emit_constant(np.array(axes, np.int64)))
+    return graph.emit("Where", condition, value, graph.emit_constant(np.float32(np.nan)))
 
 
 def forward_outputs(layers: Sequence[str]) -> list[str]:
@@ -41,50 +64,73 @@ def _rename_all(graph: Graph, values: Sequence[str], names: Sequence[str]) -> li
     for value, name in zip(values, passing, strict=True):
         graph.rename(value, name)
     for value, name in zip(passing, names, strict=True):
-        _reserve(graph, name)
+        reserve(graph, name)
         graph.rename(value, name)
     return list(names)
 
 
-def _name_output(graph: Graph, value: str, name: str) -> str:
+def name_output(graph: Graph, value: str, name: str) -> str:
     """Make ``value`` an output called ``name``, whatever else bears that name giving way."""
     if value != name:
-        _reserve(graph, name)
+        reserve(graph, name)
         graph.rename(value, name)
     graph.outputs = [*(output for output in graph.outputs if output != name), name]
     return name
 
 
-def _reserve(graph: Graph, name: str) -> None:
+def reserve(graph: Graph, name: str) -> None:
     """Free a name that the file format defines."""
     if name in graph.inputs:
         raise ModelError(f"the model's input is called {name!r}, a name that explained models use: rename it")
     graph.rename(name, graph.unused_name(f"model/{name}"))
 
 
-def _seeds(graph: Graph, logits: str) -> dict[str, str]:
-    """Add the input ``target`` and the output ``targets``; return the gradient of their logits where it is known."""
-    _reserve(graph, "target")
+def _seeds(graph: Graph, logits: str, *, required: bool) -> tuple[dict[str, str], str | None]:
+    """Add the input ``target`` and the output ``targets``.
+
+    Returns
+    -------
+    seeds : dict of str to str
+        The gradient of the targets' logits where it is known.
+    valid : str or None
+        Which targets exist, bool (N,K); None where ONNX Runtime refuses a run with others.
+    """
+    reserve(graph, "target")
     batch = graph.type(logits).shape[0]
     if isinstance(batch, int) and batch > LARGEST_BATCH:
         raise ModelError(f"the model takes batches of exactly {batch} images: export it with an open batch")
     # One row for all images; runtimes want as many as the batch where that is a fixed number.
     graph.inputs["target"] = TensorType(np.dtype(np.int64), (batch, "targets"))
-    graph.defaults["target"] = np.full((batch if isinstance(batch, int) else 1, 1), -1, np.int64)
-    absent = graph.emit("Less", "target", graph.emit_constant(np.int64(0)), stem="target/absent")
-    chosen = graph.emit("Where", absent, _ranked_classes(graph, logits), "target", stem="targets")
-    by_target = graph.emit("Transpose", _name_output(graph, chosen, "targets"), perm=[1, 0], stem="target/by_target")
+    if not required:
+        graph.defaults["target"] = np.full((batch if isinstance(batch, int) else 1, 1), -1, np.int64)
+    target, valid = _clamped(graph, logits) if required else ("target", None)
+    absent = graph.emit("Less", target, graph.emit_constant(np.int64(0)), stem="target/absent")
+    chosen = graph.emit("Where", absent, _ranked_classes(graph, logits, target), target, stem="targets")
+    shown = chosen
+    if valid is not None:
+        shown = graph.emit("Where", valid, chosen, graph.emit_constant(np.int64(-1)), stem="target/shown")
+    by_target = graph.emit("Transpose", chosen, perm=[1, 0], stem="target/by_target")
+    name_output(graph, shown, "targets")
     value, gradient = target_gradients(graph, logits, by_target)
-    return {value: gradient}
+    return {value: gradient}, valid
 
 
-def _ranked_classes(graph: Graph, logits: str) -> str:
+def _clamped(graph: Graph, logits: str) -> tuple[str, str]:
+    """Return ``target`` with the nearest existing class or rank, and where that changes nothing."""
+    (classes,) = static_dims(graph, logits, [1])
+    lowest, highest = (graph.emit_constant(np.int64(n)) for n in (-min(classes, MAXIMUM_RANK), classes - 1))
+    at_least = graph.emit("Max", "target", lowest, stem="target/at_least")
+    clamped = graph.emit("Min", at_least, highest, stem="target/clamped")
+    return clamped, graph.emit("Equal", clamped, "target", stem="target/valid")
+
+
+def _ranked_classes(graph: Graph, logits: str, target: str) -> str:
     """Return the class of rank -target for every image, (N,K): -1 is the best class, -2 the second."""
     (classes,) = static_dims(graph, logits, [1])
     count = graph.emit_constant(np.array([min(classes, MAXIMUM_RANK)], np.int64))
     best = graph.unused_name("target/best")
     graph.append(helper.make_node("TopK", [logits, count], [f"{best}/logits", best], name=best, axis=1))
-    from_zero = graph.emit("Sub", graph.emit_constant(np.int64(-1)), "target", stem="target/rank")
+    from_zero = graph.emit("Sub", graph.emit_constant(np.int64(-1)), target, stem="target/rank")
     # Where a class is given its rank is of no use, and has to be a valid one.
     rank = graph.emit("Max", from_zero, graph.emit_constant(np.int64(0)), stem="target/valid_rank")
     rows = graph.emit("Shape", logits, start=0, end=1, stem="target/images")

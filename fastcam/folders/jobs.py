@@ -155,7 +155,7 @@ class _Image:
     """An image in progress; ``pixels`` is None if they will be read again, ``error`` the reason for no tensor."""
 
     source: Source
-    tensor: NDArray[np.float32] | None = None
+    tensor: NDArray[Any] | None = None
     pixels: Pixels | None = None
     notes: tuple[str, ...] = ()
     stamp: Stamp | None = None

@@ -91,6 +91,14 @@ def resize_image(image: Pixels, size: tuple[int, int], channels: int = 3) -> Pix
     return np.asarray(resized_picture(picture, size)).reshape(height, width, channels)
 
 
+def resize_images(images: Sequence[Pixels], size: tuple[int, int]) -> Pixels:
+    """Resize pictures to (H, W) as `prepare` does, without normalising them; uint8 (N,H,W,3)."""
+    batch = np.empty((len(images), *size, 3), np.uint8)
+    for image, place in zip(images, batch, strict=True):
+        place[...] = resize_image(image, size)
+    return batch
+
+
 def shrink_image(image: Pixels, factor: int) -> Pixels:
     """Shrink a picture by a whole factor, averaging; a factor below 2 changes nothing."""
     from PIL import Image

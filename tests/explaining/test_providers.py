@@ -7,20 +7,22 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from fake_cuda import FakeDevice, FakeSession, install, session_factory
-from networks import small_classifier
+from networks import relative_error, small_classifier
 
 import fastcam
 from fastcam.errors import ArgumentError, DeviceError, ModelError, TargetError
 from fastcam.explaining import devices, providers
-from fastcam.explaining.providers import CPU, CUDA, TENSORRT, Request, ask, find_problem
+from fastcam.explaining.providers import CPU, CUDA, TENSORRT, Request, ask, find_problem, without_default
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +182,7 @@ def test_devices_are_read() -> None:
     assert ask("auto", ["CoreMLExecutionProvider"]).kind == "cpu"
     wrong: list[Any] = ["cuda:", "cuda:x", "cpu:0", "auto:1", "gpu", "CUDA", None, 3]
     for name in wrong:
-        with pytest.raises(ArgumentError, match="is not known; choose one of 'auto', 'cpu', 'cuda', 'tensorrt'"):
+        with pytest.raises(ArgumentError, match="is not known; choose one of 'auto', 'cpu', 'cuda', 'openvino'"):
             ask(name, None)
 
 
@@ -347,3 +349,72 @@ def test_no_backend_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices.find_backend() is None
     with pytest.raises(DeviceError, match="there are no kernels for CUDA"):
         devices.open_device(0)
+
+
+class _Folding:
+    """A session that takes the default of ``target`` for a constant, as OpenVINO's provider does."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run(self, names: Any, inputs: dict[str, Any]) -> Any:
+        return self._session.run(names, {**inputs, "target": np.full_like(inputs["target"], -1)})
+
+
+@pytest.mark.parametrize("target", [3, [3, 1], "top2", [[3], [1]]])
+def test_a_provider_that_ignores_the_target_is_found_out(target: Any, tmp_path: Path) -> None:
+    path = tmp_path / "dogs.onnx"
+    fastcam.export(small_classifier().to_model(), path, preprocess="imagenet")
+    images = np.random.default_rng(3).normal(size=(2, 3, 12, 12)).astype(np.float32)
+    explainer = fastcam.Explainer(path, device="cpu")
+    tops = explainer(images).targets
+    assert not np.isin(tops, [1, 3]).any()
+    engine: Any = explainer._engine
+    engine._session = _Folding(engine._session)
+    np.testing.assert_array_equal(explainer(images).targets, tops)
+    with pytest.raises(ModelError, match=r'ignores the input "target".*target="required"'):
+        explainer(images, target=target)
+
+
+@pytest.mark.parametrize("draw", [None, "heatmaps"])
+@pytest.mark.parametrize("kind", ["default", "required"])
+def test_openvino_explains_what_it_is_asked_for(draw: str | None, kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="needs openvino: pip install fastcam[peers]")
+    path = tmp_path / "dogs.onnx"
+    fastcam.export(small_classifier().to_model(), path, preprocess="imagenet", draw=draw, target=kind)
+    images = np.random.default_rng(3).normal(size=(5, 3, 12, 12)).astype(np.float32)
+    explainer = fastcam.Explainer(path, device="openvino")
+    assert explainer.providers == ["OpenVINO"]
+    for target in (None, 3, "top3", [[1], [2], [0], [4], [3]]):
+        expected = fastcam.Explainer(path, device="cpu")(images, target=target)
+        found = explainer(images, target=target, batch=2)
+        np.testing.assert_array_equal(found.targets, expected.targets)
+        assert relative_error(found.logits, expected.logits) < 1e-5
+        assert relative_error(found.heatmaps, expected.heatmaps) < 1e-5
+
+
+def test_openvino_in_threads(tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="needs openvino: pip install fastcam[peers]")
+    path = tmp_path / "dogs.onnx"
+    fastcam.export(small_classifier().to_model(), path, preprocess="imagenet")
+    batches = np.random.default_rng(3).normal(size=(16, 1, 3, 12, 12)).astype(np.float32)
+    explainer = fastcam.Explainer(path, device="openvino")
+    alone = [explainer(batch, target=3).heatmaps for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda batch: explainer(batch, target=3).heatmaps, batches))
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_a_model_without_the_default_of_its_target(tmp_path: Path) -> None:
+    path = tmp_path / "dogs.onnx"
+    fastcam.export(small_classifier().to_model(), path, preprocess="imagenet")
+    content = without_default(path)
+    assert isinstance(content, bytes)
+    model = onnx.load_from_string(content)
+    assert "target" in {item.name for item in model.graph.input}
+    assert "target" not in {tensor.name for tensor in model.graph.initializer}
+    fastcam.export(small_classifier().to_model(), path, preprocess="imagenet", target="required")
+    assert without_default(path) == path

@@ -6,22 +6,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...arrays import Array, Floats, Indices
+from ...arrays import Array, Indices
 from ...errors import ArgumentError, FastcamError, ModelError
 from .. import runs
 from ..explained_model import ExplainedModel
 from . import Results, Task
-from .drawing import HostPen
+from .drawing import HostPen, check_answered
 from .inputs import WAY_OUT, Inputs
 
 if TYPE_CHECKING:
     import onnxruntime
 
+    from ..openvino import OpenVinoSession
+
 
 class CpuEngine:
     """See `Engine`."""
 
-    def __init__(self, model: ExplainedModel, session: onnxruntime.InferenceSession, threads: int | None) -> None:
+    def __init__(
+        self, model: ExplainedModel, session: onnxruntime.InferenceSession | OpenVinoSession, threads: int | None
+    ) -> None:
         self._model = model
         self._session = session
         self._pen = HostPen(model, threads)
@@ -39,11 +43,12 @@ class CpuEngine:
             tensor = inputs.tensor(chunk)
             wanted = targets if len(targets) == 1 else targets[chunk]
             logits, explained, *layers = self._run(tensor, wanted, task)
+            check_answered(self._model.path, wanted, explained, logits)
             self._pen.check_outputs(len(tensor), wanted.shape[1], logits, explained, layers)
             parts.append(self._pen.draw(task, logits, explained, layers, start))
         return parts[0] if len(parts) == 1 else Results(*map(np.concatenate, zip(*parts, strict=True)))
 
-    def _run(self, tensor: Floats, targets: Indices, task: Task) -> list[Array]:
+    def _run(self, tensor: Array, targets: Indices, task: Task) -> list[Array]:
         """Run the model; return the outputs that are fetched for every row of ``tensor``."""
         count = len(tensor)
         fixed_batch = self._model.fixed_batch

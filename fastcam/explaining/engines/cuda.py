@@ -39,7 +39,7 @@ from ..devices import Device
 from ..devices.exchange import DeviceTensor, Foreign, borrow
 from ..explained_model import ExplainedModel
 from . import Results, Task
-from .drawing import HostPen, check_scores, fuse, maps_not_finite, mean_evidence
+from .drawing import HostPen, check_answered, check_scores, fuse, maps_not_finite, mean_evidence
 from .inputs import Inputs, Source
 from .lanes import BufferMap, Entry, Lane, LanePool, arrange
 
@@ -461,6 +461,9 @@ class CudaEngine:
         with self._awaited(item.lane):
             self._check_input(call, item)
             part = self._part(call.task, item)
+            rows = slice(item.start, item.start + item.count)
+            wanted = call.targets if len(call.targets) == 1 else call.targets[rows]
+            check_answered(self._model.path, wanted, part.targets, part.logits)
             return call.kept or _placed(results, part, item.start, len(call.inputs))
 
     @contextmanager

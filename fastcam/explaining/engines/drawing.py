@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from ... import kernels
 from ...arrays import Floats, Indices
-from ...errors import FileFormatError, NonFiniteError
+from ...errors import FileFormatError, ModelError, NonFiniteError
 from ...kernels.boundary import Normalize
 from ...kernels.reference import normalized
 from ..explained_model import DEFAULT_METHOD, ExplainedModel
@@ -42,6 +43,8 @@ class HostPen:
         advice = self._model.metadata.overflow_advice
         check_scores(logits, start, advice)
         try:
+            if self._model.draws_only:
+                return Results(*self._finish(task, layers[0]), targets, logits)
             if len(layers) == 2:
                 rendered = self._render(task, layers[0], layers[1], task.size)
                 return Results(rendered.heatmaps, rendered.maps, targets, logits, rendered.evidence)
@@ -61,6 +64,8 @@ class HostPen:
             They do not.
         """
         fits = logits.shape == (n, self._model.class_count) and targets.shape == (n, k)
+        if self._model.draws_only:
+            fits, layers = fits and layers[0].shape[:2] == (n, k) and layers[0].size > 0, ()
         for activations, second in zip(layers[::2], layers[1::2], strict=True):
             c = activations.shape[1]
             whole = (n, k, c) if second.ndim == 3 else (n, k, c, *activations.shape[2:])
@@ -86,6 +91,14 @@ class HostPen:
                 "model again"
             )
 
+    def _finish(self, task: Task, sums: Floats) -> tuple[Floats, Floats]:
+        """Return heatmaps and maps from the file's own weighted sums over channels."""
+        bad = kernels.first_not_finite(sums)
+        if bad is not None:
+            raise NonFiniteError("a map is not finite", bad)
+        maps = normalized(np.maximum(sums.astype(np.float64), 0), task.normalize).astype(np.float32)
+        return kernels.resize(maps, task.size or maps.shape[2:], threads=self._threads), maps
+
     def _render(
         self, task: Task, activations: Floats, second: Floats, size: tuple[int, int] | None
     ) -> kernels.Rendered:
@@ -103,6 +116,46 @@ class HostPen:
             size=size,
             threads=self._threads,
         )
+
+
+def check_answered(path: Path, wanted: Indices, explained: Indices, logits: Floats) -> None:
+    """Raise ModelError where the file explained other classes than those that were asked for.
+
+    Some execution providers take the default of ``target`` for a constant, and always explain the top class.
+
+    Parameters
+    ----------
+    path : Path
+        What to call the file.
+    wanted : ndarray
+        (1 or N, K): class indices, or -r for the class of rank r.
+    explained : ndarray
+        (N,K), as the file says.
+    logits : ndarray
+        (N,classes).
+    """
+    reason = 'its execution provider ignores the input "target". Export the model with target="required"'
+    if explained.shape != (len(logits), wanted.shape[1]):
+        raise ModelError(f"{path}: asked for {wanted.shape[1]} classes of each image, got {explained.shape}: {reason}")
+    asked = np.broadcast_to(wanted, explained.shape)
+    different = (asked >= 0) & (asked != explained)
+    lowest = -int(asked.min())
+    if lowest > 0:
+        best = -np.sort(-logits, axis=1)[:, :lowest] if lowest > 1 else logits.max(axis=1, keepdims=True)
+        ranked = np.take_along_axis(best, np.maximum(-asked - 1, 0), axis=1)
+        # Classes of equal scores share their ranks; scores that are not finite are found and named later.
+        scores = np.take_along_axis(logits, np.clip(explained, 0, logits.shape[1] - 1), axis=1)
+        different |= (asked < 0) & ((scores < ranked) | (scores > ranked))
+    if different.any():
+        image, position = np.argwhere(different)[0]
+        raise ModelError(
+            f"{path}: asked to explain {_target_name(int(asked[image, position]))} of image {image} of a batch, got "
+            f"class {explained[image, position]}: {reason}"
+        )
+
+
+def _target_name(target: int) -> str:
+    return f"class {target}" if target >= 0 else f"the class of rank {-target}"
 
 
 def check_scores(logits: Floats, start: int, advice: str) -> None:

@@ -29,7 +29,7 @@ class Inputs(Protocol):
 
     def __len__(self) -> int: ...
 
-    def tensor(self, chunk: slice) -> Floats:
+    def tensor(self, chunk: slice) -> Floats | Pixels:
         """Return a slice of them as the model's input, on the host."""
 
     def write(self, places: Any, chunk: slice) -> None:
@@ -54,7 +54,7 @@ class Tensors:
     def __len__(self) -> int:
         return len(self._batch)
 
-    def tensor(self, chunk: slice) -> Floats:
+    def tensor(self, chunk: slice) -> Floats | Pixels:
         """See `Inputs`."""
         return self._batch[chunk]
 
@@ -77,14 +77,14 @@ class Pictures:
     device_array = None
     source: Source = "pixels"
 
-    def __init__(self, pictures: Sequence[Pixels], prepare: Callable[[Sequence[Pixels]], Floats]) -> None:
+    def __init__(self, pictures: Sequence[Pixels], prepare: Callable[[Sequence[Pixels]], Floats | Pixels]) -> None:
         self._pictures = pictures
         self._prepare = prepare
 
     def __len__(self) -> int:
         return len(self._pictures)
 
-    def tensor(self, chunk: slice) -> Floats:
+    def tensor(self, chunk: slice) -> Floats | Pixels:
         """See `Inputs`."""
         return self._prepare(self._pictures[chunk])
 
@@ -115,7 +115,7 @@ class DeviceInputs:
     def __len__(self) -> int:
         return self._count
 
-    def tensor(self, chunk: slice) -> Floats:
+    def tensor(self, chunk: slice) -> Floats | Pixels:
         """Refuse: only engines of that device take these.
 
         Raises

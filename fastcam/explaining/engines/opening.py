@@ -5,12 +5,13 @@ from __future__ import annotations
 import weakref
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ...errors import DeviceError
 from .. import devices, providers
 from ..convolutions import Convolutions, Rewritten, rewrite
 from ..explained_model import ExplainedModel
+from ..openvino import OpenVinoSession
 from ..sessions import open_session
 from . import Engine
 from .cpu import CpuEngine
@@ -18,6 +19,8 @@ from .cuda import CudaEngine
 
 if TYPE_CHECKING:
     import onnxruntime
+
+Session: TypeAlias = "onnxruntime.InferenceSession | OpenVinoSession"
 
 # A session may still use its stream while it is destroyed: streams outlive sessions, and serve the next ones.
 _idle_streams: dict[int, list[int]] = defaultdict(list)
@@ -27,7 +30,7 @@ class Opened(NamedTuple):
     """A file that is ready to run."""
 
     model: ExplainedModel
-    session: onnxruntime.InferenceSession
+    session: Session
     engine: Engine
     convolutions: Convolutions
 
@@ -49,6 +52,8 @@ def open_engine(path: Path, request: providers.Request, threads: int | None, con
         return _open_best(path, providers.choose(request), threads, convolutions)
     if request.kind == "cpu":
         return _open_on_cpu(path, request, threads, convolutions)
+    if request.kind == "openvino":
+        return _with_host_engine(path, OpenVinoSession(path, threads), threads, "OpenVINO")
     providers.refuse(request)
     return _open_on_device(path, request, threads)
 
@@ -72,6 +77,12 @@ def _open_on_cpu(path: Path, request: providers.Request, threads: int | None, co
     return Opened(model, session, CpuEngine(model, session, threads), found)
 
 
+def _with_host_engine(path: Path, session: Session, threads: int | None, runs_on: str) -> Opened:
+    model = ExplainedModel(path, session)
+    reason = Convolutions(reason=f"the model runs on {runs_on}")
+    return Opened(model, session, CpuEngine(model, session, threads), reason)
+
+
 def _rewritten(path: Path, placement: providers.Placement, threads: int | None) -> Rewritten | Convolutions:
     if [name for name, _ in placement.providers] != [providers.CPU]:
         return Convolutions(reason=f"the model runs on {placement.providers[0][0]}")
@@ -91,6 +102,9 @@ def _open_on_device(path: Path, request: providers.Request, threads: int | None)
         raise
     weakref.finalize(session, idle.append, stream).atexit = False
     model = ExplainedModel(path, session)
+    if model.draws_only or model.metadata.picture is not None:
+        # Its graph does what the device's kernels are for.
+        return _with_host_engine(path, session, threads, placement.providers[0][0])
     engine = CudaEngine(
         model,
         session,

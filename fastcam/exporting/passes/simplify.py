@@ -8,7 +8,8 @@ In this order:
    what frameworks write in single steps: LayerNormalization, products over tokens.
 3. Sink every Transpose below the ops that work in any order of axes, until two meet that cancel.
 4. Fold what surrounds a Conv into it (zeros before, BatchNormalization, Mul and Add after), turn what is left of
-   Mul + Add per channel into one BatchNormalization, and MatMul + bias into Gemm.
+   Mul + Add per channel into one BatchNormalization, and MatMul + bias into Gemm; keep zeros
+   before a MaxPool apart from its own padding.
 5. Prune.
 
 Each pass returns whether it changed anything, and may be run again.
@@ -26,6 +27,7 @@ from .gemms import join_matmul_and_bias
 from .layer_normalizations import join_layer_normalizations
 from .no_ops import drop_no_ops
 from .pads import fold_pads
+from .pool_pads import keep_zeros_before_pools
 from .reshapes import settle_reshapes
 from .resizes import settle_resizes
 from .scale_and_shift import join_scale_and_shift
@@ -41,7 +43,13 @@ _MOST_ROUNDS = 50
 
 _SHAPES: tuple[Rewrite, ...] = (settle_reshapes, settle_resizes, answer_shape_questions, join_sequences)
 _STEPS: tuple[Rewrite, ...] = (drop_no_ops, join_layer_normalizations, join_rows_of_tokens)
-_PRODUCTS: tuple[Rewrite, ...] = (fold_pads, fold_into_convolutions, join_scale_and_shift, join_matmul_and_bias)
+_PRODUCTS: tuple[Rewrite, ...] = (
+    fold_pads,
+    fold_into_convolutions,
+    join_scale_and_shift,
+    join_matmul_and_bias,
+    keep_zeros_before_pools,
+)
 
 
 def simplify(graph: Graph, keep: Collection[str] = ()) -> None:
