@@ -16,7 +16,7 @@ from onnx import defs, external_data_helper, helper, inliner, shape_inference, v
 from ...errors import ModelError
 from ...graph import Graph, attribute, operator
 from .imported import MAXIMUM_OPSET, MINIMUM_OPSET, TARGET_OPSET
-from .quarantine import Quarantine
+from .quarantine import QUARANTINE
 
 # Between opset 20 and this one, the ops that have not changed but for wider types are known (see `_lowered`).
 _NEWEST_OPSET = 25
@@ -45,10 +45,33 @@ def at_supported_opset(model: onnx.ModelProto, base_dir: str) -> onnx.ModelProto
     ModelError
         When the opset is unknown, or a node cannot be brought over.
     """
-    return _QUARANTINE(_without_weights(model, base_dir))
+    message = _without_weights(model, base_dir).SerializeToString()
+    result = onnx.ModelProto()
+    result.ParseFromString(QUARANTINE("fastcam.exporting.importers.opsets:converted_bytes", message))
+    return result
 
 
-_QUARANTINE = Quarantine("fastcam.exporting.importers.opsets:converted")
+def converted_bytes(data: bytes) -> bytes:
+    """Do what `converted` does for a serialised model, and see that shape inference survives the result.
+
+    Raises
+    ------
+    ModelError
+        When the model cannot be converted.
+    MemoryError
+        When it, or shape inference, takes more memory than is allowed here.
+    """
+    model = onnx.ModelProto()
+    model.ParseFromString(data)
+    result = converted(model)
+    try:
+        shape_inference.infer_shapes(result, data_prop=True)
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001, S110  # a refusal is repeated, and worded, where the result is read
+        pass
+    answer: bytes = result.SerializeToString()
+    return answer
 
 
 def converted(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -60,10 +83,12 @@ def converted(model: onnx.ModelProto) -> onnx.ModelProto:
         if opset < MINIMUM_OPSET:
             return version_converter.convert_version(model, TARGET_OPSET)
         return _lowered(model, opset) if opset > MAXIMUM_OPSET else model
+    except MemoryError:
+        raise
     except Exception as error:  # the C++ converter throws RuntimeError subclasses of its own
         raise ModelError(
             f"the model uses ONNX opset {opset} and cannot be brought to opset {TARGET_OPSET}: {error}. "
-            f"Export it anew with an opset between {MINIMUM_OPSET} and {MAXIMUM_OPSET}."
+            f"Export it again with an opset between {MINIMUM_OPSET} and {MAXIMUM_OPSET}."
         ) from error
 
 
