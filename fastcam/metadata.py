@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
 from .errors import ArgumentError, FileFormatError
+from .notes import Note
 from .preprocessing import Layout, Preprocessing
 
 FORMAT_VERSION = "1"
@@ -62,7 +63,9 @@ class Metadata:
     framework : str
         Where the model came from: "keras" or "onnx".
     precision : {"fp32", "fp16"}
-        What the network computes in; its gradients are float32 always.
+        What the network computes in; its gradients are always float32.
+    notes : tuple of Note
+        What was done to the model, guessed about it, or left as it was.
     """
 
     layers: tuple[str, ...]
@@ -73,6 +76,7 @@ class Metadata:
     score_activation: str
     framework: str
     precision: str = "fp32"
+    notes: tuple[Note, ...] = ()
 
     @property
     def overflow_advice(self) -> str:
@@ -94,6 +98,7 @@ class Metadata:
             "preprocessing": "null" if self.preprocessing is None else self.preprocessing.to_json(),
             "score_activation": self.score_activation,
             "precision": self.precision,
+            "notes": json.dumps([[note.kind, note] for note in self.notes], ensure_ascii=False),
         }
         return {_PREFIX + key: value for key, value in entries.items()}
 
@@ -158,6 +163,10 @@ def _one_of(*allowed: str) -> Any:
     return read
 
 
+def _notes(text: str) -> tuple[Note, ...]:
+    return tuple(Note(kind, note) for kind, note in json.loads(text))
+
+
 _READERS: dict[str, Any] = {
     "layers": _layers,
     "candidates": _names,
@@ -167,6 +176,7 @@ _READERS: dict[str, Any] = {
     "score_activation": _one_of(*SCORE_ACTIVATIONS),
     "framework": str,
     "precision": _one_of(*PRECISIONS),
+    "notes": _notes,
 }
-# Entries that older files of this format do not have.
-_DEFAULTS = {_PREFIX + "precision": "fp32"}
+# Entries that older files of this format lack.
+_DEFAULTS = {_PREFIX + "precision": "fp32", _PREFIX + "notes": "[]"}

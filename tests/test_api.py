@@ -97,7 +97,7 @@ def test_explaining_needs_neither_onnx_nor_tensorflow(tmp_path: Path) -> None:
 
 # From the ground up: each package may import those to its left.
 _PACKAGES = "ground kernels pictures exporting explaining folders training demo cli".split()
-_GROUND = {"errors", "files", "graph", "preprocessing", "metadata", "labels"}
+_GROUND = {"errors", "files", "graph", "preprocessing", "notes", "metadata", "labels"}
 # What has to stay apart although the order would allow it.
 _APART = {
     ("exporting", "kernels"),
@@ -152,7 +152,7 @@ def test_no_module_imports_itself_by_a_detour() -> None:
 
 
 def test_the_ground_imports_one_way() -> None:
-    order = ["errors", "files", "graph", "preprocessing", "labels", "metadata"]
+    order = ["errors", "files", "graph", "notes", "preprocessing", "labels", "metadata"]
     assert set(order) == _GROUND
     for position, name in enumerate(order):
         assert {module[0] for module in _imports(_ROOT / f"{name}.py")} <= set(order[:position]), name

@@ -13,11 +13,13 @@ from ..errors import ArgumentError, FastcamError, ModelError
 from ..files import check_writable
 from ..graph import Graph, static_dims
 from ..metadata import PRECISIONS, Metadata
+from ..notes import Note
 from ..preprocessing import Layout, Preprocessing
 from .classifier import open_classifier
 from .float16 import halve, round_weights
-from .importers import WIDENED, ImportedModel, ImportOptions, ModelSource
+from .importers import ImportedModel, ImportOptions, ModelSource
 from .outputs import add_explanation, forward_outputs
+from .pixels import find_preprocessing
 from .writer import write_model
 
 PreprocessingSpec = str | Preprocessing | Mapping[str, Any]
@@ -48,8 +50,9 @@ class ExportResult:
     outputs : tuple of str
     bytes : int
         Size on disk, external data included.
-    notes : tuple of str
-        What was done to the model, or left as it was, that its owner may want to know; a sentence each.
+    notes : tuple of Note
+        What was done to the model, guessed about it, or left as it was: sentences, each with a ``kind``. They are also
+        stored in the file.
     """
 
     path: Path
@@ -64,7 +67,7 @@ class ExportResult:
     preprocessing: Preprocessing | None
     outputs: tuple[str, ...]
     bytes: int
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
 
 
 def export(
@@ -164,10 +167,12 @@ def export(
         names = list(imported.classes) if names is None and imported.classes is not None else names
         class_count = _class_count(graph, names)
         layout = _input_layout(graph, imported)
-        if chosen_preprocessing is None and imported.preprocessing is not None:
-            chosen_preprocessing = Preprocessing.of(imported.preprocessing)
-        _check_channels(graph, layout, chosen_preprocessing)
         notes = _notes(imported, precision)
+        preprocessing = chosen_preprocessing or imported.preprocessing
+        if preprocessing is None:
+            preprocessing, guesses = find_preprocessing(graph, _channels(graph, layout), imported.guess)
+            notes += guesses
+        _check_channels(graph, layout, preprocessing)
         if precision == "fp16":
             notes += round_weights(graph)
         add_explanation(graph, classifier.layers, full=_GRADIENTS[gradients])
@@ -182,10 +187,11 @@ def export(
         candidates=tuple(classifier.candidates),
         classes=None if names is None else tuple(names),
         input_layout=layout,
-        preprocessing=chosen_preprocessing,
+        preprocessing=preprocessing,
         score_activation=classifier.score_activation,
         framework=imported.framework,
         precision=precision,
+        notes=tuple(notes),
     )
     size = write_model(graph, destination, metadata.to_properties())
     return ExportResult(
@@ -201,7 +207,7 @@ def export(
         preprocessing=metadata.preprocessing,
         outputs=tuple(graph.outputs),
         bytes=size,
-        notes=tuple(notes),
+        notes=metadata.notes,
     )
 
 
@@ -216,8 +222,8 @@ def _layer_names(layer: object) -> list[str | None]:
     return [str(name) for name in names]
 
 
-def _notes(imported: ImportedModel, precision: str) -> list[str]:
-    return [note for note in imported.notes if precision == "fp32" or note != WIDENED]
+def _notes(imported: ImportedModel, precision: str) -> list[Note]:
+    return [note for note in imported.notes if precision == "fp32" or note.kind != "widened"]
 
 
 def _is_size(size: object) -> bool:
@@ -261,11 +267,19 @@ def _understood() -> Iterator[None]:
 
 def _check_channels(graph: Graph, layout: Layout, preprocessing: Preprocessing | None) -> None:
     """Refuse a preprocessing that would fail at the first picture."""
-    channels = next(iter(graph.inputs.values())).shape[layout.index("C")]
-    if channels == 1 and preprocessing and (len(set(preprocessing.mean)) > 1 or len(set(preprocessing.scale)) > 1):
+    if (
+        _channels(graph, layout) == 1
+        and preprocessing
+        and (len(set(preprocessing.mean)) > 1 or len(set(preprocessing.scale)) > 1)
+    ):
         raise ArgumentError(
             f"the model takes greyscale images, and {preprocessing} differs between red, green and blue"
         )
+
+
+def _channels(graph: Graph, layout: Layout) -> int:
+    (channels,) = static_dims(graph, next(iter(graph.inputs)), [layout.index("C")])
+    return channels
 
 
 def _class_count(graph: Graph, names: Sequence[str] | None) -> int:

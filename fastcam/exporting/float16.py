@@ -23,6 +23,7 @@ from onnx import TensorProto, helper
 
 from ..errors import ModelError
 from ..graph import Array, Graph, needed_nodes, operator
+from ..notes import Note
 
 # Relative L2 error of a constant in float16. Rounding alone leaves 2**-11 at most; more means that the values are below
 # 2**-14, where float16 runs out of digits: an epsilon of 1e-12 would become 0.
@@ -79,7 +80,7 @@ _LISTED = 3
 _QUANTIZED_OPS = ("QuantizeLinear", "DequantizeLinear")
 
 
-def round_weights(graph: Graph) -> list[str]:
+def round_weights(graph: Graph) -> list[Note]:
     """Round the constants that `halve` will store in float16, and tell what it will leave in float32.
 
     Parameters
@@ -89,8 +90,8 @@ def round_weights(graph: Graph) -> list[str]:
 
     Returns
     -------
-    list of str
-        A sentence, where float16 cannot hold some constants.
+    list of Note
+        One, where float16 cannot hold some constants.
 
     Raises
     ------
@@ -109,7 +110,8 @@ def round_weights(graph: Graph) -> list[str]:
     if not unfit:
         return []
     listed = ", ".join(map(repr, sorted(unfit)[:_LISTED])) + (" ..." if len(unfit) > _LISTED else "")
-    return [f"Beyond float16, or too small for it: {listed}; what reads {len(unfit)} such constants stays in float32."]
+    text = f"Beyond float16, or too small for it: {listed}; what reads {len(unfit)} such constants stays in float32."
+    return [Note("float16", text)]
 
 
 def halve(graph: Graph, forward: Sequence[str]) -> None:

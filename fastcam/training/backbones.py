@@ -10,30 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArgumentError, ModelError, suggest
+from ..preprocessing import find_family
 
-# Start of the name, what its photos go through (`Preprocessing.of`), and its photos' side; the first match counts.
-_FAMILIES = (
-    ("vgg", "vgg16", 224),
-    (r"resnet\d+v2", "symmetric", 224),
-    ("resnet", "vgg16", 224),
-    ("inception", "symmetric", 299),
-    ("xception", "symmetric", 299),
-    ("nasnetlarge", "symmetric", 331),
-    ("nasnet", "symmetric", 224),
-    ("mobilenetv3", "none", 224),
-    ("mobilenet", "symmetric", 224),
-    ("densenet", "imagenet", 224),
-    (r"efficientnet(v2)?b1", "none", 240),
-    (r"efficientnet(v2)?b2", "none", 260),
-    (r"efficientnet(v2)?b3", "none", 300),
-    ("efficientnetb4", "none", 380),
-    ("efficientnetb5", "none", 456),
-    ("efficientnetb6", "none", 528),
-    ("efficientnetb7", "none", 600),
-    ("efficientnetv2s", "none", 384),
-    ("efficientnetv2[ml]", "none", 480),
-    ("efficientnet", "none", 224),
-    ("convnext", "none", 224),
+# Side of the photos, by the start of the network's name; the first match counts.
+_SIDES = (
+    ("inception|xception", 299),
+    ("nasnetlarge", 331),
+    (r"efficientnet(v2)?b1", 240),
+    (r"efficientnet(v2)?b2", 260),
+    (r"efficientnet(v2)?b3", 300),
+    ("efficientnetb4", 380),
+    ("efficientnetb5", 456),
+    ("efficientnetb6", 528),
+    ("efficientnetb7", 600),
+    ("efficientnetv2s", 384),
+    ("efficientnetv2[ml]", 480),
+    ("", 224),
 )
 
 
@@ -123,8 +115,11 @@ def find_backbone(keras: Any, name: str) -> Backbone:
     plain = re.sub(r"[-_ ]", "", str(name)).lower()
     if plain not in known:
         raise ArgumentError(f"backbone={name!r}: {suggest(plain, known)}known are {', '.join(sorted(known.values()))}")
-    _, preprocessing, side = next(family for family in _FAMILIES if re.match(family[0], plain))
-    return Backbone(known[plain], preprocessing, side)
+    family = find_family(plain)
+    if family is None:
+        raise ArgumentError(f"backbone={name!r}: how its photos are preprocessed is not known to fastcam")
+    side = next(side for pattern, side in _SIDES if re.match(pattern, plain))
+    return Backbone(known[plain], family.preprocessing, side)
 
 
 def find_blocks(network: Any) -> list[list[Any]]:

@@ -19,7 +19,6 @@ from ...graph import Graph
 from .imported import ImportedModel, ImportOptions
 from .keras_models import import_keras, is_keras, read_keras
 from .onnx_models import import_onnx, read_onnx
-from .precision import WIDENED
 from .torch_modules import import_torch, is_torch
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 ModelSource: TypeAlias = "keras.Model | torch.nn.Module | onnx.ModelProto | str | os.PathLike[str]"
 
-__all__ = ["WIDENED", "ImportOptions", "ImportedModel", "ModelSource", "import_model"]
+__all__ = ["ImportOptions", "ImportedModel", "ModelSource", "import_model"]
 
 
 def import_model(model: ModelSource, options: ImportOptions | None = None) -> ImportedModel:

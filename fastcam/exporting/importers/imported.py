@@ -12,7 +12,8 @@ import numpy as np
 
 from ...errors import ModelError, suggest
 from ...graph import Dim, Graph, TensorType
-from ...preprocessing import Preprocessing
+from ...notes import Note
+from ...preprocessing import Guess, Preprocessing
 
 MINIMUM_OPSET = 18
 MAXIMUM_OPSET = 20
@@ -54,20 +55,23 @@ class ImportedModel:
         "keras", "onnx" or "torch".
     layers : dict of str to str
         Value name of every framework layer's output that the graph computes, in the order of the forward pass.
-    preprocessing : str, Preprocessing or None
-        What the architecture, or this very model, is known to be trained with; None where that is not known.
+    preprocessing : Preprocessing or None
+        What the model's file says that it was trained with.
+    guess : Guess or None
+        The preprocessing that the published weights of the model's architecture expect.
     classes : tuple of str or None
         Names by class index, where the model knows them.
-    notes : list of str
-        What was done to the model, or left as it was, that its owner may want to know; a sentence each.
+    notes : list of Note
+        What was done to the model, or left as it was, that its owner should know.
     """
 
     graph: Graph
     framework: str
     layers: dict[str, str] = field(default_factory=dict)
-    preprocessing: str | Preprocessing | None = None
+    preprocessing: Preprocessing | None = None
+    guess: Guess | None = None
     classes: tuple[str, ...] | None = None
-    notes: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
 
 
 @contextlib.contextmanager

@@ -26,12 +26,14 @@ import onnx
 from onnx import helper
 
 from ...errors import MissingExtraError, ModelError
-from ...graph import Graph, from_model, static_dims
+from ...graph import Graph, from_model, needed_nodes, static_dims
 from ...labels import MEMBER as LABELS
 from ...labels import read_labels
+from ...notes import Note
+from ...preprocessing import Guess, find_families
 from .imported import TARGET_OPSET, ImportedModel, ImportOptions, logging_from, settle_signature
 from .keras_calls import LayerCall, choose_output, name_tensors, recorded_calls
-from .precision import widen_to_float32
+from .precision import widen_to_float32, widening_note
 
 
 def is_keras(model: object) -> bool:
@@ -125,15 +127,15 @@ def import_keras(model: Any, options: ImportOptions) -> ImportedModel:
     tensors = name_tensors(calls)
     layers = _name_values(graph, {layer: _source_tensor(tensor).name for layer, tensor in tensors.items()})
     graph.maps = _map_sizes(keras, {layers[layer]: tensor for layer, tensor in tensors.items() if layer in layers})
-    return ImportedModel(graph, "keras", layers, _known_preprocessing(graph, layers), notes=notes)
+    return ImportedModel(graph, "keras", layers, guess=_guessed_preprocessing(graph, layers), notes=notes)
 
 
-def _widen(graph: Graph, calls: list[LayerCall]) -> list[str]:
+def _widen(graph: Graph, calls: list[LayerCall]) -> list[Note]:
     """Widen what computes in 16 bits; return the note that says so."""
     half_dtypes = sorted({call.half_dtype for call in calls if call.half_dtype})
     if not widen_to_float32(graph) and not half_dtypes:
         return []
-    return [f"The model computes in {' and '.join(half_dtypes) or '16 bits'}: it is exported in float32."]
+    return [widening_note(" and ".join(half_dtypes) or "16 bits")]
 
 
 def _size_resizes(graph: Graph) -> None:
@@ -329,19 +331,16 @@ def _claim(stem: str, taken: set[str]) -> str:
     return name
 
 
-def _known_preprocessing(graph: Graph, layers: dict[str, str]) -> str | None:
-    """Tell the preprocessing of a keras.applications architecture by its layers; "none" where the model holds it."""
-    conv = next((node for node in graph.nodes if node.op_type == "Conv"), None)
-    if conv is None:
+def _guessed_preprocessing(graph: Graph, layers: dict[str, str]) -> Guess | None:
+    """Return the preprocessing of the family of keras.applications whose network reads the image, if one does."""
+    image = next(iter(graph.inputs.values())).shape
+    sides = [side for side in image[1:3] if isinstance(side, int)]
+    if len(sides) != 2:
         return None
-    source = graph.producer(conv.input[0])
-    while source is not None and source.op_type in ("Transpose", "Identity", "Pad"):
-        source = graph.producer(source.input[0])
-    if source is not None:
-        return "none"
-    return next((name for layer, name in _PREPROCESSING_BY_LAYER.items() if layer in layers), None)
-
-
-_PREPROCESSING_BY_LAYER = {
-    "block5_conv3": "vgg16",  # keras.applications VGG16 and VGG19
-}
+    maps = {layer: graph.maps[value] for layer, value in layers.items() if value in graph.maps}
+    for stem, family in find_families(maps, (sides[0], sides[1])):
+        # The family's first layers read the image, and no further layer stands between.
+        convolutions = [node for node in needed_nodes(graph, [layers[stem]]) if node.op_type == "Conv"]
+        if len(convolutions) == family.convolutions:
+            return family.guess
+    return None

@@ -6,8 +6,7 @@ import numpy as np
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from ...graph import Array, Graph, TensorType
-
-WIDENED = "The model computes in 16 bits: it is exported in float32."
+from ...notes import Note
 
 _HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _HALF_DTYPES = tuple(helper.tensor_dtype_to_np_dtype(type_) for type_ in _HALF_TYPES)
@@ -16,9 +15,14 @@ _HALF_DTYPES = tuple(helper.tensor_dtype_to_np_dtype(type_) for type_ in _HALF_T
 _TYPE_ATTRIBUTES = ("to", "dtype", "stash_type", "softmax_precision")
 
 
-def widened(graph: Graph) -> list[str]:
+def widened(graph: Graph) -> list[Note]:
     """Widen a graph that computes in 16 bits, and return the note that says so."""
-    return [WIDENED] if widen_to_float32(graph) else []
+    return [widening_note("16 bits")] if widen_to_float32(graph) else []
+
+
+def widening_note(computed_in: str) -> Note:
+    """Return the note of a network that computed in 16 bits, ``computed_in`` being the name of its type."""
+    return Note("widened", f"The model computes in {computed_in}: it is exported in float32.")
 
 
 def widen_to_float32(graph: Graph) -> bool:

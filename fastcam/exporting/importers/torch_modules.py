@@ -21,6 +21,7 @@ import onnx
 
 from ...errors import ArgumentError, MissingExtraError, ModelError
 from ...graph import Graph, from_model
+from ...preprocessing import Guess, Preprocessing, standardized
 from .imported import TARGET_OPSET, ImportedModel, ImportOptions, logging_from, settle_signature
 from .opsets import converted
 from .precision import widened
@@ -72,7 +73,20 @@ def import_torch(model: Any, options: ImportOptions) -> ImportedModel:
     notes = widened(graph)
     settle_signature(graph, ImportOptions(output=options.output))
     layers = _name_values(graph, _module_outputs(graph, [path for path, _ in module.named_modules()], scopes))
-    return ImportedModel(graph, "torch", layers, notes=notes)
+    return ImportedModel(graph, "torch", layers, guess=_guessed_preprocessing(module), notes=notes)
+
+
+def _guessed_preprocessing(module: Any) -> Guess | None:
+    """Return what the published weights of a timm or torchvision architecture expect."""
+    kind = type(module)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    config = getattr(module, "pretrained_cfg", None)
+    if kind.__module__.startswith("timm.") and isinstance(config, Mapping) and {"mean", "std"} <= config.keys():
+        guess = standardized(config["mean"], config["std"])
+        return Guess(guess, f"the pretrained_cfg of this {name} holds its mean and standard deviation")
+    if kind.__module__.startswith("torchvision.models."):
+        return Guess(Preprocessing.of("imagenet"), f"the module is a {name}, whose published weights expect it")
+    return None
 
 
 def _example_batch(torch: Any, module: Any, options: ImportOptions) -> Any:

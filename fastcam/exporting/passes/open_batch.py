@@ -13,10 +13,11 @@ import onnx
 
 from ...errors import ModelError
 from ...graph import Array, Graph, TensorType, attribute, dependents, operator
+from ...notes import Note
 from ..importers.imported import BATCH
 
 
-def open_batch(graph: Graph) -> str | None:
+def open_batch(graph: Graph) -> Note | None:
     """Make a fixed batch open if that is sound.
 
     Parameters
@@ -26,8 +27,8 @@ def open_batch(graph: Graph) -> str | None:
 
     Returns
     -------
-    str or None
-        A sentence that says what was done or why not; None where the batch was open before.
+    Note or None
+        What was done or why not; None where the batch was open before.
     """
     image, type_ = next(iter(graph.inputs.items()))
     size = type_.shape[0]
@@ -40,12 +41,14 @@ def open_batch(graph: Graph) -> str | None:
     try:
         opened.infer_types()
     except ModelError:
-        return f"The batch is fixed at {size}: with an open one, the shapes of the model contradict each other."
+        return Note(
+            "batch", f"The batch is fixed at {size}: with an open one, the model's shapes contradict each other."
+        )
     obstacle = _first_obstacle(opened, image)
     if obstacle is not None:
-        return f"The batch is fixed at {size}: {obstacle}."
+        return Note("batch", f"The batch is fixed at {size}: {obstacle}.")
     graph.inputs, graph.types = opened.inputs, opened.types
-    return f"The batch was fixed at {size} and is open now: no op mixes images."
+    return Note("batch", f"The batch was fixed at {size} and is open now: no op mixes images.")
 
 
 def _first_obstacle(graph: Graph, image: str) -> str | None:
