@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from .float16 import halve, round_weights
 from .importers import ImportedModel, ImportOptions, ModelSource
 from .outputs import add_explanation, forward_outputs
 from .pixels import find_preprocessing
+from .trial import Trial
 from .writer import write_model
 
 PreprocessingSpec = str | Preprocessing | Mapping[str, Any]
@@ -193,7 +195,14 @@ def export(
         precision=precision,
         notes=tuple(notes),
     )
-    size = write_model(graph, destination, metadata.to_properties())
+    trial = Trial(input_name, graph.shape(input_name), classifier.score_activation, precision, imported.sample)
+
+    def complete(path: Path) -> dict[str, str]:
+        nonlocal metadata
+        metadata = dataclasses.replace(metadata, notes=(*metadata.notes, *trial.run(path)))
+        return metadata.to_properties()
+
+    size = write_model(graph, destination, {}, complete)
     return ExportResult(
         path=destination,
         layer=metadata.layers[0],

@@ -18,13 +18,23 @@ import numpy as np
 
 from ..errors import ModelError
 from ..graph import Array, Dim
+from ..notes import Note
 from .importers.imported import Sample, trial_images
-from .importers.quarantine import QUARANTINE, Crash
+from .importers.quarantine import QUARANTINE, CrashError
 
 # Relative to the largest score. Float32 sums in another order differ by less than 1e-5 in deep networks, float16 ones
 # and rounding steps of quantised ones by less than 1e-2.
 _TOLERANCE = {"fp32": 2e-3, "fp16": 2e-2}
 _MANY = 3
+
+_RANDOM = (
+    "The same images give other scores each time: the model holds random ops, for example a dropout that is active at "
+    "inference."
+)
+_MIXED = (
+    "The scores of an image depend on the other images in its batch, for example by a BatchNorm with batch statistics: "
+    "explain images one by one."
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,7 @@ class Trial:
     precision: str
     sample: Sample | None = None
 
-    def run(self, path: Path) -> list[str]:
+    def run(self, path: Path) -> list[Note]:
         """Run a file and return notes on what its owner should know.
 
         Raises
@@ -58,7 +68,7 @@ class Trial:
             ONNX Runtime cannot run the file, or its scores are not those of the source.
         """
         if importlib.util.find_spec("onnxruntime") is None:
-            return ["The file was not tried out: onnxruntime is not installed."]
+            return [_skipped("onnxruntime is not installed")]
         batch = self.input_shape[0]
         request = {
             "path": str(path),
@@ -68,38 +78,31 @@ class Trial:
         }
         try:
             answer = QUARANTINE(f"{__name__}:run_bytes", json.dumps(request).encode(), size=_size(path))
-        except Crash as crash:
+        except CrashError as crash:
             if crash.late:
-                return ["The file was not tried out: it takes too long on this machine."]
+                return [_skipped("it takes too long on this machine")]
             raise
         with np.load(io.BytesIO(answer), allow_pickle=False) as found:
             results = {name: found[name] for name in found.files}
         return self._judge(results)
 
-    def _judge(self, results: dict[str, Array]) -> list[str]:
+    def _judge(self, results: dict[str, Array]) -> list[Note]:
         if "reason" in results:
-            return [f"The file was not tried out: {results['reason']}."]
+            return [_skipped(str(results["reason"]))]
         if "error" in results:
             raise ModelError(
                 f"the exported file runs for some batch sizes only: {results['error']}. A shape in the model was fixed "
                 "when it was traced or exported: take sizes from x.shape, not from len(x) or numbers"
             )
         tolerance = _TOLERANCE[self.precision]
-        many, again = results["many"], results["again"]
-        notes = []
+        few, many, again = results["few"], results["many"], results["again"]
         if _differ(many, again, tolerance):
-            notes.append(
-                "The same images give other scores each time: the model holds random ops, for example a dropout that "
-                "is active at inference."
-            )
-        elif _differ(many[: len(results["few"])], results["few"], tolerance):
-            notes.append(
-                "The scores of an image depend on the other images in its batch, for example by a BatchNorm with batch "
-                "statistics: explain images one by one."
-            )
-        elif self.sample is not None:
+            return [Note("checks", _RANDOM)]
+        if _differ(many[: len(few)], few, tolerance):
+            return [Note("checks", _MIXED)]
+        if self.sample is not None:
             _compare(self._scores(many), self.sample.scores, tolerance)
-        return notes
+        return []
 
     def _scores(self, logits: Array) -> Array:
         if self.score_activation == "sigmoid":
@@ -108,6 +111,10 @@ class Trial:
             powers = np.exp(logits - logits.max(1, keepdims=True))
             return np.asarray(powers / powers.sum(1, keepdims=True))
         return logits
+
+
+def _skipped(reason: str) -> Note:
+    return Note("checks", f"The file was not tried out: {reason}.")
 
 
 def _compare(found: Array, expected: Array, tolerance: float) -> None:
@@ -120,8 +127,8 @@ def _compare(found: Array, expected: Array, tolerance: float) -> None:
         rows = np.exp(rows)
     if _differ(found, rows, tolerance):
         raise ModelError(
-            f"the exported file gives other scores than the model: they differ by up to {np.abs(found - rows).max():.2g} "
-            f"of {np.abs(rows).max():.2g}. Please report the model; an .onnx file of it may work"
+            f"the exported file gives other scores than the model: they differ by up to "
+            f"{np.abs(found - rows).max():.2g} of {np.abs(rows).max():.2g}. Please report the model; an .onnx file of it may work"
         )
 
 
@@ -169,14 +176,10 @@ def _run(path: str, name: str, image: list[int], batches: list[int]) -> dict[str
         return {"reason": f"ONNX Runtime on the CPU cannot load it ({_short(error)})"}
     images = trial_images(image, max(batches))
     runs = {"few": batches[0], "many": batches[-1], "again": batches[-1]}
-    results: dict[str, Any] = {}
-    for run, count in runs.items():
-        try:
-            (results[run],) = session.run(["logits"], {name: images[:count]})
-        except Exception as error:  # noqa: BLE001
-            kind = "reason" if _is_short_of_memory(error) else "error"
-            return {kind: f"with {count} images, {_short(error)}"}
-    return results
+    try:
+        return {run: session.run(["logits"], {name: images[:count]})[0] for run, count in runs.items()}
+    except Exception as error:  # noqa: BLE001
+        return {"reason" if _is_short_of_memory(error) else "error": _short(error)}
 
 
 def _is_short_of_memory(error: Exception) -> bool:

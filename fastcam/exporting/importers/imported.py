@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ...errors import ModelError, suggest
-from ...graph import Dim, Graph, TensorType
+from ...graph import Array, Dim, Graph, TensorType
 from ...notes import Note
 from ...preprocessing import Guess, Preprocessing
 
@@ -43,6 +44,44 @@ class ImportOptions:
     example_input: Any = None
 
 
+@dataclass(frozen=True)
+class Sample:
+    """What the source model gives for some images.
+
+    Attributes
+    ----------
+    scores : ndarray
+        Of `trial_images`, a row per image, as the model returns them: logits or probabilities.
+    """
+
+    scores: Array
+
+
+# Elements of an image above which a forward pass in the source's framework costs too much for a check.
+_LARGEST_SAMPLE = 2**22
+
+
+def trial_images(shape: Sequence[int], count: int) -> Array:
+    """Return noise to run a model on: float32 (count, *shape) from 0 to 2, each image of another brightness."""
+    noise = np.random.default_rng(0).random((count, *shape), dtype=np.float32)
+    brightness = np.array([1.0, 0.25, 2.0], np.float32)[np.arange(count) % 3]
+    return noise * brightness.reshape(-1, *[1] * len(shape))
+
+
+def sample_images(shape: Sequence[Dim]) -> Array | None:
+    """Return three images to ask a source model about; None where they are too large, or their size is open.
+
+    Parameters
+    ----------
+    shape : sequence
+        Of one image.
+    """
+    sizes = [size for size in shape if isinstance(size, int)]
+    if len(sizes) != len(shape) or math.prod(sizes) > _LARGEST_SAMPLE:
+        return None
+    return trial_images(sizes, 3)
+
+
 @dataclass
 class ImportedModel:
     """The forward pass of a classifier.
@@ -63,6 +102,8 @@ class ImportedModel:
         Names by class index, where the model knows them.
     notes : list of Note
         What was done to the model, or left as it was, that its owner should know.
+    sample : Sample or None
+        Scores of the source model, to check the exported file with.
     """
 
     graph: Graph
@@ -72,6 +113,7 @@ class ImportedModel:
     guess: Guess | None = None
     classes: tuple[str, ...] | None = None
     notes: list[Note] = field(default_factory=list)
+    sample: Sample | None = None
 
 
 @contextlib.contextmanager
@@ -116,9 +158,10 @@ def settle_signature(graph: Graph, options: ImportOptions) -> None:
 
 
 def choose_output(outputs: list[str], wanted: str | None) -> str:
-    """Return the output called ``wanted``; None for the only one. Raises ModelError."""
-    if wanted in outputs:
-        return str(wanted)
+    """Return the output called ``wanted``, or at that position; None for the only one. Raises ModelError."""
+    positions = {str(position): output for position, output in enumerate(outputs)}
+    if wanted is not None and (wanted in outputs or wanted in positions):
+        return wanted if wanted in outputs else positions[wanted]
     if wanted is not None:
         raise ModelError(f"the model has no output {wanted!r}: {suggest(wanted, outputs)}Outputs: {_listed(outputs)}")
     if len(outputs) != 1:

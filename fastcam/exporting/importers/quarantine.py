@@ -42,7 +42,7 @@ class _Child(NamedTuple):
     lifeline: int
 
 
-class Crash(ModelError):
+class CrashError(ModelError):
     """The child died of its work.
 
     Attributes
@@ -76,7 +76,7 @@ class Quarantine:
 
         Raises
         ------
-        Crash
+        CrashError
             The child died, or took longer than `SECONDS`.
         ModelError
             The work raised an error, or needs more memory than `MEMORY` and some copies of the model; or no child can
@@ -94,7 +94,7 @@ class Quarantine:
                 # A child that was killed in time leaves the timer where it was.
                 timed_out = late.finished.is_set()
                 self._end()
-                raise Crash(
+                raise CrashError(
                     "ONNX's converter, its shape inference or ONNX Runtime crashed on this model, or took over "
                     f"{SECONDS:.0f} seconds: it is malformed. Check it with onnx.checker.check_model(model, "
                     "full_check=True)",
@@ -166,7 +166,7 @@ def _start() -> _Child:
                     stdout=subprocess.PIPE,
                     # A crash is reported by the error that it becomes.
                     stderr=subprocess.DEVNULL,
-                    **({} if sys.platform == "win32" else {"pass_fds": [inner]}),
+                    pass_fds=() if sys.platform == "win32" else (inner,),
                 )
                 if process.stdin is not None and process.stdout is not None:
                     return _Child(process, process.stdin, process.stdout, lifeline)

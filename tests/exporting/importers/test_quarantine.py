@@ -16,7 +16,7 @@ import pytest
 
 from fastcam.errors import ModelError
 from fastcam.exporting.importers import quarantine
-from fastcam.exporting.importers.quarantine import Crash, Quarantine
+from fastcam.exporting.importers.quarantine import CrashError, Quarantine
 
 _WORK = "quarantine_work:behave"
 _LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: limits and signals of its kernel")
@@ -43,7 +43,7 @@ def test_one_child_does_all_the_work(child: Quarantine) -> None:
 @pytest.mark.parametrize("deed", ["crash", "leave", "hang", "spin"])
 def test_the_death_of_the_child_is_a_refusal(child: Quarantine, deed: str) -> None:
     _pid(child)
-    with pytest.raises(Crash, match="crashed on this model, or took over 3 seconds") as caught:
+    with pytest.raises(CrashError, match="crashed on this model, or took over 3 seconds") as caught:
         child(_WORK, deed.encode())
     assert caught.value.late == (deed in ("hang", "spin"))
     _pid(child)
@@ -91,7 +91,12 @@ def test_a_fork_while_another_thread_works_gets_a_child_of_its_own(monkeypatch: 
     shared = quarantine.QUARANTINE
     before = _pid(shared)
     monkeypatch.setattr(quarantine, "SECONDS", 3.0)
-    busy = threading.Thread(target=lambda: pytest.raises(Crash, shared, _WORK, b"hang"))
+
+    def hang() -> None:
+        with pytest.raises(CrashError):
+            shared(_WORK, b"hang")
+
+    busy = threading.Thread(target=hang)
     busy.start()
     while not shared._lock.locked():
         time.sleep(0.01)
@@ -144,9 +149,7 @@ def test_an_application_that_embeds_python_finds_an_interpreter(
     _pid(child)
 
 
-def test_no_interpreter_is_a_refusal_that_names_the_way_out(
-    child: Quarantine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_interpreter_is_a_refusal_that_names_the_way_out(child: Quarantine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "")
     monkeypatch.setattr(quarantine.sysconfig, "get_config_var", lambda _: None)
     with pytest.raises(ModelError, match=r"set sys\.executable"):
