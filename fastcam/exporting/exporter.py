@@ -19,6 +19,7 @@ from ..preprocessing import Layout, Preprocessing
 from .classifier import open_classifier
 from .float16 import halve, round_weights
 from .importers import ImportedModel, ImportOptions, ModelSource
+from .importers.imported import image_layout
 from .outputs import add_explanation, forward_outputs
 from .pixels import find_preprocessing
 from .trial import Trial
@@ -85,6 +86,8 @@ def export(
     preprocess: PreprocessingSpec | None = None,
     gradients: str = "pooled",
     precision: str = "fp32",
+    custom_objects: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> ExportResult:
     """Write a classifier as an ONNX file that explains itself.
 
@@ -127,6 +130,10 @@ def export(
         "fp16" lets the network compute in float16, for GPUs: half the file, and half the memory traffic. Inputs,
         outputs and the gradients, those of the float16 network, stay float32, and so does what float16 would harm
         (`float16.FLOAT32_OPS`).
+    custom_objects : mapping of str to class or function, optional
+        Layers and functions of your own that a Keras file names.
+    inputs : mapping of str to array, optional
+        Values of the model's inputs apart from the image (age, metadata), by name; they become constants of the file.
 
     Returns
     -------
@@ -164,7 +171,9 @@ def export(
     check_writable(destination)
 
     with _understood():
-        classifier = open_classifier(model, layers, ImportOptions(output, input_size, example_input), token_grid)
+        classifier = open_classifier(
+            model, layers, ImportOptions(output, input_size, example_input, custom_objects, inputs), token_grid
+        )
         graph, imported = classifier.graph, classifier.imported
         names = list(imported.classes) if names is None and imported.classes is not None else names
         class_count = _class_count(graph, names)
@@ -299,11 +308,11 @@ def _class_count(graph: Graph, names: Sequence[str] | None) -> int:
 
 
 def _input_layout(graph: Graph, imported: ImportedModel) -> Layout:
-    """Tell where the channels are: the axis of size 1 or 3; the framework's habit where both could be."""
+    """Return where the channels are: by the weights, else the axis of size 1 or 3, else as the framework has them."""
     shape = next(iter(graph.inputs.values())).shape
     fits: dict[Layout, bool] = {"NCHW": shape[1] in (1, 3), "NHWC": shape[3] in (1, 3)}
     habits: list[Layout] = ["NHWC", "NCHW"] if imported.framework == "keras" else ["NCHW", "NHWC"]
-    layout = next((habit for habit in habits if fits[habit]), None)
+    layout = image_layout(graph) or next((habit for habit in habits if fits[habit]), None)
     if layout is None:
         raise ModelError(f"the input has shape {shape}: neither axis 1 nor axis 3 holds 1 or 3 channels of an image")
     return layout

@@ -128,7 +128,8 @@ def _compare(found: Array, expected: Array, tolerance: float) -> None:
     if _differ(found, rows, tolerance):
         raise ModelError(
             f"the exported file gives other scores than the model: they differ by up to "
-            f"{np.abs(found - rows).max():.2g} of {np.abs(rows).max():.2g}. Please report the model; an .onnx file of it may work"
+            f"{np.abs(found - rows).max():.2g} of {np.abs(rows).max():.2g}. "
+            "Please report the model; an .onnx file of it may work"
         )
 
 

@@ -249,6 +249,7 @@ def test_usual_poolings_explain_as_autograd_does(name: str, channels_last: bool,
         assert relative_error(found.maps, expected[:count]) < _BOUND
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("kind", ["traced", "scripted", "double"])
 def test_other_forms_of_a_module_give_its_maps(kind: str, tmp_path: Path) -> None:
     model, images, example = family("VGG"), images_for(), torch.zeros(1, 3, SIDE, SIDE)

@@ -117,7 +117,8 @@ def trace(torch: Any, module: Any, example: Any, names: Sequence[str] | None, *,
         model.graph.input.append(onnx.helper.make_tensor_value_info(node.output[0], kind, array.shape))
     scopes = {output: _split_scopes(node.name, paths) for node in model.graph.node for output in node.output}
     graph = _with_weights(model, weights)
-    if any(_is_open(type_) for type_ in graph.types.values()):
+    outputs = [output for node in graph.nodes for output in node.output]
+    if any(output not in graph.types or _is_open(graph.types[output]) for output in outputs):
         raise CannotTraceError("sizes of layers that are computed at inference")
     return Traced(graph, scopes)
 
@@ -245,6 +246,6 @@ _REMARKS = ("For more information", "To fix", "The following call", "Set TORCH",
 def unsupported(kind: str, reason: str) -> ModelError:
     """Return the error of a module that no exporter takes."""
     return ModelError(
-        f"torch cannot export {kind} to ONNX ({reason}): replace the op that the reason names, or what depends on the "
+        f"torch cannot export {kind} to ONNX ({reason}): change the op that the reason names, or what depends on the "
         "values of the image, or give an .onnx file"
     )

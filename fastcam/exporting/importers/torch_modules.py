@@ -7,10 +7,13 @@ imported here, when a module arrives, and nowhere else.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.util
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,14 +38,41 @@ def is_torch(model: object) -> bool:
     return any(base.__module__ == "torch.nn.modules.module" for base in type(model).__mro__)
 
 
-def import_torch(model: Any, options: ImportOptions) -> ImportedModel:
-    """Import a torch module; raises ModelError, ArgumentError, MissingExtraError."""
+def read_torchscript(path: Path, options: ImportOptions) -> ImportedModel:
+    """Import a TorchScript file; raises ModelError for other files of torch, which are pickles."""
+    if not _is_torchscript(path):
+        raise ModelError(
+            f"{path}: not a TorchScript file. A pickle of a whole module is a program, which export does not run, and "
+            "a state dict holds weights only: build the module, load the weights with "
+            "module.load_state_dict(torch.load(path, weights_only=True)), and give export the module"
+        )
+    torch = _torch()
     try:
-        import torch
+        module = torch.jit.load(path, map_location="cpu")
+    except Exception as error:  # torch raises its own
+        raise ModelError(f"{path}: torch cannot load this TorchScript file ({last_lines(error)})") from error
+    return import_torch(module, options)
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _torch() -> Any:
+    try:
+        return importlib.import_module("torch")
     except ImportError as error:
         raise MissingExtraError(
             f'exporting a torch module needs torch ({error}): pip install "fastcam[torch]"'
         ) from error
+
+
+def import_torch(model: Any, options: ImportOptions) -> ImportedModel:
+    """Import a torch module; raises ModelError, ArgumentError, MissingExtraError."""
+    torch = _torch()
     module = _unwrapped(model)
     example = _example_batch(torch, module, options)
     notes: list[Note] = []
@@ -60,7 +90,7 @@ def import_torch(model: Any, options: ImportOptions) -> ImportedModel:
     graph = traced.graph
     sample = None if expected is None else _chosen(graph, expected[1], options.output)
     notes += widened(graph) + narrowed(graph)
-    settle_signature(graph, ImportOptions(output=options.output))
+    notes += settle_signature(graph, ImportOptions(output=options.output))
     paths = [path for path, _ in module.named_modules()]
     layers = _name_values(graph, _module_outputs(graph, paths, traced.scopes))
     guess = _guessed_preprocessing(module)
