@@ -165,7 +165,7 @@ def _reason(error: Exception) -> str:
     """Return what an error of Keras says at its end; before, it prints the configuration of the layer."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1] if lines else "no reason given"
-    return f"{type(error).__name__}: {text.removeprefix('Exception encountered: ')[:300]}"
+    return f"{type(error).__name__}: {text.removeprefix('Exception encountered: ').rstrip('.')[:300]}"
 
 
 def _advice(error: Exception) -> str:
