@@ -76,7 +76,7 @@ def import_torch(model: Any, options: ImportOptions) -> ImportedModel:
     module = _unwrapped(model)
     example = _example_batch(torch, module, options)
     notes: list[Note] = []
-    with evaluating(module), quiet(), torch.no_grad():
+    with evaluating(module), quiet(torch), torch.no_grad():
         try:
             outputs = module(example)
         except Exception as error:  # whatever a forward pass raises

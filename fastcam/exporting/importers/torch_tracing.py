@@ -31,12 +31,18 @@ def evaluating(module: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the remarks of torch's exporters out of the user's log and warnings."""
+def quiet(torch: Any) -> Iterator[None]:
+    """Keep the remarks of torch's exporters out of the user's log, warnings and terminal."""
     loggers = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
     with logging_from(logging.CRITICAL, *loggers), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        # The tracer prints the graph that it could not export.
+        printed = torch._C._jit_is_onnx_log_enabled()  # noqa: SLF001  # there is no public name for it
+        torch._C._jit_set_onnx_log_enabled(False)  # noqa: SLF001
+        try:
+            yield
+        finally:
+            torch._C._jit_set_onnx_log_enabled(printed)  # noqa: SLF001
 
 
 _HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
