@@ -280,7 +280,8 @@ def _tensors(state: Any) -> dict[str, _Tensor]:
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, _Tensor):
             raise ModelError(
-                f"entry {reprlib.repr(name)} is a {type(value).__name__}, not a tensor. Save model.state_dict() and nothing else"
+                f"entry {reprlib.repr(name)} is a {type(value).__name__}, not a tensor. Save model.state_dict() and "
+                "nothing else"
             )
     return dict(state)
 

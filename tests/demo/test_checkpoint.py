@@ -271,9 +271,7 @@ def _older_file(body: bytes) -> bytes:
 
 def _doubling(levels: int) -> bytes:
     """A tuple that holds a tuple twice, and so on: 2**levels leaves."""
-    put = b"".join(
-        b"h" + bytes([level]) + b"h" + bytes([level]) + b"\x86q" + bytes([level + 1]) for level in range(levels)
-    )
+    doubled = (b"h%ch%c\x86q%c" % (level, level, level + 1) for level in range(levels))
     return b")q\x00" + b"".join(doubled)
 
 
