@@ -444,7 +444,12 @@ def _read(path: Path) -> onnx.ModelProto:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf raises its own
         raise ModelError(f"{path}: cannot be read: {error}") from error
-    Metadata.from_properties({entry.key: entry.value for entry in model.metadata_props}, str(path))
+    metadata = Metadata.from_properties({entry.key: entry.value for entry in model.metadata_props}, str(path))
+    if metadata.picture == "any":
+        raise DeviceError(
+            f"{path} takes pictures of any size, and TensorRT's engines are built for known ones: export the model again "
+            'with picture="input"'
+        )
     return model
 
 

@@ -138,11 +138,10 @@ def _add_heatmaps(graph: Graph, plan: DrawingPlan, size: tuple[int, int]) -> str
     divisor = graph.emit("Where", graph.emit("Greater", top, zero), top, one, stem="draw/divisor")
     normalized = graph.emit("Div", kept, divisor, stem="draw/normalized")
     rows, columns = (bilinear_matrix(before, after) for before, after in zip(sides, size, strict=True))
-    wide = graph.emit(
-        "MatMul", normalized, graph.emit_constant(columns.T.copy(), stem="draw/columns"), stem="draw/wide"
-    )
-    high = graph.emit("MatMul", graph.emit_constant(rows, stem="draw/rows"), wide, stem="draw/high")
-    return name_output(graph, high, "heatmaps")
+    high = graph.emit("MatMul", graph.emit_constant(rows, stem="draw/rows"), normalized, stem="draw/high")
+    # Last, because runtimes pack a constant second factor once, and multiply all rows by it at once.
+    both = graph.emit("MatMul", high, graph.emit_constant(columns.T.copy(), stem="draw/columns"), stem="draw/both")
+    return name_output(graph, both, "heatmaps")
 
 
 def bilinear_matrix(before: int, after: int) -> NDArray[np.float32]:
@@ -256,12 +255,13 @@ def _add_picture_side(
     if channels == 3 and preprocessing.order == "BGR":
         values = graph.emit("Gather", values, _integers(graph, 2, 1, 0), axis=3, stem="picture/bgr")
     mean, scale = (np.array(numbers, np.float32)[:channels] for numbers in (preprocessing.mean, preprocessing.scale))
+    if layout == "NCHW":
+        values = graph.emit("Transpose", values, perm=[0, 3, 1, 2], stem="picture/planar")
+        mean, scale = mean[:, None, None], scale[:, None, None]
     if mean.any():
         values = graph.emit("Sub", values, graph.emit_constant(mean), stem="picture/centred")
     if (scale != 1).any():
         values = graph.emit("Mul", values, graph.emit_constant(scale), stem="picture/scaled")
-    if layout == "NCHW":
-        values = graph.emit("Transpose", values, perm=[0, 3, 1, 2], stem="picture/input")
     graph.replace_uses(image, values)
     return pixels
 

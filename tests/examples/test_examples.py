@@ -19,8 +19,9 @@ import fastcam
 from fastcam.explaining.selftest import check_selftest_answer, write_selftest_picture
 
 _EXAMPLES = Path(__file__).parents[2] / "examples"
-# The contract of whole float32 networks.
-_BOUND = 1e-4
+# Within 1e-6 where every value is resized to the same level; runtimes may round a few sums close to a half apart, by
+# one level of 255 each.
+_BOUND = 1e-3
 
 
 def _model(folder: Path, **options: Any) -> tuple[Path, fastcam.Explainer]:

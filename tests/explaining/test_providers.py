@@ -360,8 +360,8 @@ class _Folding:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
 
-    def run(self, names: Any, inputs: dict[str, Any]) -> Any:
-        return self._session.run(names, {**inputs, "target": np.full_like(inputs["target"], -1)})
+    def run(self, names: Any, inputs: dict[str, Any], options: Any = None) -> Any:
+        return self._session.run(names, {**inputs, "target": np.full_like(inputs["target"], -1)}, options)
 
 
 @pytest.mark.parametrize("target", [3, [3, 1], "top2", [[3], [1]]])
@@ -390,7 +390,7 @@ def test_openvino_explains_what_it_is_asked_for(draw: str | None, kind: str, tmp
     assert explainer.providers == ["OpenVINO"]
     for target in (None, 3, "top3", [[1], [2], [0], [4], [3]]):
         expected = fastcam.Explainer(path, device="cpu")(images, target=target)
-        found = explainer(images, target=target, batch=2)
+        found = explainer(images, target=target, batch_size=2)
         np.testing.assert_array_equal(found.targets, expected.targets)
         assert relative_error(found.logits, expected.logits) < 1e-5
         assert relative_error(found.heatmaps, expected.heatmaps) < 1e-5

@@ -87,10 +87,12 @@ def _wait(browser: Any, script: str, seconds: float = 120) -> Any:
     """Return what a script says once that is true."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
+        # In this order: the state changes before what the script looks for is read.
+        failed = browser.execute_script("return document.documentElement.dataset.state === 'error'")
         found = browser.execute_script(f"return {script}")
         if found:
             return found
-        if browser.execute_script("return document.documentElement.dataset.state === 'error'"):
+        if failed:
             break
         time.sleep(0.1)
     page = browser.execute_script("return document.getElementById('status').textContent")

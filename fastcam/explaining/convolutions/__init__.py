@@ -4,6 +4,9 @@ The file on disk stays plain ONNX. When it is opened, `stored` locates its weigh
 finds the layers that the kernels support, `costs` selects those that are worth it, and `rewriting` replaces them with
 the custom ops of the native library. Their weights go to the kernels, all others to ONNX Runtime. `onnx` is
 imported lazily, and only for files that may become faster.
+
+In: a file and the number of threads. Out: a `Rewritten` model with the options to open it, or the reason why the file
+is opened as it is. Imports `kernels` only.
 """
 
 from __future__ import annotations
