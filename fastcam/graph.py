@@ -320,8 +320,8 @@ class Graph:
         self.constants, self.inputs, self.defaults = (
             _renamed(mapping, names) for mapping in (self.constants, self.inputs, self.defaults)
         )
-        for mapping in (self.types, self.maps):
-            mapping.update([(new, mapping.pop(old)) for old, new in names.items() if old in mapping])
+        self.types.update([(new, self.types.pop(old)) for old, new in names.items() if old in self.types])
+        self.maps.update([(new, self.maps.pop(old)) for old, new in names.items() if old in self.maps])
 
     def replace_uses(self, old: str, new: str, *, outputs: bool = True) -> None:
         """Let every reader of ``old``, the graph's outputs included if asked, read ``new`` instead."""

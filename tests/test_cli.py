@@ -307,9 +307,9 @@ def test_explain_writes_and_says_what_it_found(model: Path, photos: Path, tmp_pa
     explained = fastcam.Explainer(model)([*sorted(photos.iterdir())], "top2")
     lines = done.stdout.splitlines()
     for number, image in enumerate(explained):
-        first, second = (
-            f"{label} {image.probabilities[t]:.1%}" for label, t in zip(image.labels, image.targets, strict=True)
-        )
+        assert image.probabilities is not None
+        shares = image.probabilities[image.targets]
+        first, second = (f"{label} {share:.1%}" for label, share in zip(image.labels, shares, strict=True))
         assert lines[number] == f"{photos / f'dog{number}.png'}: {first}, {second}"
     assert lines[3].startswith("explained 3 of 3 images, in ")
     assert lines[4] == f"report: {tmp_path / 'out' / 'report.html'}"

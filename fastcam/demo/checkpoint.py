@@ -223,7 +223,7 @@ def _check_pickle(stream: io.BytesIO) -> None:  # noqa: C901, PLR0912  # a case 
             if argument is None or argument > len(memo):
                 raise ModelError(f"refused pickle memo index {argument}: no state dict skips one")
             memo[argument : argument + 1] = [_top(stack)]
-        elif opcode.name in ("BINGET", "LONG_BINGET"):
+        elif opcode.name in ("BINGET", "LONG_BINGET") and argument is not None:
             stack.append(memo[argument])
         elif opcode.name == "MARK":
             stack.append(None)

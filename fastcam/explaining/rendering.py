@@ -28,7 +28,10 @@ _WEIGHTINGS: dict[str, Weighting] = {DEFAULT_METHOD: "pooled", "hirescam": "elem
 _FLOATS: tuple[DeviceType, ...] = ("float32", "float16", "bfloat16")
 
 # Axes from the outermost to the innermost in memory, of an array with the channels before the map.
-_ORDERS = {4: {False: (0, 1, 2, 3), True: (0, 2, 3, 1)}, 5: {False: (0, 1, 2, 3, 4), True: (0, 1, 3, 4, 2)}}
+_ORDERS: dict[int, dict[bool, tuple[int, ...]]] = {
+    4: {False: (0, 1, 2, 3), True: (0, 2, 3, 1)},
+    5: {False: (0, 1, 2, 3, 4), True: (0, 1, 3, 4, 2)},
+}
 
 
 def render(

@@ -87,13 +87,15 @@ class Demand:
 
     def _add(self, name: str, mask: Mask) -> None:
         known = self._masks.get(name, False)
-        joined = known | mask if isinstance(known, np.ndarray) and isinstance(mask, np.ndarray) else None
-        if joined is None:
+        joined: Mask
+        if isinstance(known, np.ndarray) and isinstance(mask, np.ndarray):
+            joined = np.asarray(known | mask)
+        else:
             # One of them is a single truth value: all elements, or none.
             joined = True if known is True or mask is True else (known if mask is False else mask)
-        if isinstance(joined, np.ndarray):
-            joined = bool(joined.any()) if joined.all() or not joined.any() else joined
-        if joined is not False:
+        if isinstance(joined, np.ndarray) and (joined.all() or not joined.any()):
+            joined = bool(joined.any())
+        if isinstance(joined, np.ndarray) or joined:
             self._masks[name] = joined
 
     def _input_mask(self, node: onnx.NodeProto, index: int) -> Mask:
@@ -141,7 +143,7 @@ def _summed_to(mask: npt.NDArray[np.bool_], sizes: Sequence[int] | None) -> Mask
     """Return which elements of a smaller value, broadcast to that of the mask, are in it."""
     if sizes is None or len(sizes) > mask.ndim:
         return True
-    mask = mask.any(axis=tuple(range(mask.ndim - len(sizes))))
+    mask = np.asarray(mask.any(axis=tuple(range(mask.ndim - len(sizes)))))
     stretched = tuple(axis for axis, size in enumerate(sizes) if size == 1)
     return np.asarray(mask.any(axis=stretched, keepdims=True))
 

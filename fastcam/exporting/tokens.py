@@ -110,8 +110,9 @@ def _convolution_map(graph: Graph, node: onnx.NodeProto) -> tuple[int, int] | No
     if operator(node) != "Conv" or graph.rank(node.output[0]) != 4:
         return None
     height, width = graph.shape(node.output[0])[2:]
-    fixed = isinstance(height, int) and isinstance(width, int) and height * width > 1
-    return (height, width) if fixed else None
+    if isinstance(height, int) and isinstance(width, int) and height * width > 1:
+        return height, width
+    return None
 
 
 def _squares(tokens: int) -> Iterator[tuple[int, int]]:

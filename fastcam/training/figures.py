@@ -16,7 +16,7 @@ from ..files import replacing
 _MOST_NUMBERS, _MOST_NAMES = 25, 80
 
 
-def write_learning_curves(history: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:
+def write_learning_curves(history: Mapping[Any, Sequence[Mapping[str, float]]], path: Path) -> None:
     """Draw the training and validation loss and accuracy of every epoch.
 
     Parameters

@@ -431,7 +431,7 @@ def _session(op: str, number: int, columns: int, results: int, threads: int = 1)
     import onnxruntime
 
     node = helper.make_node(op, ["x"], ["y"], domain="fastcam", number=number, threads=threads)
-    shapes = {"x": ["n", columns], "y": ["n", results]}
+    shapes: dict[str, list[str | int | None]] = {"x": ["n", columns], "y": ["n", results]}
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
     graph = helper.make_graph([node], "one", values[:1], values[1:])
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("fastcam", 1)]

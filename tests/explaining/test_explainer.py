@@ -214,6 +214,7 @@ def test_a_sigmoid_model_gives_independent_probabilities(tmp_path: Path, rng: np
     image = rng.normal(size=(3, 3, 6, 6)).astype(np.float32)
     (expected,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"image": image})
     found = fastcam.Explainer(tmp_path / "sigmoid.onnx")(image)
+    assert found.probabilities is not None
     np.testing.assert_allclose(found.probabilities, expected, rtol=1e-4, atol=1e-7)
 
 

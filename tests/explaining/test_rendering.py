@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import itertools
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from fastcam.explaining import devices
 from fastcam.explaining.devices import exchange
 from fastcam.explaining.devices.exchange import DeviceTensor
 from fastcam.explaining.methods import METHODS
+from fastcam.kernels.boundary import Normalize
 from fastcam.kernels.cuda.interface import DeviceArray, DeviceKernels, DeviceRender
 from fastcam.kernels.reference import blended, normalized, resized, weighted_sum
 from fastcam.pictures.writing import palette
@@ -63,7 +63,8 @@ def test_arrays_on_the_host(
         with pytest.raises(ArgumentError, match="needs the full gradients"):
             fastcam.render(activations, weights, method=method)
         return
-    for normalize, size in itertools.product(("max", "minmax", None), (None, (20, 31))):
+    normalizations: list[Normalize] = ["max", "minmax", None]
+    for normalize, size in itertools.product(normalizations, (None, (20, 31))):
         given = (_moved(activations), _moved(weights)) if channels_last else (activations, weights)
         found = fastcam.render(
             *given, method=method, channels_last=channels_last, normalize=normalize, size=size, threads=1
@@ -211,7 +212,7 @@ def device() -> FakeDevice:
 
 
 @pytest.fixture
-def shim(shim_library: Path, device: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> Iterator[ShimKernels]:
+def shim(shim_library: Path, device: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> ShimKernels:
     kernels = ShimKernels(shim_library)
     monkeypatch.setattr(devices, "open_device", lambda index: (device, _ShimOnDevice(device, kernels)))
     return kernels

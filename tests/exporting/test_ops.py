@@ -12,9 +12,9 @@ import pytest
 import fastcam.exporting
 from fastcam.explaining.inspection import _MACS
 from fastcam.exporting.gradients import rules, table
-from fastcam.exporting.ops import OPS, Fact, Size, ops_where, ops_with
+from fastcam.exporting.ops import OPS, Fact, Rows, Size, ops_where, ops_with
 from fastcam.exporting.passes.constants import _SIZES
-from fastcam.exporting.passes.open_batch import _RULES_BY_OP, Rows
+from fastcam.exporting.passes.open_batch import _RULES_BY_OP
 
 _SOURCE = Path(fastcam.exporting.__file__).parent
 # A sequence of this many op names says something about ops that belongs into the table.
@@ -75,7 +75,7 @@ def _lists_of_ops(path: Path, root: Path) -> list[str]:
             names = list(node.value.split())
         ops = [name for name in names if isinstance(name, str) and onnx.defs.has(name)]
         if len(ops) >= _MOST_NAMES and len(ops) == len(names):
-            found.append(f"{path.relative_to(root)}:{node.lineno}: {ops}")
+            found.append(f"{path.relative_to(root)}:{getattr(node, 'lineno', 0)}: {ops}")
     return found
 
 
@@ -115,7 +115,7 @@ def _edits(path: Path) -> list[str]:
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _EDITS:
             targets = [node.func.value]
         if any(_is_field(target) for target in targets):
-            found.append(f"{path.name}:{node.lineno}: {ast.unparse(node)}")
+            found.append(f"{path.name}:{getattr(node, 'lineno', 0)}: {ast.unparse(node)}")
     return found
 
 

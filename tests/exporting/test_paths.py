@@ -124,7 +124,7 @@ def test_the_elements_that_count_are_those_that_change_the_scores(
 ) -> None:
     net = NetworkBuilder((batch, *_SHAPE[1:]), np.float64)
     graph = net.build(head(net, net.input))
-    run = ReferenceEvaluator(graph.to_model()).run
+    run: Any = ReferenceEvaluator(graph.to_model()).run
     # Off the kinks of HardSwish and Floor, which a small step then leaves alone.
     image = rng.uniform(0.2, 0.8, _SHAPE)
     (before,) = run(None, {"image": image})

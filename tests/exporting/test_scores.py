@@ -125,8 +125,9 @@ def _slopes(model: onnx.ModelProto, image: Array, of: Callable[[Array], Array]) 
     graph.types = {}
     graph.replace_uses("layer", "moved")
     graph.inputs["delta"] = TensorType(np.dtype(np.float64), (1, 6, 1, 1))
-    position = next(index for index, node in enumerate(graph.nodes) if "layer" in node.output)
-    graph.nodes.insert(position + 1, onnx.helper.make_node("Add", ["layer", "delta"], ["moved"]))
+    layer = graph.producer("layer")
+    assert layer is not None
+    graph.insert_after(layer, onnx.helper.make_node("Add", ["layer", "delta"], ["moved"]))
     evaluator = ReferenceEvaluator(graph.to_model())
     columns = []
     for channel in range(6):

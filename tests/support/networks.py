@@ -15,9 +15,10 @@ from fastcam.graph import Graph, TensorType
 Array = npt.NDArray[Any]
 
 
-def relative_error(actual: npt.ArrayLike, expected: npt.ArrayLike) -> float:
+def relative_error(actual: npt.ArrayLike | None, expected: npt.ArrayLike) -> float:
     """Return the relative L2 error; of a zero expectation, the norm of what is there instead."""
     wanted = np.asarray(expected, np.float64)
+    assert actual is not None
     found = np.asarray(actual, np.float64)
     assert found.shape == wanted.shape
     norm = float(np.linalg.norm(wanted))

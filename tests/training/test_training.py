@@ -262,6 +262,7 @@ def test_export_finds_the_classes_and_the_preprocessing(trained: fastcam.Trainin
     scores = _load(trained.path).predict(
         keras.applications.vgg16.preprocess_input(images.astype(np.float32)), verbose=0
     )
+    assert explanation.probabilities is not None
     np.testing.assert_allclose(explanation.probabilities, scores, rtol=1e-3, atol=1e-6)
     assert [image.labels[0] for image in explanation] == [trained.classes[index] for index in scores.argmax(axis=1)]
 

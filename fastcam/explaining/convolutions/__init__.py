@@ -197,6 +197,8 @@ def _rewritten(
 
     def emit(layer: Layer, output: str) -> onnx.NodeProto:
         algorithm = layer.algorithm()
+        if algorithm is None:
+            raise ValueError(f"layer {layer.name!r} was chosen although no kernel computes it")
         weights = _array(layer.weights, network, stored)
         bias = None if layer.bias is None else _array(layer.bias, network, stored)
         published.append(_cpu.PublishedConvolution(layer.native(), algorithm, weights, bias, count))
@@ -240,7 +242,8 @@ def _published_dense(dense: DenseLayer, network: Network, stored: StoredModel) -
     tensor = stored.tensors[dense.weights]
     bias = None if dense.bias is None else _array(dense.bias, network, stored)
     rows = max(1, _CHUNK // (tensor.shape[1] * tensor.dtype.itemsize))
-    return _cpu.PublishedDense.publish(*tensor.shape, bias, dense.low, dense.high, tensor.read_rows(rows))
+    inputs, outputs = tensor.shape
+    return _cpu.PublishedDense.publish(inputs, outputs, bias, dense.low, dense.high, tensor.read_rows(rows))
 
 
 def _packed(graph: onnx.GraphProto) -> set[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import onnx
@@ -54,13 +55,13 @@ def _constant(node: onnx.NodeProto, part: str, value: float) -> onnx.NodeProto:
     return helper.make_node("Constant", [], [_name(node, part)], name=_name(node, part), value=tensor)
 
 
-def _node(node: onnx.NodeProto, op: str, inputs: list[str], part: str = "", **attributes: object) -> onnx.NodeProto:
+def _node(node: onnx.NodeProto, op: str, inputs: list[str], part: str = "", **attributes: Any) -> onnx.NodeProto:
     """Return a node that makes an inner value, or, without a ``part``, the output of ``node``."""
     output = _name(node, part) if part else node.output[0]
     return helper.make_node(op, inputs, [output], name=output, **attributes)
 
 
-def _kept(node: onnx.NodeProto, *dropped: str) -> dict[str, object]:
+def _kept(node: onnx.NodeProto, *dropped: str) -> dict[str, Any]:
     return {item.name: helper.get_attribute_value(item) for item in node.attribute if item.name not in dropped}
 
 
@@ -76,7 +77,7 @@ def _activation(node: onnx.NodeProto, value: str) -> Iterator[onnx.NodeProto]:
     names = {"LeakyRelu": ["alpha"], "HardSigmoid": ["alpha", "beta"]}.get(op, [])
     alpha = attribute(node, "leaky_relu_alpha")
     found = dict(zip(names, parameters, strict=False)) or ({"alpha": alpha} if alpha is not None and names else {})
-    yield _node(node, op or "Identity", [value], **found)
+    yield _node(node, op or "Identity", [value], "", **found)
 
 
 def _conv(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:

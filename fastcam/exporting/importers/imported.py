@@ -245,12 +245,12 @@ def _repeat(graph: Graph, name: str, array: Array, *, open_batch: bool) -> None:
     row, batch, shape = (graph.unused_name(f"{name}/{part}") for part in ("row", "batch", "shape"))
     graph.constants[row] = array
     sizes = graph.emit_constant(np.array(array.shape[1:], np.int64), stem=f"{name}/sizes")
-    graph.nodes = [
+    graph.insert_before(
+        graph.nodes[0],
         helper.make_node("Shape", [image], [batch], name=batch, start=0, end=1),
         helper.make_node("Concat", [batch, sizes], [shape], name=shape, axis=0),
         helper.make_node("Expand", [row, shape], [name], name=name),
-        *graph.nodes,
-    ]
+    )
 
 
 def _take_floats(graph: Graph, name: str) -> list[Note]:
@@ -259,12 +259,9 @@ def _take_floats(graph: Graph, name: str) -> list[Note]:
     if type_.dtype == np.float32:
         return []
     cast = graph.unused_name(f"{name}/{type_.dtype}")
-    for node in graph.nodes:
-        for index, read in enumerate(node.input):
-            if read == name:
-                node.input[index] = cast
+    graph.replace_uses(name, cast, outputs=False)
     kind = helper.np_dtype_to_tensor_dtype(type_.dtype)
-    graph.nodes = [helper.make_node("Cast", [name], [cast], name=cast, to=kind), *graph.nodes]
+    graph.insert_before(graph.nodes[0], helper.make_node("Cast", [name], [cast], name=cast, to=kind))
     graph.inputs[name] = TensorType(np.dtype(np.float32), type_.shape)
     graph.infer_types()
     return [

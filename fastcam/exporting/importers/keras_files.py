@@ -78,7 +78,7 @@ def _archive_members(path: Path) -> set[str]:
 def _of_keras_2(keras: Any) -> dict[str, Any]:
     """Return what files of Keras 2 name, and Keras 3 lacks or takes other arguments for."""
 
-    class DepthwiseConv2D(keras.layers.DepthwiseConv2D):  # type: ignore[misc, name-defined]
+    class DepthwiseConv2D(keras.layers.DepthwiseConv2D):  # type: ignore[misc]
         # Keras 2 wrote the groups of its base class, always 1.
         def __init__(self, *args: Any, groups: int = 1, **kwargs: Any) -> None:
             if groups != 1:

@@ -6,7 +6,6 @@ imported here, when a module arrives, and nowhere else.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import importlib.util
 import zipfile
@@ -191,7 +190,7 @@ def _agrees(graph: Graph, expected: tuple[Array, list[Array]] | None) -> bool:
     small = {key: array for key, array in graph.constants.items() if key not in large}
     types = {key: TensorType(array.dtype, array.shape) for key, array in large.items()}
     try:
-        message = dataclasses.replace(graph, constants=small, inputs={**graph.inputs, **types}).to_model()
+        message = graph.copy(constants=small, inputs={**graph.inputs, **types}).to_model()
         session = onnxruntime.InferenceSession(message.SerializeToString(), options, providers=["CPUExecutionProvider"])
         found = session.run(graph.outputs, {name: images, **large})
         alone = session.run(graph.outputs, {name: images[:1], **large})

@@ -17,6 +17,7 @@ import fastcam
 from fastcam.errors import LayerError, MissingExtraError, ModelError
 from fastcam.exporting.importers import ImportOptions, import_model
 from fastcam.exporting.passes.simplify import simplify
+from fastcam.preprocessing import Preprocessing
 
 keras = pytest.importorskip("keras", reason="needs tensorflow: pip install fastcam[keras]")
 pytest.importorskip("tensorflow", reason="needs tensorflow: pip install fastcam[keras]")
@@ -86,7 +87,7 @@ def test_nested_models_are_seen_through(tmp_path: Path) -> None:
     ids=["bare", "rescaling", "padding"],
 )
 def test_preprocessing_inside_the_model_is_seen(first: list[Any], expected: str | None) -> None:
-    assert import_model(_model(*first)).preprocessing == expected
+    assert import_model(_model(*first)).preprocessing == (expected and Preprocessing.of(expected))
 
 
 def test_vgg_brings_its_preprocessing() -> None:

@@ -145,12 +145,12 @@ def test_an_application_that_embeds_python_finds_an_interpreter(
 ) -> None:
     real = sys.executable
     monkeypatch.setattr(sys, "executable", executable)
-    monkeypatch.setattr(quarantine.sysconfig, "get_config_var", lambda _: str(Path(real).parent))
+    monkeypatch.setattr("sysconfig.get_config_var", lambda _: str(Path(real).parent))
     _pid(child)
 
 
 def test_no_interpreter_is_a_refusal_that_names_the_way_out(child: Quarantine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "")
-    monkeypatch.setattr(quarantine.sysconfig, "get_config_var", lambda _: None)
+    monkeypatch.setattr("sysconfig.get_config_var", lambda _: None)
     with pytest.raises(ModelError, match=r"set sys\.executable"):
         child(_WORK, b"nothing")
