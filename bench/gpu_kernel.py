@@ -169,6 +169,7 @@ def make_inputs(runtime: Runtime, kernels: DeviceKernels, workload: Workload) ->
         heatmaps=None if workload.draws == "maps" else runtime.allocate((n, k, *SIZE), "float32"),
         overlay=_make_overlay(runtime, rng, n, k) if workload.draws == "overlays" else None,
         finite=runtime.allocate((n, k), "int32"),
+        evidence=runtime.allocate((n, k), "float32"),
         workspace=runtime.allocate((needed,), "uint8"),
     )
     moved = stored[:1].nbytes * n + weights[:1].nbytes * n + 4 * math.prod(call.maps.shape)

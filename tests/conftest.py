@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,10 +33,10 @@ def rng() -> np.random.Generator:
 def every_exported_graph_runs_on_gpus() -> Iterator[None]:
     """Whatever a test exports, in this process, holds only what CUDA and TensorRT take."""
 
-    def write_checked(graph: Graph, path: Path, metadata: Mapping[str, str]) -> int:
+    def write_checked(graph: Graph, *arguments: Any) -> int:
         reasons = reasons_against_gpus(graph)
         assert not reasons, reasons
-        return write_model(graph, path, metadata)
+        return write_model(graph, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fastcam.exporting.exporter, "write_model", write_checked)

@@ -73,7 +73,7 @@ def test_a_network_with_a_few_names_of_a_family_is_not_of_it(layer: str) -> None
         (height * 2 + 2, width, channels),
     ):
         changed = {**_VGG, layer: other} if other else {name: _VGG[name] for name in _VGG if name != layer}
-        assert not list(find_families(changed, (64, 64)))  # type: ignore[arg-type]
+        assert not list(find_families(changed, (64, 64)))
 
 
 def test_no_two_families_have_the_same_landmarks() -> None:

@@ -152,7 +152,7 @@ bool fits_positions(Size size) { return size.height <= UINT32_MAX && size.width 
 
 std::optional<std::size_t> render_arrays(const py::array& activations, const py::array& weights, Weighting weighting,
                                          Normalization normalization, bool channels_last, py::array maps,
-                                         py::array heatmaps, const std::optional<py::array>& images,
+                                         py::array evidence, py::array heatmaps, const std::optional<py::array>& images,
                                          const std::optional<py::array>& palette, double alpha,
                                          const std::optional<py::array>& overlays, std::size_t threads) {
     require(activations.ndim() == 4, "activations", "not (N, C, h, w)");
@@ -175,6 +175,7 @@ std::optional<std::size_t> render_arrays(const py::array& activations, const py:
     map_job.normalization = normalization;
     map_job.channels = static_cast<std::size_t>(c);
     map_job.maps = output<float>(maps, {n, k, h, w}, 'f', "maps");
+    map_job.evidence = output<float>(evidence, {n, k}, 'f', "evidence");
 
     ViewJob view_job{};
     view_job.maps = map_job.maps;
@@ -185,7 +186,8 @@ std::optional<std::size_t> render_arrays(const py::array& activations, const py:
 
     std::optional<Overlay> overlay = overlay_of(images, palette, alpha, overlays);
     if (overlay) add_overlay(view_job, *overlay, {n, k});
-    std::vector<Memory> outputs{memory_of(maps, "maps"), memory_of(heatmaps, "heatmaps")};
+    std::vector<Memory> outputs{memory_of(maps, "maps"), memory_of(evidence, "evidence"),
+                                memory_of(heatmaps, "heatmaps")};
     std::vector<Memory> inputs{memory_of(activations, "activations"), memory_of(weights, "weights")};
     note_overlay(overlay, outputs, inputs);
     require_apart(outputs, inputs);
@@ -280,7 +282,7 @@ PYBIND11_MODULE(_cpu, module, py::mod_gil_not_used()) {
 
     module.def("render", &render_arrays, py::arg("activations").noconvert(), py::arg("weights").noconvert(),
                py::arg("weighting"), py::arg("normalization"), py::arg("channels_last"), py::arg("maps").noconvert(),
-               py::arg("heatmaps").noconvert(), py::arg("images").noconvert(), py::arg("palette").noconvert(),
+               py::arg("evidence").noconvert(), py::arg("heatmaps").noconvert(), py::arg("images").noconvert(), py::arg("palette").noconvert(),
                py::arg("alpha"), py::arg("overlays").noconvert(), py::arg("threads"));
     module.def("view", &view_arrays, py::arg("maps").noconvert(), py::arg("height"), py::arg("width"),
                py::arg("heatmaps").noconvert(), py::arg("images").noconvert(), py::arg("palette").noconvert(),

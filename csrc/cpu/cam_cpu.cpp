@@ -121,7 +121,7 @@ public:
 
     // Normalises one map; false when it is not finite.
     bool finish(std::size_t image, std::size_t map) const {
-        return kernels_.finish(map_of(image, map), area_, job_.normalization);
+        return kernels_.finish(map_of(image, map), area_, job_.normalization, job_.evidence + image * count_.maps + map);
     }
 
 private:

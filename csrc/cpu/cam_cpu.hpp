@@ -29,6 +29,7 @@ struct MapJob {
     Normalization normalization;
     std::size_t channels;
     float* maps;
+    float* evidence;  // (images, maps): share of the positive values in the sum of magnitudes before the ReLU
 };
 
 // From maps (images, maps, size) to heatmaps (images, maps, size) and overlays (images, maps, size, 3).

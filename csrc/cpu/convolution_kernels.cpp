@@ -41,13 +41,15 @@ struct RowMajor {
     const float* third;
     std::size_t stride;
     std::size_t stride3;
+    const float* next;  // the rows that follow, which are fetched meanwhile
 
-    RowMajor(const float* left, std::size_t left_stride)
+    RowMajor(const float* left, std::size_t left_stride, std::size_t rows)
         : first(left),
           second(left + rows_per_base * left_stride),
           third(left + 2 * rows_per_base * left_stride),
           stride(left_stride),
-          stride3(3 * left_stride) {}
+          stride3(3 * left_stride),
+          next(left + rows * left_stride) {}
 
     template <std::size_t Row>
     float at() const {
@@ -56,10 +58,12 @@ struct RowMajor {
         return *(rest == 3 ? base + stride3 : base + rest * stride);
     }
 
-    void advance() {
+    void advance(std::size_t rows) {
         ++first;
         ++second;
         ++third;
+        prefetch_far(next, 0);
+        next += rows;
     }
 };
 
@@ -70,14 +74,14 @@ struct ColumnMajor {
     const float* column;
     std::size_t stride;
 
-    ColumnMajor(const float* left, std::size_t left_stride) : column(left), stride(left_stride) {}
+    ColumnMajor(const float* left, std::size_t left_stride, std::size_t) : column(left), stride(left_stride) {}
 
     template <std::size_t Row>
     float at() const {
         return column[Row];
     }
 
-    void advance() { column += stride; }
+    void advance(std::size_t) { column += stride; }
 };
 
 template <std::size_t Rows, std::size_t Vectors, class Left>
@@ -162,14 +166,14 @@ template <std::size_t Rows, std::size_t Vectors, class Left, class Output>
 void multiply_rows(const float* first, std::size_t stride, const float* panel, std::size_t depth, const Output& output,
                    std::size_t row) {
     Sums<Rows, Vectors> sums;
-    Left left(first, stride);
+    Left left(first, stride, Rows);
     for (std::size_t k = 0; k < depth; ++k) {
         const Vector a = load(panel);
         const Vector b = Vectors == 2 ? load(panel + lanes) : Vector{};
         prefetch_panel<Vectors>(panel);
         panel += Vectors * lanes;
         accumulate(sums, left, a, b);
-        left.advance();
+        left.advance(Rows);
     }
     put(sums, output, row);
 }

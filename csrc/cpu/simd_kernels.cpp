@@ -501,8 +501,32 @@ Range relu(float* map, std::size_t count) {
     return {low, high};
 }
 
-bool finish(float* map, std::size_t count, Normalization normalization) {
+// The share of the positive values in the sum of all magnitudes.
+float positive_share(const float* map, std::size_t count) {
+    Vector positives{};
+    Vector negatives{};
+    std::size_t i = 0;
+    for (; i + lanes <= count; i += lanes) {
+        const Vector value = load(map + i);
+        positives += larger(value, Vector{});
+        negatives += smaller(value, Vector{});
+    }
+    double positive = sum(positives);
+    double negative = sum(negatives);
+    for (std::size_t rest = i; rest < count; ++rest) (map[rest] > 0 ? positive : negative) += map[rest];
+    constexpr double largest = 3.402823466e38;
+    if (!(positive <= largest && negative >= -largest)) {
+        // The sum of a lane was beyond float32.
+        positive = negative = 0;
+        for (std::size_t value = 0; value < count; ++value) (map[value] > 0 ? positive : negative) += map[value];
+    }
+    const double all = positive - negative;
+    return all > 0 ? static_cast<float>(positive / all) : 0.0f;
+}
+
+bool finish(float* map, std::size_t count, Normalization normalization, float* evidence) {
     if (!within(map, count, 3.402823466e38f)) return false;
+    *evidence = positive_share(map, count);
     const Range range = relu(map, count);
     if (normalization == Normalization::none) return true;
     const float low = normalization == Normalization::minmax ? range.low : 0.0f;

@@ -69,8 +69,9 @@ struct SimdKernels {
     // target += source
     void (*add)(const float* source, std::size_t count, float* target);
 
-    // ReLU, then normalisation, in place. False, with the map left as it is, when it holds NaN or infinity.
-    bool (*finish)(float* map, std::size_t count, Normalization normalization);
+    // ReLU, then normalisation, in place; *evidence = sum of the positive values / sum of the magnitudes before the
+    // ReLU, 0 for a map of zeros. False, with all left as it is, when the map holds NaN or infinity.
+    bool (*finish)(float* map, std::size_t count, Normalization normalization, float* evidence);
 
     // Whether every |value| <= limit, and none is NaN.
     bool (*within)(const float* values, std::size_t count, float limit);

@@ -46,6 +46,8 @@ CAM_INLINE float to_float(Half value) {
 #endif
 }
 
+constexpr double largest_float = 3.402823466e38;
+
 CAM_INLINE bool is_finite(float value) { return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u; }
 
 // `Count` neighbouring elements, loaded at once.
@@ -653,6 +655,7 @@ struct ViewCall {
     const unsigned char* palette;  // (256, 3)
     unsigned char* overlays;       // (all maps, height, width, 3)
     int* finite;                   // (all maps)
+    float* evidence;               // (all maps): share of the positive values in the sum of magnitudes before the ReLU
     double alpha;
     int image_maps;
     int parts;
@@ -693,7 +696,7 @@ struct ViewMemory {
     double* tints;    // 256 * 3: alpha * colour
     Between* across;  // tile_columns
     Between* down;    // tile_rows
-    float* extremes;  // 3 * warps
+    float* extremes;  // 5 * warps
     float* map;       // pixels, where cached
 
     explicit CAM_INLINE ViewMemory(const ViewCall& call) {
@@ -702,7 +705,7 @@ struct ViewMemory {
         across = reinterpret_cast<Between*>(tints + (call.overlays ? 768 : 0));
         down = across + call.tile_columns;
         extremes = reinterpret_cast<float*>(down + call.tile_rows);
-        map = extremes + 3 * warps();
+        map = extremes + 5 * warps();
     }
 };
 
@@ -716,9 +719,11 @@ public:
         float low = __uint_as_float(0x7f800000u);
         float high = 0;
         float bad = 0;
+        float totals[2] = {0, 0};  // of the positive values, and of the magnitudes of the others
         for (int pixel = thread(); pixel < pixels_; pixel += threads()) {
             const float sum = add_parts(pixel);
             if (!is_finite(sum)) bad = 1;
+            totals[sum > 0 ? 0 : 1] += sum > 0 ? sum : -sum;
             const float value = sum > 0 ? sum : 0.0f;
             low = low < value ? low : value;
             high = high > value ? high : value;
@@ -726,6 +731,7 @@ public:
         }
         reduce(memory.extremes, low, high, bad);
         finite_ = bad == 0;
+        evidence_ = positive_share(memory.extremes + 3 * warps(), totals);
         low_ = call.normalization == normalization_minmax ? low : 0.0f;
         span_ = high - low_;
         if (cache_) {
@@ -736,6 +742,7 @@ public:
     }
 
     CAM_INLINE bool finite() const { return finite_; }
+    CAM_INLINE float evidence() const { return evidence_; }
     CAM_INLINE int pixels() const { return pixels_; }
 
     CAM_INLINE float at(int pixel) const {
@@ -784,12 +791,35 @@ private:
         }
     }
 
+    // The warps' totals are added in their order, by every thread.
+    static CAM_INLINE float positive_share(float* found, float (&totals)[2]) {
+#pragma unroll
+        for (int offset = warp_threads / 2; offset > 0; offset /= 2) {
+            totals[0] += __shfl_xor_sync(all_lanes, totals[0], offset);
+            totals[1] += __shfl_xor_sync(all_lanes, totals[1], offset);
+        }
+        if (lane() == 0) {
+            found[2 * warp()] = totals[0];
+            found[2 * warp() + 1] = totals[1];
+        }
+        __syncthreads();
+        double positive = 0;
+        double negative = 0;
+        for (int w = 0; w < warps(); ++w) {
+            // A sum beyond float32 counts as its largest number.
+            positive += is_finite(found[2 * w]) ? found[2 * w] : largest_float;
+            negative += is_finite(found[2 * w + 1]) ? found[2 * w + 1] : largest_float;
+        }
+        return positive > 0 ? static_cast<float>(positive / (positive + negative)) : 0.0f;
+    }
+
     const ViewCall& call_;
     float* cache_;
     int pixels_;
     const float* partials_;
     float low_;
     float span_;
+    float evidence_;
     bool finite_;
 };
 
@@ -880,7 +910,10 @@ CAM_INLINE void view(const ViewCall& call) {
     for (long long p = static_cast<long long>(tile) * threads() + thread(); p < values.pixels(); p += step) {
         target[p] = values.at(static_cast<int>(p));
     }
-    if (tile == 0 && thread() == 0) call.finite[map] = values.finite();
+    if (tile == 0 && thread() == 0) {
+        call.finite[map] = values.finite();
+        call.evidence[map] = values.finite() ? values.evidence() : 0.0f;
+    }
     if (rows <= 0 || columns <= 0) return;
 
     const bool aligned = call.width % drawn_at_once == 0;

@@ -103,9 +103,14 @@ struct Case {
     }
 };
 
-std::vector<double> naive_maps(const Case& c, const Numbers& activations, const Numbers& weights) {
-    const std::size_t area = c.size.area();
+struct Naive {
     std::vector<double> maps;
+    std::vector<double> evidence;
+};
+
+Naive naive_maps(const Case& c, const Numbers& activations, const Numbers& weights) {
+    const std::size_t area = c.size.area();
+    Naive found;
     for (std::size_t nk = 0; nk < c.count.images * c.count.maps; ++nk) {
         std::vector<double> map(area);
         for (std::size_t channel = 0; channel < c.channels; ++channel) {
@@ -123,15 +128,22 @@ std::vector<double> naive_maps(const Case& c, const Numbers& activations, const 
                           activations[nk / c.count.maps * c.channels * area + c.at(channel, p)];
             }
         }
+        double positive = 0;
+        double all = 0;
+        for (const double value : map) {
+            positive += std::max(value, 0.0);
+            all += std::abs(value);
+        }
+        found.evidence.push_back(all > 0 ? positive / all : 0);
         for (double& value : map) value = std::max(value, 0.0);
         if (c.normalization != Normalization::none) {
             const double low = c.normalization == Normalization::minmax ? *std::min_element(map.begin(), map.end()) : 0;
             const double span = *std::max_element(map.begin(), map.end()) - low;
             for (double& value : map) value = span > 0 ? (value - low) / span : 0;
         }
-        maps.insert(maps.end(), map.begin(), map.end());
+        found.maps.insert(found.maps.end(), map.begin(), map.end());
     }
-    return maps;
+    return found;
 }
 
 double naive_at(const double* map, Size size, double y, double x) {
@@ -171,6 +183,7 @@ void run_case(const Case& c, Size target, bool with_overlay, std::mt19937& rando
     const Numbers activations(c.count.images * c.channels * area, c.activations, random);
     const Numbers weights(c.count.images * weights_per_image, c.weights, random);
     const auto maps = exact<float>(map_count * area);
+    const auto evidence = exact<float>(map_count);
     const auto heatmaps = exact<float>(map_count * target.area());
     const auto pixels = exact<std::uint8_t>(c.count.images * target.area() * 3);
     const auto palette = exact<std::uint8_t>(256 * 3);
@@ -179,7 +192,7 @@ void run_case(const Case& c, Size target, bool with_overlay, std::mt19937& rando
     std::generate_n(palette.get(), 256 * 3, [&] { return static_cast<std::uint8_t>(random()); });
 
     MapJob map_job{activations.batch(c.channels * area), weights.batch(weights_per_image), c.channel_order, c.weighting,
-                   c.normalization, c.channels, maps.get()};
+                   c.normalization, c.channels, maps.get(), evidence.get()};
     ViewJob view_job{maps.get(), c.size, target, heatmaps.get(), nullptr, 0, palette.get(), 0.25, nullptr};
     if (with_overlay) {
         view_job.pixels = pixels.get();
@@ -189,7 +202,8 @@ void run_case(const Case& c, Size target, bool with_overlay, std::mt19937& rando
     const auto bad = render(c.count, map_job, view_job, c.threads);
     check(!bad, c.name() + ": finite");
 
-    const std::vector<double> expected = naive_maps(c, activations, weights);
+    const auto [expected, expected_evidence] = naive_maps(c, activations, weights);
+    check(relative_error(expected_evidence, evidence.get()) <= 1e-5, c.name() + ": evidence");
     check(relative_error(expected, maps.get()) <= 1e-5, c.name() + ": maps");
 
     std::vector<double> expected_heat;
@@ -274,9 +288,10 @@ void test_non_finite(std::mt19937& random) {
         Numbers weights(3 * 2 * 20, Scalar::float32, random);
         weights.set((1 * 2 + 1) * 20 + 7, value);
         const auto maps = exact<float>(6 * 20);
+        const auto evidence = exact<float>(6);
         const auto heatmaps = exact<float>(6 * 20);
         const MapJob map_job{activations.batch(400), weights.batch(40), c.channel_order, c.weighting, c.normalization, 20,
-                             maps.get()};
+                             maps.get(), evidence.get()};
         const ViewJob view_job{maps.get(), c.size, c.size, heatmaps.get(), nullptr, 0, nullptr, 0, nullptr};
         check(render(c.count, map_job, view_job, 2) == std::size_t{3}, "non-finite weight names map 1 of image 1");
         activations.set(2 * 400 - 1, value);
@@ -293,7 +308,7 @@ void test_non_finite(std::mt19937& random) {
 void test_empty() {
     const auto nothing = exact<float>(1);
     const MapJob map_job{{nothing.get(), 1, Scalar::float32}, {nothing.get(), 0, Scalar::float32},
-                         ChannelOrder::channels_first, Weighting::channel, Normalization::max, 1, nullptr};
+                         ChannelOrder::channels_first, Weighting::channel, Normalization::max, 1, nullptr, nullptr};
     const ViewJob view_job{nullptr, {1, 1}, {2, 2}, nullptr, nullptr, 0, nullptr, 0, nullptr};
     check(!render({0, 3}, map_job, view_job, 4), "no images");
     check(!render({1, 0}, map_job, view_job, 4), "no maps");

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+import reprlib
 import zipfile
 from collections import OrderedDict
 from math import prod
@@ -21,7 +22,7 @@ import numpy as np
 from ..errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from os import PathLike
 
     from numpy.typing import NDArray
@@ -99,7 +100,7 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any, /) -> _Storage:
         tag, dtype, key, _location, numel, *view = pid
         if tag != "storage" or dtype not in _DTYPES.values() or any(view):
-            raise ModelError(f"unknown storage {key!r}. Save the state dict again with a current PyTorch")
+            raise ModelError(f"unknown storage {reprlib.repr(key)}. Save the state dict again with a current PyTorch")
         return _Storage(key, dtype, numel)
 
 
@@ -120,7 +121,7 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, NDArray[Any]]:
     Raises
     ------
     ModelError
-        The file is missing, damaged or no checkpoint, claims more data than it has, or holds anything but tensors.
+        The file is missing, damaged or not a checkpoint, claims more data than it has, or holds anything but tensors.
     """
     try:
         with Path(path).open("rb") as file:
@@ -133,7 +134,7 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, NDArray[Any]]:
         raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from None
     except Exception as error:  # noqa: BLE001 - a damaged pickle or zip may raise nearly anything
         raise ModelError(
-            f"{path}: not a PyTorch state dict, or damaged ({type(error).__name__}: {error}). "
+            f"{path}: not a PyTorch state dict, or damaged ({type(error).__name__}: {str(error)[:200]}). "
             "Save it again with torch.save(model.state_dict(), path)"
         ) from None
 
@@ -143,7 +144,7 @@ def _read_legacy(file: BinaryIO) -> dict[str, NDArray[Any]]:
     if _unpickle(data) != _LEGACY_MAGIC:
         raise ModelError("not a PyTorch checkpoint (no magic number)")
     if (protocol := _unpickle(data)) != _LEGACY_PROTOCOL:
-        raise ModelError(f"checkpoint of unknown protocol {protocol!r}")
+        raise ModelError(f"checkpoint of unknown protocol {reprlib.repr(protocol)}")
     if not _unpickle(data)["little_endian"]:
         raise ModelError("written on a big-endian machine. Save it again on a little-endian one")
     tensors = _tensors(_unpickle(data))
@@ -153,7 +154,7 @@ def _read_legacy(file: BinaryIO) -> dict[str, NDArray[Any]]:
         numel = int.from_bytes(data.read(8), "little")
         storage = storages.get(key)
         if storage is None or numel != storage.numel:
-            raise ModelError(f"damaged: storage {key!r} of {numel} elements belongs to no tensor")
+            raise ModelError(f"damaged: storage {reprlib.repr(key)} of {numel} elements belongs to no tensor")
         spans[key] = data.tell()
         data.seek(numel * np.dtype(storage.dtype).itemsize, io.SEEK_CUR)
     content = data.getbuffer()
@@ -180,17 +181,97 @@ def _read_zip(file: BinaryIO) -> dict[str, NDArray[Any]]:
 
 def _unpickle(stream: io.BytesIO) -> Any:
     """Load the pickle at the stream's position, after a look at every opcode of it."""
-    start, memorised = stream.tell(), 0
+    start = stream.tell()
+    _check_pickle(stream)
+    stream.seek(start)
+    return _Unpickler(stream, encoding="utf-8").load()
+
+
+class _Value:
+    """What an object of a pickle would be: how deep, how large when written out, and whether it is a text."""
+
+    __slots__ = ("depth", "is_text", "name", "size")
+
+    def __init__(self, parts: Sequence[_Value] = (), *, is_text: bool = False, name: str = "") -> None:
+        self.depth, self.size, self.is_text, self.name = 0, 1, is_text, name
+        self.add(parts)
+
+    def add(self, parts: Sequence[_Value]) -> None:
+        self.depth = max([self.depth, *(part.depth + 1 for part in parts)])
+        self.size += sum(part.size for part in parts)
+        if self.depth > _DEEPEST or self.size > _LARGEST:
+            raise ModelError("refused pickle of nested objects: a state dict is flat")
+
+
+_DEEPEST, _LARGEST = 16, 10**7
+_COUNTS = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+def _check_pickle(stream: io.BytesIO) -> None:  # noqa: C901, PLR0912  # a case per kind of opcode
+    """Run a pickle on descriptions of its objects: hashing or printing what it would make must end.
+
+    A tuple that holds another twice, and so on, has 2**n leaves in n opcodes, and is hashed as often where it is a key;
+    numbers as keys can be chosen to collide.
+    """
+    stack: list[_Value | None] = []
+    memo: list[_Value] = []
     for opcode, argument, _position in pickletools.genops(stream):
         if opcode.name not in _ALLOWED_OPCODES:
             raise ModelError(f"refused pickle opcode {opcode.name}: no state dict has it")
         if opcode.name in ("BINPUT", "LONG_BINPUT"):
             # The unpickler allocates its memo up to the largest index: 5 bytes could ask for 64 GB.
-            if argument is None or argument > memorised:
+            if argument is None or argument > len(memo):
                 raise ModelError(f"refused pickle memo index {argument}: no state dict skips one")
-            memorised += 1
-    stream.seek(start)
-    return _Unpickler(stream, encoding="utf-8").load()
+            memo[argument : argument + 1] = [_top(stack)]
+        elif opcode.name in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif opcode.name == "MARK":
+            stack.append(None)
+        elif opcode.name == "TUPLE":
+            stack.append(_Value(_pop_to_mark(stack)))
+        elif opcode.name in _COUNTS:
+            parts = [_pop(stack) for _ in range(_COUNTS[opcode.name])]
+            stack.append(_Value(parts))
+        elif opcode.name in ("REDUCE", "NEWOBJ"):
+            arguments, function = _pop(stack), _pop(stack)
+            if function.name.endswith("OrderedDict") and arguments.size > 1:
+                raise ModelError("refused an OrderedDict that is made of pairs: no state dict has one")
+            stack.append(_Value([arguments]))
+        elif opcode.name in ("APPEND", "BUILD"):
+            value = _pop(stack)
+            _top(stack).add([value])
+        elif opcode.name in ("APPENDS", "SETITEMS", "SETITEM"):
+            items = [_pop(stack), _pop(stack)][::-1] if opcode.name == "SETITEM" else _pop_to_mark(stack)
+            keys = [] if opcode.name == "APPENDS" else items[::2]
+            if not all(key.is_text for key in keys):
+                raise ModelError("refused a dict whose keys are not texts: no state dict has one")
+            _top(stack).add(items)
+        elif opcode.name == "BINPERSID":
+            _pop(stack)
+            stack.append(_Value())
+        elif opcode.name not in ("PROTO", "STOP"):
+            is_text = opcode.name in ("BINUNICODE", "SHORT_BINSTRING")
+            stack.append(_Value(is_text=is_text, name=str(argument) if opcode.name == "GLOBAL" else ""))
+
+
+def _top(stack: list[_Value | None]) -> _Value:
+    value = stack[-1] if stack else None
+    if value is None:
+        raise ModelError("damaged pickle: an opcode finds no object")
+    return value
+
+
+def _pop(stack: list[_Value | None]) -> _Value:
+    value = _top(stack)
+    stack.pop()
+    return value
+
+
+def _pop_to_mark(stack: list[_Value | None]) -> list[_Value]:
+    values = []
+    while stack and (value := stack.pop()) is not None:
+        values.append(value)
+    return values[::-1]
 
 
 def _tensors(state: Any) -> dict[str, _Tensor]:
@@ -199,7 +280,8 @@ def _tensors(state: Any) -> dict[str, _Tensor]:
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, _Tensor):
             raise ModelError(
-                f"entry {name!r} is a {type(value).__name__}, not a tensor. Save model.state_dict() and nothing else"
+                f"entry {reprlib.repr(name)} is a {type(value).__name__}, not a tensor. Save model.state_dict() and "
+                "nothing else"
             )
     return dict(state)
 

@@ -71,7 +71,9 @@ class ExplainedModel:
         self.has_gradients = all(layer.gradients in self.outputs for layer in self._layer_outputs)
         self._check_outputs()
         if len(self.inputs) != 1:
-            raise FileFormatError(f"{path}: it has {len(self.inputs)} inputs beside the target: export the model again")
+            raise FileFormatError(
+                f"{path}: it has {len(self.inputs)} inputs besides the target: export the model again"
+            )
         self.input_name, image = next(iter(self.inputs.items()))
         self._check_input(image)
         batch, *sides = image.shape
@@ -104,7 +106,7 @@ class ExplainedModel:
         return self.image_shape[self.metadata.input_layout.index(axis) - 1]
 
     def output_shape(self, name: str, images: int, maps: int) -> tuple[Any, ...]:
-        """Return the shape of an output for so many images and maps of each; what the file leaves open stays a name."""
+        """Return the shape of an output for this number of images and of maps per image; open dimensions stay names."""
         rows = (images, maps) if name.partition("_")[0] in _PER_TARGET else (images,)
         return (*rows, *self.outputs[name].shape[len(rows) :])
 
@@ -124,7 +126,7 @@ class ExplainedModel:
         Raises
         ------
         ArgumentError
-            There is no such method, or the file does not hold what it needs.
+            There is no such method, or the file lacks the gradients that it needs.
         """
         find_method(method)
         if method not in self.methods and self.draws_only:

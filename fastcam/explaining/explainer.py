@@ -311,7 +311,7 @@ class Explainer:
             a preprocessed float32 batch, or uint8 pictures (N,H,W,3) of the input's size. It is not copied to the host.
         target
             What to explain: None, the top class; "top3" (any number), the best three; a class index or name; a list of
-            those, for every image; one list an image; or an array (N,K) of indices.
+            those, for every image; one list per image; or an array (N,K) of indices.
         method
             "gradcam"; or, with a file exported with ``gradients="full"``, "gradcam++" (Chattopadhay et al. 2018, eq. 5
             and 19), "xgradcam" (Fu et al. 2020), "hirescam" (Draelos and Carin 2020) or "layercam" (Jiang et al. 2021,
@@ -391,6 +391,7 @@ class Explainer:
             images=pictures,
             classes=self.classes,
             score_activation=self._model.metadata.score_activation,
+            evidence=results.evidence,
         )
 
     def _read(self, images: Any, value_range: ValueRange) -> tuple[list[Pixels | None], Inputs]:

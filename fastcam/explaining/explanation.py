@@ -14,6 +14,7 @@ from .. import kernels
 from ..arguments import check_fraction, check_path, check_text, checked, shown
 from ..arrays import Floats, Indices, Pixels
 from ..errors import ArgumentError, MissingExtraError
+from ..pictures.captions import add_caption
 from ..pictures.reading import read_image
 from ..pictures.writing import palette, write_image
 from .devices.exchange import DeviceTensor
@@ -21,6 +22,9 @@ from .devices.exchange import DeviceTensor
 if TYPE_CHECKING:
     import matplotlib.figure
     from PIL import Image
+
+# Below this share, a map normalised to its maximum shows a remainder as if it were the reason.
+WEAK_EVIDENCE = 0.05
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | Pixels"
 
@@ -45,6 +49,10 @@ class ImageExplanation:
         (classes,) float32; None where the file does not say how the logits become probabilities.
     image : ndarray or None
         The picture, uint8 (H0,W0,3) RGB at its own size; None where the model's input was given directly.
+    evidence : ndarray
+        (K,) float32 in 0..1: how much of what the explained layer says about each target speaks for it. Before its
+        ReLU, the map holds positive and negative evidence; this is the sum of the positive values divided by the sum
+        of all magnitudes. Normalised heatmaps look alike at 0.9 and at 0.01. 0 means a blank map.
     """
 
     heatmaps: Floats
@@ -54,6 +62,7 @@ class ImageExplanation:
     logits: Floats
     probabilities: Floats | None
     image: Pixels | None
+    evidence: Floats
 
     @checked(colormap=check_text, alpha=check_fraction)
     def overlay(
@@ -75,7 +84,8 @@ class ImageExplanation:
         Returns
         -------
         ndarray
-            uint8 (H0,W0,3) RGB at the picture's own size.
+            uint8 (H0,W0,3) RGB at the picture's own size. Where little evidence is positive, a caption says so; the
+            picture is not coloured where there is none.
 
         Raises
         ------
@@ -93,8 +103,7 @@ class ImageExplanation:
             palette=palette(colormap),
             alpha=alpha,
         )
-        overlay: Pixels = drawn[0, 0]
-        return overlay
+        return captioned(drawn[0, 0], picture, float(self.evidence[k]))
 
     @checked(path=check_path)
     def save(self, path: str | os.PathLike[str], k: int = 0, *, colormap: str = "jet", alpha: float = 0.5) -> None:
@@ -126,7 +135,10 @@ class ImageExplanation:
         except ImportError as error:
             raise MissingExtraError(f'plot() needs matplotlib ({error}): pip install "fastcam[demo]"') from error
         overlays = [self.overlay(k, colormap=colormap, alpha=alpha) for k in range(len(self.maps))]
-        titles = [f"{label}  {self._score(k)}" for k, label in enumerate(self.labels)]
+        titles = [
+            "\n".join(filter(None, [f"{label}  {self._score(k)}", caption(float(self.evidence[k]))]))
+            for k, label in enumerate(self.labels)
+        ]
         panels = [("image", self.image), *zip(titles, overlays, strict=True)]
         figure = Figure(figsize=(3.2 * len(panels), 3.6), layout="constrained")
         for axes, (title, picture) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
@@ -148,6 +160,23 @@ class ImageExplanation:
     def _score(self, k: int) -> str:
         target = self.targets[k]
         return f"{self.logits[target]:.3g}" if self.probabilities is None else f"{self.probabilities[target]:.1%}"
+
+
+def caption(evidence: float) -> str | None:
+    """Return what a reader of a map should know of its share of positive evidence; None where it is usual."""
+    if evidence == 0:
+        return "no positive evidence at this layer"
+    return (
+        f"only {100 * evidence:.2g} % of the evidence at this layer is positive" if evidence < WEAK_EVIDENCE else None
+    )
+
+
+def captioned(overlay: Pixels, picture: Pixels, evidence: float) -> Pixels:
+    """Return an overlay with its caption, if it needs one; the picture itself instead of a film of one colour."""
+    text = caption(evidence)
+    if text is None:
+        return overlay
+    return add_caption(picture if evidence == 0 else overlay, text)
 
 
 def is_whole(number: Any) -> bool:
@@ -182,6 +211,8 @@ class Explanation(Sequence[ImageExplanation]):
     score_activation : {"softmax", "sigmoid", "probabilities", "none"}
         What turns the logits into probabilities; "probabilities" where they are probabilities already, "none" where
         the file does not say.
+    evidence : ndarray
+        (N,K) float32 in 0..1, the share of positive evidence of each map: see `ImageExplanation`.
     """
 
     heatmaps: Floats
@@ -191,6 +222,7 @@ class Explanation(Sequence[ImageExplanation]):
     images: list[Pixels | None]
     classes: tuple[str, ...] | None
     score_activation: str
+    evidence: Floats
 
     @cached_property
     def probabilities(self) -> Floats | None:
@@ -220,6 +252,7 @@ class Explanation(Sequence[ImageExplanation]):
             logits=self.logits[position],
             probabilities=None if self.probabilities is None else self.probabilities[position],
             image=self.images[position],
+            evidence=self.evidence[position],
         )
 
     def __iter__(self) -> Iterator[ImageExplanation]:
@@ -242,6 +275,8 @@ class DeviceExplanation:
         (N,K) int64.
     logits : DeviceTensor
         (N,classes) float32, before softmax or sigmoid.
+    evidence : DeviceTensor
+        (N,K) float32 in 0..1, the share of positive evidence of each map: see `ImageExplanation`.
     classes : tuple of str or None
         Class names by index.
     score_activation : {"softmax", "sigmoid", "probabilities", "none"}
@@ -253,6 +288,7 @@ class DeviceExplanation:
     maps: DeviceTensor
     targets: DeviceTensor
     logits: DeviceTensor
+    evidence: DeviceTensor
     classes: tuple[str, ...] | None
     score_activation: str
 
@@ -269,6 +305,7 @@ class DeviceExplanation:
             images=[None] * len(self),
             classes=self.classes,
             score_activation=self.score_activation,
+            evidence=self.evidence.numpy(),
         )
 
 

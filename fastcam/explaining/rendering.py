@@ -331,9 +331,14 @@ class _Desk:
         weighting = _weighting(shape, drawing.method)
         pictures = None if images is None else self._pixels(images)
         size = drawing.size_for(activations_shape[2:], None if pictures is None else pictures.shape)
-        maps, heatmaps, finite = (
+        maps, heatmaps, finite, evidence = (
             DeviceTensor(self._device, (n, k, *rest), dtype)
-            for rest, dtype in ((activations_shape[2:], np.float32), (size, np.float32), ((), np.int32))
+            for rest, dtype in (
+                (activations_shape[2:], np.float32),
+                (size, np.float32),
+                ((), np.int32),
+                ((), np.float32),
+            )
         )
         overlay = None if pictures is None else self._overlay(drawing, pictures, (n, k, *size, 3))
         needed = self._kernels.workspace_bytes(activations_shape, k, weighting, channels_last=channels_last)
@@ -350,6 +355,7 @@ class _Desk:
                 heatmaps=_array(heatmaps),
                 overlay=None if overlay is None else overlay[0],
                 finite=_array(finite),
+                evidence=_array(evidence),
                 workspace=_array(workspace),
             ),
             self._stream,
@@ -357,7 +363,8 @@ class _Desk:
         self._device.stream_synchronize(self._stream)
         if n * k:
             _check_finite(finite.numpy())
-        return Rendered(cast("Any", maps), cast("Any", heatmaps), cast("Any", overlay and overlay[1]))
+        drawn = overlay and overlay[1]
+        return Rendered(cast("Any", maps), cast("Any", heatmaps), cast("Any", drawn), cast("Any", evidence))
 
     def _pixels(self, images: Any) -> DeviceArray:
         """Return pictures on the device, uploaded where they are on the host."""

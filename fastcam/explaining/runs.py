@@ -155,51 +155,47 @@ def _is_duration(seconds: object) -> bool:
 
 
 class _UnderWay:
-    """The runs under way in this process."""
+    """The runs under way in this process.
+
+    Without a lock: adding to a list and removing from it are atomic. A run is noted before the end is looked at, and
+    the end is noted before the runs are looked at, so that none slips through.
+    """
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
         """Start anew, in a forked child, where other threads and their runs do not exist."""
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
         self._options: list[Any] = []
         self._closer: int | None = None
 
     def enter(self, options: Any) -> None:
         """Note a run; while the interpreter shuts down, other threads than the one that does it never return."""
-        with self._lock:
-            if self._closer is None or self._closer == threading.get_ident():
-                self._options.append(options)
-                return
-        _sleep_until_the_process_ends()
+        self._options.append(options)
+        if self._closer is not None and self._closer != threading.get_ident():
+            self._options.remove(options)
+            _sleep_until_the_process_ends()
 
     def leave(self, options: Any) -> None:
         """Forget a run that is over."""
-        with self._lock:
-            self._options.remove(options)
-            if self._closer is None:
-                return
-            self._changed.notify_all()
-            is_closer = self._closer == threading.get_ident()
-        if not is_closer:
+        self._options.remove(options)
+        if self._closer is not None and self._closer != threading.get_ident():
             # The run was stopped: nobody wants its result or its error any more.
             _sleep_until_the_process_ends()
 
     @property
     def are_wanted(self) -> bool:
-        """Whether the interpreter does not shut down yet."""
+        """Whether the interpreter is not shutting down yet."""
         return self._closer is None
 
     def close(self) -> None:
-        """Stop all runs and wait for their ends."""
-        with self._changed:
-            self._closer = threading.get_ident()
-            for options in self._options:
+        """Stop all runs and wait until they have ended."""
+        self._closer = threading.get_ident()
+        while self._options:
+            for options in list(self._options):
                 if options is not None:
                     options.terminate = True
-            self._changed.wait_for(lambda: not self._options)
+            time.sleep(0.001)
 
 
 def _sleep_until_the_process_ends() -> None:

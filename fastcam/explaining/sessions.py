@@ -119,6 +119,8 @@ def _create(
     # Its own fallback would try the CPU, against our options, and bury why the provider does not start.
     session = wait_for(lambda: onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0))
     weights.clear()
+    if rewritten is not None:
+        rewritten.check_unchanged()
     return session
 
 

@@ -52,7 +52,7 @@ class Targets:
                 return ranks
         rows = _target_rows(target)
         if len(rows) not in (1, count):
-            raise TargetError(f"target holds {len(rows)} lists for {count} images: give one, or one an image")
+            raise TargetError(f"target holds {len(rows)} lists for {count} images: give one, or one per image")
         lengths = {len(row) for row in rows}
         if len(lengths) != 1 or 0 in lengths:
             raise TargetError(
@@ -99,17 +99,17 @@ def _top_ranks(target: str, class_count: int) -> Indices | None:
 
 
 def _target_rows(target: Any) -> list[list[Any]]:
-    """Return one list of classes for all images, or one an image."""
+    """Return one list of classes for all images, or one per image."""
     items = target.tolist() if isinstance(target, np.ndarray) else target
     if isinstance(items, str | int | np.integer):
         return [[items]]
     if not isinstance(items, list | tuple) or not items:
         raise TargetError(
-            f"target {shown(target)}: give None, 'top3', a class, a list of classes, or one list an image"
+            f"target {shown(target)}: give None, 'top3', a class, a list of classes, or one list per image"
         )
     nested = [isinstance(item, list | tuple) or (isinstance(item, np.ndarray) and item.ndim > 0) for item in items]
     if all(nested):
         return [list(item) for item in items]
     if any(nested):
-        raise TargetError(f"target {shown(target)} mixes classes and lists: give one list an image, or one for all")
+        raise TargetError(f"target {shown(target)} mixes classes and lists: give one list per image, or one for all")
     return [list(items)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +23,11 @@ from .drawing import DrawingPlan
 from .expectation import NO_SELFTEST, expect
 from .float16 import halve, round_weights
 from .importers import ImportedModel, ImportOptions, ModelSource
+from .importers.imported import image_layout
 from .outputs import add_explanation, forward_outputs
 from .pixels import find_preprocessing
 from .probabilities import settle_scores
+from .trial import Trial
 from .writer import write_model
 
 PreprocessingSpec = str | Preprocessing | Mapping[str, Any]
@@ -112,6 +115,8 @@ def export(
     picture: str | None = None,
     target: str = "default",
     raw_outputs: bool = False,
+    custom_objects: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> ExportResult:
     """Write a classifier as an ONNX file that explains itself.
 
@@ -126,7 +131,7 @@ def export(
         A path ends in .keras, .h5 or .onnx.
     path : path
         The .onnx file to write; replaced only once the new one is complete. Above 2 GB the weights go to a file of
-        their own beside it, ``path`` + ".<hash>.data".
+        their own in the same folder, ``path`` + ".<hash>.data".
     layer : str or sequence of str, optional
         The layer to explain: a Keras layer, path of a torch module ("layer4.1"), ONNX value or node name. By default
         the last one with a spatial map, after its activation. Several layers are explained in one file: the first by
@@ -183,6 +188,10 @@ def export(
     raw_outputs : bool
         Whether a file that draws also gives ``activations``, ``weights`` and, with ``gradients="full"``,
         ``gradients``.
+    custom_objects : mapping of str to class or function, optional
+        Layers and functions of your own that a Keras file names.
+    inputs : mapping of str to array, optional
+        Values of the model's inputs apart from the image (age, metadata), by name; they become constants of the file.
 
     Returns
     -------
@@ -225,7 +234,9 @@ def export(
     names = None if classes is None else class_names(classes)
     check_writable(destination)
 
-    options = ImportOptions(output, input_size, example_input, None if names is None else len(names))
+    options = ImportOptions(
+        output, input_size, example_input, None if names is None else len(names), custom_objects, inputs
+    )
     with _understood():
         classifier = open_classifier(model, layers, options, token_grid)
         graph, imported = classifier.graph, classifier.imported
@@ -270,7 +281,25 @@ def export(
         picture=plan.picture,
     )
     selftest = expect(graph, destination.parent, metadata) if plan.draw else None
-    size = write_model(graph, destination, metadata.to_properties() | (selftest.to_properties() if selftest else {}))
+    if plan.draw and selftest is None:
+        metadata = dataclasses.replace(metadata, notes=(*metadata.notes, NO_SELFTEST))
+    trial = Trial(
+        input_name,
+        graph.shape(input_name),
+        classifier.score_activation,
+        precision,
+        takes_target=plan.target == "required",
+        sample=imported.sample,
+    )
+
+    def complete(path: Path) -> dict[str, str]:
+        nonlocal metadata
+        # Files that take pictures are run by their self-test.
+        notes = trial.run(path) if plan.picture is None else []
+        metadata = dataclasses.replace(metadata, notes=(*metadata.notes, *notes))
+        return metadata.to_properties() | (selftest.to_properties() if selftest else {})
+
+    size = write_model(graph, destination, {}, complete)
     return ExportResult(
         path=destination,
         layer=metadata.layers[0],
@@ -284,7 +313,7 @@ def export(
         preprocessing=metadata.preprocessing,
         outputs=tuple(graph.outputs),
         bytes=size,
-        notes=metadata.notes if selftest or not plan.draw else (*metadata.notes, NO_SELFTEST),
+        notes=metadata.notes,
     )
 
 
@@ -352,11 +381,11 @@ def _channels(graph: Graph, layout: Layout) -> int:
 
 
 def _input_layout(graph: Graph, imported: ImportedModel) -> Layout:
-    """Tell where the channels are: the axis of size 1 or 3; the framework's habit where both could be."""
+    """Return where the channels are: by the weights, else the axis of size 1 or 3, else as the framework has them."""
     shape = next(iter(graph.inputs.values())).shape
     fits: dict[Layout, bool] = {"NCHW": shape[1] in (1, 3), "NHWC": shape[3] in (1, 3)}
     habits: list[Layout] = ["NHWC", "NCHW"] if imported.framework == "keras" else ["NCHW", "NHWC"]
-    layout = next((habit for habit in habits if fits[habit]), None)
+    layout = image_layout(graph) or next((habit for habit in habits if fits[habit]), None)
     if layout is None:
         raise ModelError(f"the input has shape {shape}: neither axis 1 nor axis 3 holds 1 or 3 channels of an image")
     return layout

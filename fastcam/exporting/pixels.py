@@ -133,13 +133,10 @@ def _affine_step(graph: Graph, node: onnx.NodeProto, value: str, channels: int) 
     constant = _per_channel(graph, node.input[1 if first else 0], channels)
     if constant is None or (op == "Div" and (not first or not constant.all())):
         return None
-    one, zero = np.ones(1), np.zeros(1)
-    return {
-        "Add": lambda: (one, constant),
-        "Sub": lambda: (one, -constant) if first else (-one, constant),
-        "Mul": lambda: (constant, zero),
-        "Div": lambda: (1 / constant, zero),
-    }[op]()
+    if op in ("Mul", "Div"):
+        return (constant if op == "Mul" else 1 / constant), np.zeros(1)
+    sign = np.ones(1) if op == "Add" or first else -np.ones(1)
+    return sign, -constant if op == "Sub" and first else constant
 
 
 def _per_channel(graph: Graph, name: str, channels: int) -> Floats | None:

@@ -48,7 +48,7 @@ class Found(NamedTuple):
 def remove_score_activation(graph: Graph) -> str:
     """Make the scores before the final softmax or sigmoid the graph's output, as rows (N,classes).
 
-    What keeps the order of an image's classes, and what only moves numbers, may follow the activation: it goes too.
+    Ops after the activation that keep the order of the classes, or only reshape, are removed with it.
 
     Parameters
     ----------
@@ -385,7 +385,7 @@ def _without_ones(shape: tuple[Dim, ...]) -> list[Dim]:
 
 
 def _runs_over_classes(graph: Graph, node: onnx.NodeProto) -> bool:
-    """An element-wise op always; a softmax over axis 1, which must hold all that an image has."""
+    """Return whether the activation is element-wise, or a softmax over axis 1 that holds all scores of an image."""
     if operator(node) == "Sigmoid":
         return True
     rank = graph.rank(node.input[0])

@@ -36,7 +36,7 @@ def _run(model: onnx.ModelProto, inputs: dict[str, Any]) -> NDArray[np.float64]:
     except ImportError:
         from onnx.reference import ReferenceEvaluator
 
-        outputs = ReferenceEvaluator(model).run(None, inputs)
+        outputs: Any = ReferenceEvaluator(model).run(None, inputs)
     else:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4

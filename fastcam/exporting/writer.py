@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,12 +33,26 @@ _EXTERNAL_MINIMUM = 1024
 _ALIGNMENT = 4096
 
 
-def write_model(graph: Graph, path: Path, metadata: Mapping[str, str]) -> int:
+def write_model(
+    graph: Graph,
+    path: Path,
+    metadata: Mapping[str, str],
+    complete: Callable[[Path], Mapping[str, str]] = lambda _: {},
+) -> int:
     """Write a graph as an .onnx file, above 2 GB with its weights in a file beside it.
 
     The weights' file is named after its content and stands complete before the .onnx file that reads it takes its name:
     whoever opens the model finds the old pair or the new one, never a mixture. Older weights of this model are removed
     at the end.
+
+    Parameters
+    ----------
+    graph : Graph
+    path : Path
+    metadata : mapping of str to str
+    complete : callable, optional
+        Is given the path of the file that is complete but does not have its name yet, and returns further metadata, or
+        raises an error: then no file appears.
 
     Returns
     -------
@@ -66,6 +80,11 @@ def write_model(graph: Graph, path: Path, metadata: Mapping[str, str]) -> int:
                 size += file.tell()
         with replacing(path) as file:
             _write_message(file, skeleton, {name: array for name, array in arrays.items() if name not in outside})
+            file.flush()
+            # Messages that follow each other are merged by whoever reads them.
+            further = onnx.ModelProto()
+            helper.set_model_props(further, dict(complete(Path(file.name))))
+            file.write(further.SerializeToString(deterministic=True))
             size += file.tell()
     except BaseException:
         if new:

@@ -49,7 +49,7 @@ from ..arrays import Pixels
 from ..errors import ArgumentError, FastcamError, ImageError, NonFiniteError
 from ..explaining.explained_model import LARGEST_HEATMAP
 from ..explaining.explainer import Explainer
-from ..explaining.explanation import Explanation
+from ..explaining.explanation import Explanation, caption, captioned
 from ..files import digest, open_regular, read_chunks, replacing, writing
 from ..pictures.preparing import resize_image, shrink_image
 from ..pictures.reading import read_picture
@@ -260,8 +260,10 @@ def explain_files(
     Notes
     -----
     A line of ``results.jsonl`` contains ``path``, ``id`` and either ``error`` or ``image_size`` (height, width),
-    ``classes`` (for each explained class ``index``, ``label``, ``probability``, ``file`` and, for the report, ``map``:
-    the explained layer's map as 8-bit values in row-major order, base64), ``map_size``, ``top`` (the top 5 classes),
+    ``classes`` (for each explained class ``index``, ``label``, ``probability`` (null if the file does not define one),
+    ``score`` (the logit), ``evidence`` (the share of positive evidence, 0..1), ``caption`` (if there is little of it),
+    ``file`` and, for the report, ``map``: the explained layer's map as 8-bit values in row-major order, base64),
+    ``map_size``, ``top`` (the top 5 classes),
     ``thumbnail``, ``notes``, ``stamp`` (size of the picture's file in bytes, modification time in nanoseconds) and
     ``seconds`` (``read``, ``model``: the image's share of its batch, ``write``).
 
@@ -486,8 +488,12 @@ class _Job:
                 "score": round(float(explained.logits[index]), 6),
             }
 
+        classes = [
+            {**described(index), "evidence": share, **_caption(share)}
+            for index, share in zip(explained.targets.tolist(), explained.evidence.round(7).tolist(), strict=True)
+        ]
         return {
-            "classes": [described(index) for index in explained.targets.tolist()],
+            "classes": classes,
             "top": [described(index) for index in best.tolist()],
         }
 
@@ -501,6 +507,10 @@ class _Job:
             canvas = pixels if size == pixels.shape[:2] else resize_image(pixels, size)
             colours = palette(drawing.colormap)
             drawn = kernels.colorize(maps[None], canvas[None], palette=colours, alpha=drawing.alpha, threads=1)[0]
+            drawn = [
+                captioned(overlay, canvas, described["evidence"])
+                for overlay, described in zip(drawn, entry["classes"], strict=True)
+            ]
         for number, (described, picture) in enumerate(zip(entry["classes"], drawn, strict=True), start=1):
             label = slug(described["label"])
             name = f"{drawing.subfolder}/{source.id}.{number}.{label or described['index']}.{drawing.format}"
@@ -521,6 +531,12 @@ class _Job:
             encode_image(shrink_image(pixels, max(pixels.shape[:2]) // _THUMBNAIL_SIDE), Path(name)),
         )
         return {"map_size": list(maps.shape[1:]), "thumbnail": name}
+
+
+def _caption(evidence: float) -> Entry:
+    """Return the caption of a map as a field of its class, if it needs one."""
+    text = caption(evidence)
+    return {} if text is None else {"caption": text}
 
 
 def _ahead(

@@ -54,23 +54,39 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
+def _is_number_or_none(value: object) -> bool:
+    return value is None or _is_number(value)
+
+
 _Check = Callable[[object], bool]
 
 # The fields of a line and of a class in it. Those that a line need not have are marked in `_OPTIONAL`.
-_SCORE: Mapping[str, _Check] = {"index": _is_integer, "label": _is_text, "probability": _is_number}
+_SCORE: Mapping[str, _Check] = {
+    "index": _is_integer,
+    "label": _is_text,
+    "probability": _is_number_or_none,
+    "score": _is_number,
+}
+_CLASS: Mapping[str, _Check] = {
+    **_SCORE,
+    "file": _is_file,
+    "map": _is_text,
+    "evidence": _is_number,
+    "caption": _is_text,
+}
 _FAILED: Mapping[str, _Check] = {"path": _is_text, "id": _is_text, "error": _is_text}
 _EXPLAINED: Mapping[str, _Check] = {
     "path": _is_text,
     "id": _is_text,
     "image_size": _is_size,
-    "classes": lambda value: _is_list(value, {**_SCORE, "file": _is_file, "map": _is_text}) and bool(value),
+    "classes": lambda value: _is_list(value, _CLASS) and bool(value),
     "top": lambda value: _is_list(value, _SCORE),
     "map_size": _is_size,
     "thumbnail": _is_file,
     "notes": lambda value: isinstance(value, list) and all(map(_is_text, value)),
     "stamp": lambda value: value is None or _is_size(value),
 }
-_OPTIONAL = frozenset(("map", "map_size", "thumbnail", "notes", "stamp"))
+_OPTIONAL = frozenset(("map", "map_size", "thumbnail", "notes", "stamp", "score", "evidence", "caption"))
 
 
 def _is_list(value: object, fields: Mapping[str, _Check]) -> bool:

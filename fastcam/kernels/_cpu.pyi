@@ -20,6 +20,7 @@ def render(
     normalization: Normalization,
     channels_last: bool,
     maps: Floats,
+    evidence: Floats,
     heatmaps: Floats,
     images: Pixels | None,
     palette: Pixels | None,

@@ -41,11 +41,15 @@ class Rendered(NamedTuple):
         (N, K, H, W) float32: the maps resized.
     overlays
         (N, K, H, W, 3) uint8, or None when no images were given.
+    evidence
+        (N, K) float32 in 0..1: the share of positive evidence. That is the sum of the positive values of the map before
+        the ReLU, divided by the sum of all its magnitudes; 0 for a map of zeros.
     """
 
     maps: Floats
     heatmaps: Floats
     overlays: Pixels | None
+    evidence: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,7 @@ class MapCall:
     weighting: Weighting
     normalize: Normalize
     maps: Floats
+    evidence: Floats
 
 
 class Kernels(ABC):
@@ -159,9 +164,10 @@ class Kernels(ABC):
             {"maps_out": maps_out, "heatmaps_out": heatmaps_out, "overlays_out": overlays_out},
             {"activations": activations, "weights": weights, "images": images, "palette": palette},
         )
-        call = MapCall(activations, weights, channels_last, weighting, normalize, maps)
+        evidence = np.empty((n, k), np.float32)
+        call = MapCall(activations, weights, channels_last, weighting, normalize, maps, evidence)
         _check_rendered(self._render(call, heatmaps, overlay, self._threads(threads)), k)
-        return Rendered(maps, heatmaps, None if overlay is None else overlay.out)
+        return Rendered(maps, heatmaps, None if overlay is None else overlay.out, evidence)
 
     def render_outputs(
         self,
@@ -192,9 +198,10 @@ class Kernels(ABC):
         k = weights.shape[1]
         maps = np.empty((n, k, h, w), np.float32)
         heatmaps = np.empty((n, k, h, w) if size is None else (n, k, *size), np.float32)
-        call = MapCall(activations, weights, False, "channel", normalize, maps)
+        evidence = np.empty((n, k), np.float32)
+        call = MapCall(activations, weights, False, "channel", normalize, maps, evidence)
         _check_rendered(self._render(call, heatmaps, None, threads or self._default_threads()), k)
-        return Rendered(maps, heatmaps, None)
+        return Rendered(maps, heatmaps, None, evidence)
 
     def resize(
         self,

@@ -40,6 +40,7 @@ class CpuKernels(Kernels):
             _NORMALIZATIONS[call.normalize],
             call.channels_last,
             call.maps,
+            call.evidence,
             heatmaps,
             *_overlay_arguments(overlay),
             threads,

@@ -38,6 +38,7 @@ class ReferenceKernels(Kernels):
         bad = _first_map(~np.isfinite(raw))
         if bad is not None:
             return bad
+        call.evidence[...] = positive_share(raw.astype(np.float64))
         maps = normalized(np.maximum(raw.astype(np.float64), 0), call.normalize)
         call.maps[...] = maps
         values = resized(maps, (heatmaps.shape[2], heatmaps.shape[3]))
@@ -77,6 +78,14 @@ def weighted_sum(activations: NDArray[np.floating], weights: NDArray[np.floating
     formula = "nkchw,nchw->nkhw" if weighting == "element" else "nkc,nchw->nkhw"
     sums: Doubles = np.einsum(formula, factors, values)
     return sums
+
+
+def positive_share(raw: Doubles) -> Doubles:
+    """Sum of the positive values over the sum of all magnitudes, (N, K); 0 for a map of zeros."""
+    positive = np.maximum(raw, 0).sum(axis=(2, 3))
+    total = np.abs(raw).sum(axis=(2, 3))
+    share: Doubles = np.divide(positive, total, out=np.zeros_like(total), where=total > 0)
+    return share
 
 
 def normalized(maps: Doubles, normalize: Normalize) -> Doubles:

@@ -186,7 +186,11 @@ REFUSED: list[tuple[str, Callable[[Path], Path], str]] = [
     ("empty zip", lambda path: _write(path, b"PK\x05\x06" + bytes(18)), "not a PyTorch state dict"),
     ("list, not dict", lambda path: _zip(path, _hostile_state(b"]")), "holds a list"),
     ("number inside", lambda path: _zip(path, pickle.dumps({"epoch": 3}, 2)), "entry 'epoch' is a int"),
-    ("numbered entries", lambda path: _zip(path, _state_pickle().replace(b"X\x01\x00\x00\x00w", b"K\x01")), "entry 1"),
+    (
+        "numbered entries",
+        lambda path: _zip(path, _state_pickle().replace(b"X\x01\x00\x00\x00w", b"K\x01")),
+        "keys are not texts",
+    ),
     ("terabytes", lambda path: _zip(path, _state_pickle(numel=1 << 40)), "claim 4398046511104 bytes"),
     (
         "terabytes, legacy",
@@ -257,3 +261,33 @@ def test_every_truncation_is_refused(path: Path) -> None:
 def test_unreadable_paths(tmp_path: Path, missing: str) -> None:
     with pytest.raises(ModelError, match="cannot be read"):
         read_state_dict(tmp_path / missing)
+
+
+def _older_file(body: bytes) -> bytes:
+    """A checkpoint of the older format whose state dict is this pickle."""
+    parts = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
+    return b"".join(pickle.dumps(part, 2) for part in parts) + b"\x80\x02" + body + b"."
+
+
+def _doubling(levels: int) -> bytes:
+    """A tuple that holds a tuple twice, and so on: 2**levels leaves."""
+    doubled = (b"h%ch%c\x86q%c" % (level, level, level + 1) for level in range(levels))
+    return b")q\x00" + b"".join(doubled)
+
+
+_BOMBS = {
+    "a key of 2**60 leaves": b"}" + _doubling(60) + b"Ns",
+    "a value of 2**60 leaves": b"}X\x01\x00\x00\x00a" + _doubling(60) + b"s",
+    "an entry too large to print": _doubling(60),
+    "nested tuples": b"}" + b")" + b"\x85" * 100_000 + b"Ns",
+    "numbers as keys": b"}K\x01Ns",
+    "an OrderedDict made of pairs": b"ccollections\nOrderedDict\n(K\x01N\x86t\x85R",
+}
+
+
+@pytest.mark.parametrize("name", _BOMBS)
+def test_a_small_pickle_that_unfolds_is_refused(name: str, tmp_path: Path) -> None:
+    """Without the check these hang or end the process."""
+    (tmp_path / "bomb.pth").write_bytes(_older_file(_BOMBS[name]))
+    with pytest.raises(ModelError, match=r"refused (pickle of nested|a dict whose keys|an OrderedDict)"):
+        read_state_dict(tmp_path / "bomb.pth")

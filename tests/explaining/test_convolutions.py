@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -122,8 +122,18 @@ def _in_float64(path: Path, images: Array) -> dict[str, Array]:
 _NETWORKS = {"vgg": _vgg, "residual": _residual, "branches": _branches}
 
 
+@pytest.fixture(params=_cpu.instruction_sets())
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = _cpu.instruction_set()
+    _cpu.use_instruction_set(request.param)
+    yield request.param
+    _cpu.use_instruction_set(before)
+
+
 @pytest.mark.parametrize("name", _NETWORKS)
-def test_results_are_those_of_float64(name: str, export: Callable[[Graph], Path]) -> None:
+def test_results_are_those_of_float64(name: str, instruction_set: str, export: Callable[[Graph], Path]) -> None:
+    if not _cpu.convolution_supported():
+        pytest.skip(f"there are no convolution kernels for {instruction_set}")
     path = export(_NETWORKS[name]())
     ours, theirs = (fastcam.Explainer(path, convolutions=choice) for choice in ("auto", "onnxruntime"))
     assert ours.convolutions.layers
@@ -303,6 +313,30 @@ def test_an_unknown_choice_is_refused(export: Callable[[Graph], Path]) -> None:
         fastcam.Explainer(export(_vgg()), convolutions="fast")
 
 
+def test_a_network_that_gains_is_rewritten(tmp_path: Path, instruction_set: str) -> None:
+    if not _cpu.convolution_supported():
+        pytest.skip(f"there are no convolution kernels for {instruction_set}")
+    net = NetworkBuilder(("batch", 3, 56, 56))
+    value = net.input
+    for inputs in (3, 64, 64, 64):
+        value = net.add("Relu", net.conv(value, (64, inputs, 3, 3), pads=[1] * 4))
+    model = net.build(net.dense(net.add("Flatten", net.add("GlobalAveragePool", value)), (64, 5))).to_model()
+    fastcam.export(model, tmp_path / "wide.onnx")
+    found = fastcam.Explainer(tmp_path / "wide.onnx", device="cpu").convolutions
+    assert sum(how.startswith("winograd") for how in found.layers.values()) == 3
+
+
+def test_a_layer_among_others_is_not_worth_its_transposes(tmp_path: Path) -> None:
+    net = NetworkBuilder(("batch", 3, 30, 30))
+    value = net.add("Relu", net.conv(net.input, (16, 3, 3, 3), pads=[1] * 4, strides=[2, 2]))
+    for _ in range(3):
+        value = net.add("Relu", net.conv(value, (16, 1, 3, 3), pads=[1] * 4, group=16))
+        value = net.add("Relu", net.conv(value, (16, 16, 3, 3), pads=[1] * 4))
+    model = net.build(net.dense(net.add("Flatten", net.add("GlobalAveragePool", value)), (16, 5))).to_model()
+    fastcam.export(model, tmp_path / "mixed.onnx")
+    assert not fastcam.Explainer(tmp_path / "mixed.onnx", device="cpu").convolutions.layers
+
+
 def test_a_network_without_gain_is_left_alone(tmp_path: Path) -> None:
     net = NetworkBuilder(("batch", 3, 16, 16))
     value = net.add("Relu", net.conv(net.input, (8, 3, 3, 3), pads=[1] * 4))
@@ -348,6 +382,34 @@ def test_a_damaged_file_is_refused_as_ever(cut: int, export: Callable[[Graph], P
     path = export(_vgg())
     path.write_bytes(path.read_bytes()[:-cut])
     with pytest.raises(ModelError, match="cannot load"):
+        fastcam.Explainer(path)
+
+
+def test_a_link_to_a_file_of_another_folder(export: Callable[[Graph], Path], tmp_path: Path) -> None:
+    path = export(_vgg())
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "link.onnx"
+    link.symlink_to(path)
+    linked, plain = fastcam.Explainer(link), fastcam.Explainer(path)
+    assert linked.convolutions == plain.convolutions
+    images = _images(plain)
+    np.testing.assert_array_equal(_run(linked, images)["logits"], _run(plain, images)["logits"])
+
+
+def test_a_file_that_is_replaced_while_it_is_opened(
+    export: Callable[[Graph], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = export(_vgg())
+    find = costs.choose
+
+    def replace_file(network: planning.Network) -> list[planning.Layer]:
+        copy = path.with_suffix(".copy")
+        copy.write_bytes(path.read_bytes())
+        copy.replace(path)
+        return find(network)
+
+    monkeypatch.setattr(costs, "choose", replace_file)
+    with pytest.raises(ModelError, match="was replaced while it was opened: open it again"):
         fastcam.Explainer(path)
 
 

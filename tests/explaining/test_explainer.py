@@ -14,10 +14,11 @@ import onnx
 import onnxruntime
 import psutil
 import pytest
-from networks import Array, NetworkBuilder, overflowing_classifier, relative_error, small_classifier
+from networks import Array, NetworkBuilder, export_two_layers, overflowing_classifier, relative_error, small_classifier
 from PIL import Image
 
 import fastcam
+from fastcam import kernels
 from fastcam.errors import (
     ArgumentError,
     DeviceError,
@@ -117,6 +118,80 @@ def test_all_negative_maps_give_zeros_not_nan(tmp_path: Path) -> None:
         found = fastcam.Explainer(tmp_path / "negative.onnx")(image, [0, 1], normalize=normalize)
         np.testing.assert_array_equal(found.heatmaps[0, 0], 0)
         assert found.heatmaps[0, 1].max() > 0
+
+
+@pytest.mark.parametrize("normalize", ["max", "minmax", None])
+def test_evidence_is_the_share_of_positive_values(
+    path: Path, explainer: fastcam.Explainer, batch: Array, normalize: str | None
+) -> None:
+    """Sum of the positive values over the sum of magnitudes, of the formula's map before its ReLU, in float64."""
+    targets = np.array([[0, 1], [2, 3], [4, 0], [1, 2], [3, 4]])
+    session = onnxruntime.InferenceSession(path)
+    feeds = {"image": batch, "target": targets}
+    gradients, activations = (array.astype(np.float64) for array in session.run(["gradients", "activations"], feeds))
+    raw = np.einsum("nkc,nchw->nkhw", gradients.mean(axis=(3, 4)), activations)
+    expected = raw.clip(min=0).sum(axis=(2, 3)) / np.abs(raw).sum(axis=(2, 3))
+    assert 0 < expected.min() < expected.max() <= 1
+    found = explainer(batch, targets, normalize=normalize)
+    assert found.evidence.dtype == np.float32
+    assert relative_error(found.evidence, expected) < 1e-5
+    np.testing.assert_array_equal(found[2].evidence, found.evidence[2])
+    # HiResCAM weighs element by element (Draelos and Carin 2020).
+    raw = (gradients * activations[:, None]).sum(axis=2)
+    expected = raw.clip(min=0).sum(axis=(2, 3)) / np.abs(raw).sum(axis=(2, 3))
+    assert relative_error(explainer(batch, targets, method="hirescam").evidence, expected) < 1e-5
+
+
+def _with_evidence(share: float, tmp_path: Path) -> tuple[Path, Array]:
+    """A network whose map for class 0 is red minus green, and a picture that makes this share of it positive."""
+    net = NetworkBuilder(("batch", 3, 10, 10))
+    layer = net.add("Relu", net.input, name="layer")
+    mean = net.add("Flatten", net.add("GlobalAveragePool", layer))
+    scores = net.add("Gemm", mean, net.constant(np.array([[1, 0], [-1, 0], [0, 1]], np.float32)))
+    fastcam.export(net.build(net.add("Softmax", scores)).to_model(), tmp_path / "net.onnx", preprocess="scale")
+    picture = np.zeros((10, 10, 3), np.uint8)
+    picture[..., 1] = 10
+    picture[0, 0] = [round(990 * share / (1 - share)), 0, 0]
+    return tmp_path / "net.onnx", picture
+
+
+def test_a_blank_map_is_not_coloured_but_captioned(tmp_path: Path) -> None:
+    path, picture = _with_evidence(0, tmp_path)
+    large = picture.repeat(20, 0).repeat(20, 1)
+    (image,) = fastcam.Explainer(path)(large, 0)
+    assert image.evidence.tolist() == [0]
+    assert not image.heatmaps.any()
+    overlay = image.overlay()
+    rows = (overlay != large).any(axis=(1, 2))
+    first = int(rows.argmax())
+    # The caption covers less than a quarter at the lower edge; above it the picture is as it was.
+    assert 150 < first < 199
+    np.testing.assert_array_equal(overlay[:first], large[:first])
+    assert overlay[first:].min() == 0
+    assert overlay[first:].max() > 200
+    titles = [axes.get_title() for axes in image.plot().axes]
+    assert titles[1].endswith("\nno positive evidence at this layer")
+
+
+def test_a_map_with_little_positive_evidence_says_so(tmp_path: Path) -> None:
+    path, picture = _with_evidence(0.02, tmp_path)
+    (image,) = fastcam.Explainer(path)(picture, 0)
+    assert image.evidence[0] == pytest.approx(0.02, rel=0.02)
+    assert image.heatmaps.max() == 1
+    assert image.plot().axes[1].get_title().endswith("\nonly 2 % of the evidence at this layer is positive")
+    plain = _with_evidence(0.2, tmp_path)
+    (image,) = fastcam.Explainer(plain[0])(plain[1], 0)
+    assert image.evidence[0] == pytest.approx(0.2, rel=0.02)
+    assert "\n" not in image.plot().axes[1].get_title()
+    colored = kernels.colorize(image.maps[:1][None], plain[1][None], palette=palette("jet"), alpha=0.5)
+    np.testing.assert_array_equal(image.overlay(), colored[0, 0])
+
+
+def test_the_evidence_of_several_layers_is_their_mean(tmp_path: Path, batch: Array) -> None:
+    explainer = fastcam.Explainer(export_two_layers(tmp_path))
+    both = explainer(batch, 1, layer=list(explainer.layers)).evidence
+    each = [explainer(batch, 1, layer=layer).evidence for layer in explainer.layers]
+    np.testing.assert_allclose(both, np.mean(each, axis=0), rtol=1e-6)
 
 
 def test_scores(path: Path, explainer: fastcam.Explainer, batch: Array) -> None:

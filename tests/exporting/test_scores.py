@@ -393,3 +393,15 @@ def test_what_is_not_a_classifier_is_told_so(shape: list[int], message: str, tmp
     model = net.build(net.add("Reshape", layer, net.constant(np.array(shape)))).to_model()
     with pytest.raises(ModelError, match=message):
         fastcam.export(model, tmp_path / "net.onnx")
+
+
+def test_class_names_are_counted_before_a_long_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the conversion was started")
+
+    monkeypatch.setattr(torch.onnx, "export", refuse)
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    with pytest.raises(ArgumentError, match="2 class names for a model of 4 classes"):
+        fastcam.export(module, tmp_path / "net.onnx", example_input=torch.zeros(1, 3, 6, 6), classes=["a", "b"])

@@ -112,7 +112,7 @@ def test_bfloat16(backend: HostedKernels, rng: np.random.Generator, weighting: A
 
         uploaded = backend.memory.upload(ordered(bits), "bfloat16")
         uploaded_weights = backend.memory.upload(ordered(weight_bits), kind)
-        maps, _, finite, _ = backend.render_arrays(
+        maps, _, finite, *_ = backend.render_arrays(
             dataclasses.replace(uploaded, shape=shape),
             dataclasses.replace(uploaded_weights, shape=weights.shape),
             last,
@@ -132,7 +132,7 @@ def test_every_bfloat16(backend: HostedKernels) -> None:
     signs = np.array([[[1.0], [-1.0]]], np.float32)
     shape = (1, 1, 1, len(bits))
     activations = backend.memory.upload(bits.reshape(shape), "bfloat16")
-    maps, _, good, _ = backend.render_arrays(activations, backend.memory.upload(signs), False)
+    maps, _, good, *_ = backend.render_arrays(activations, backend.memory.upload(signs), False)
     assert good.all()
     assert np.array_equal(maps[0, :, 0], np.stack([np.maximum(values, 0), np.maximum(-values, 0)]))
 
@@ -177,7 +177,7 @@ def test_overlay_of_a_map_that_is_not_finite(shim: shim_kernels.ShimBackend, rng
 
 def test_maps_alone(shim: shim_kernels.ShimBackend, rng: np.random.Generator) -> None:
     case = random_case(rng, (2, 8, 5, 4), 3, normalize="max")
-    maps, drawn, finite, _ = shim.render_arrays(
+    maps, drawn, finite, *_ = shim.render_arrays(
         shim.host.upload(case.activations), shim.host.upload(case.weights), False, normalize="max"
     )
     assert relative_error(maps, case.run(reference.KERNELS).maps) <= 1e-6
@@ -262,6 +262,7 @@ def arrays(**changes: Any) -> DeviceRender:
             DeviceArray(16, (2, 3, 9, 9, 3), "uint8"),
         ),
         finite=DeviceArray(16, (2, 3), "int32"),
+        evidence=DeviceArray(16, (2, 3), "float32"),
         workspace=DeviceArray(16, (1 << 20,), "uint8"),
     )
     return dataclasses.replace(call, **changes)

@@ -85,6 +85,21 @@ def test_maps_by_hand(kernels: Kernels) -> None:
     assert by_range[0, 1].tolist() == [[0, 0], [0, 0]]
 
 
+def test_evidence_by_hand(kernels: Kernels) -> None:
+    """3 of the magnitudes 6 are positive; all; none; and nothing is there."""
+    activations = np.array([[[[3, -1], [0, -2]], [[1, 2], [3, 4]]]], np.float32)
+    weights = np.array([[[1, 0], [0, 2], [0, -1], [0, 0]]], np.float32)
+    for normalize in NORMALIZATIONS:
+        found = kernels.render(activations, weights, normalize=normalize)
+        assert found.evidence.tolist() == [[0.5, 1, 0, 0]]
+
+
+def test_evidence_of_maps_whose_sums_leave_float32(viewers: Kernels) -> None:
+    activations = np.full((1, 1, 40, 40), 1e38, np.float32)
+    activations[..., :10] = -1e38
+    assert viewers.render(activations, np.ones((1, 1, 1), np.float32)).evidence[0, 0] == pytest.approx(0.75)
+
+
 def test_pooled_weights_are_the_mean_of_the_gradients(kernels: Kernels) -> None:
     activations = np.array([[[[1, 2], [3, 4]]]], np.float32)
     gradients = np.array([[[[[1, 2], [3, 2]]]]], np.float32)  # mean 2

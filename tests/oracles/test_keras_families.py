@@ -93,6 +93,7 @@ def test_maps_are_those_of_gradient_tape(family: str, tmp_path: Path) -> None:
     model.layers[-1].activation = keras.activations.linear
     for name, layer in (("last", result.layer), ("middle", known[len(known) // 2])):
         found = fastcam.Explainer(tmp_path / f"{name}.onnx")(images, _TARGETS, size="layer", normalize=None)
+        assert found.probabilities is not None
         assert relative_error(found.probabilities, expected_scores) < 1e-4
         errors = list(map(relative_error, found.maps, _raw_maps(model, layer, images)))
         # Of a hundred thousand ReLUs one may lie within rounding of 0, on one side here and on the other there: such a

@@ -260,7 +260,10 @@ def test_mixed_precision_is_exported_in_float32(
         keras.mixed_precision.set_global_policy("float32")
     model.set_weights(twin.get_weights())
     result = fastcam.export(model, tmp_path / "mixed.onnx", layer=layer)
-    assert result.notes == (f"The model computes in {policy[6:]}: it is exported in float32.",)
+    widened = [note for note in result.notes if note.kind == "widened"]
+    assert widened == [f"The model computes in {policy[6:]}: it is exported in float32."]
     _compare(tmp_path / "mixed.onnx", _tape(twin, layer, image), image)
     assert {item.compute_dtype for item in model.layers} == {policy[6:]}
+    halved = fastcam.export(model, tmp_path / "half.onnx", layer=layer, precision="fp16")
+    assert not [note for note in halved.notes if note.kind == "widened"]
     assert keras.backend.standardize_dtype(model(image).dtype) == policy[6:]

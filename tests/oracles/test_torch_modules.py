@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,18 @@ class _Undecided(Module):
         return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
 
 
+class _Counting(Module):
+    """As at inference with one image, whatever it was traced with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.conv, self.fc = nn.Parameter(torch.ones(1, 1, 4)), nn.Conv2d(3, 4, 8, 8), nn.Linear(4, 3)
+
+    def forward(self, x: Any) -> Any:
+        rows = self.conv(x).flatten(2).transpose(1, 2)
+        return self.fc(torch.cat([self.token.expand(len(rows), -1, -1), rows], 1).relu().mean(1))
+
+
 @pytest.mark.parametrize(
     ("model", "example", "error", "message"),
     [
@@ -154,8 +167,14 @@ class _Undecided(Module):
         (Vgg, torch.zeros(3, 32, 32), ArgumentError, r"of shape \(3, 32, 32\): give a batch"),
         (Vgg, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), ArgumentError, "uint8"),
         (Vgg, torch.zeros(0, 3, 32, 32), ArgumentError, "give a batch"),
-        (Vgg, torch.zeros(1, 1, 32, 32), ModelError, "cannot trace Vgg"),
-        (_Undecided, torch.zeros(1, 3, 32, 32), ModelError, "cannot trace _Undecided.*depends on the values"),
+        (
+            Vgg,
+            torch.zeros(1, 1, 32, 32),
+            ModelError,
+            r"Vgg cannot run on images of shape .*expected input.* 3 channels",
+        ),
+        (_Undecided, torch.zeros(1, 3, 32, 32), ModelError, "cannot export _Undecided.*depends on the values"),
+        (_Counting, torch.zeros(1, 3, 32, 32), ModelError, r"not from len\(x\)"),
     ],
 )
 def test_what_cannot_be_traced_says_why(
@@ -176,7 +195,7 @@ def test_a_missing_exporter_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MissingExtraError, match=r"fastcam\[torch\]"):
-        fastcam.export(Vgg(), tmp_path / "model.onnx", example_input=torch.zeros(1, 3, 32, 32))
+        fastcam.export(family("ShuffleNet"), tmp_path / "model.onnx", example_input=torch.zeros(1, 3, 32, 32))
 
 
 def test_a_module_splits_in_two() -> None:
@@ -186,3 +205,117 @@ def test_a_module_splits_in_two() -> None:
     sizes = [dim.dim_value for dim in features.graph.output[0].type.tensor_type.shape.dim[1:]]
     assert sizes == [8, 16, 16]
     assert {node.op_type for node in head.graph.node} >= {"MaxPool", "Gemm"}
+
+
+class _Pooled(Module):
+    """A classifier with a pooling and a head of the caller's."""
+
+    def __init__(self, pool: Callable[[Any], Any], features: int = 8) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.act, self.fc = nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Linear(features, CLASSES)
+        self.pool = pool
+
+    def forward(self, x: Any) -> Any:
+        return self.fc(self.pool(self.act(self.conv(x))))
+
+
+_POOLINGS: dict[str, tuple[Callable[[Any], Any], int]] = {
+    "squeeze": (lambda x: functional.adaptive_avg_pool2d(x, 1).squeeze(), 8),
+    "squeeze of two axes": (lambda x: x.mean((2, 3), keepdim=True).squeeze(3).squeeze(2), 8),
+    "a size that does not divide": (lambda x: functional.adaptive_avg_pool2d(x, (3, 5)).flatten(1), 8 * 15),
+    "the same size along one axis": (lambda x: functional.adaptive_avg_pool2d(x, (None, 1)).flatten(1), 8 * 8),
+    "channels-last in memory": (
+        lambda x: nn.AdaptiveAvgPool2d(1)(x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)).flatten(1),
+        8,
+    ),
+    "the number of images": (lambda x: x.view(x.shape[0], 8, -1).mean(2), 8),
+}
+
+
+@pytest.mark.parametrize("name", _POOLINGS)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_usual_poolings_explain_as_autograd_does(name: str, channels_last: bool, tmp_path: Path) -> None:
+    model, images = _Pooled(*_POOLINGS[name]).eval(), images_for()
+    wrapped = nn.DataParallel(model) if name == "squeeze" else model
+    if channels_last:
+        wrapped = wrapped.to(memory_format=torch.channels_last)
+    fastcam.export(wrapped, tmp_path / "m.onnx", layer="act", example_input=torch.zeros(1, 3, SIDE, SIDE))
+    explainer = fastcam.Explainer(tmp_path / "m.onnx")
+    expected, scores = _autograd(model, "act", images)
+    for count in (1, len(images)):
+        found = explainer(images[:count], _TARGETS, size="layer", normalize=None)
+        assert relative_error(found.logits, scores[:count]) < _BOUND
+        assert relative_error(found.maps, expected[:count]) < _BOUND
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["traced", "scripted", "double"])
+def test_other_forms_of_a_module_give_its_maps(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES)]
+    model, images = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *head).eval(), images_for()
+    example = torch.zeros(1, 3, SIDE, SIDE)
+    expected, scores = _autograd(model, "1", images)
+    form = {"traced": lambda: torch.jit.trace(model, example), "scripted": lambda: torch.jit.script(model)}.get(
+        kind, model.double
+    )()
+    result = fastcam.export(form, tmp_path / "m.onnx", example_input=example)
+    assert (kind == "double") == any("float64" in note for note in result.notes)
+    found = fastcam.Explainer(tmp_path / "m.onnx")(images, _TARGETS, size="layer", normalize=None)
+    assert relative_error(found.logits, scores) < _BOUND
+    assert relative_error(found.maps, expected) < _BOUND
+
+
+def test_hooks_that_look_on_see_no_tracer(tmp_path: Path) -> None:
+    model, images, seen = family("VGG"), images_for(), []
+    expected, _ = _autograd(model, "features.4", images)
+    handle = model.features[4].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    result = fastcam.export(model, tmp_path / "m.onnx", example_input=torch.zeros(1, 3, SIDE, SIDE))
+    assert not result.notes
+    assert all(type(output) is torch.Tensor for output in seen)
+    before = len(seen)
+    model(torch.tensor(images))
+    assert len(seen) == before + 1
+    handle.remove()
+    found = fastcam.Explainer(tmp_path / "m.onnx")(images, _TARGETS, size="layer", normalize=None)
+    assert relative_error(found.maps, expected) < _BOUND
+
+
+def test_hooks_that_change_the_scores_are_exported_and_noted(tmp_path: Path) -> None:
+    model, images = family("VGG"), images_for()
+    model.features[4].register_forward_hook(lambda module, inputs, output: output * 0.5)
+    _, scores = _autograd(model, "features.4", images)
+    result = fastcam.export(model, tmp_path / "m.onnx", layer="features.4", example_input=torch.zeros(1, 3, SIDE, SIDE))
+    assert any("hooks change the scores" in note and "features.4" in note for note in result.notes)
+    found = fastcam.Explainer(tmp_path / "m.onnx")(images, _TARGETS, size="layer", normalize=None)
+    assert relative_error(found.logits, scores) < _BOUND
+
+
+class _Statistics(Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Any) -> Any:
+        return self.fc(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+
+class _Dropping(_Statistics):
+    def forward(self, x: Any) -> Any:
+        return self.fc(functional.dropout(self.conv(x).relu(), 0.5).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("model", "message"), [(_Statistics, "other images in its batch")])
+def test_scores_that_depend_on_the_batch_are_noted(model: Any, message: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    result = fastcam.export(model(), tmp_path / "m.onnx", example_input=torch.zeros(1, 3, SIDE, SIDE))
+    assert [note.kind for note in result.notes if message in note] == ["checks"]
+
+
+def test_the_skipped_check_is_noted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
+    result = fastcam.export(family("VGG"), tmp_path / "m.onnx", example_input=torch.zeros(1, 3, SIDE, SIDE))
+    assert any("not tried out: onnxruntime is not installed" in note for note in result.notes)

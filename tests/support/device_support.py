@@ -66,7 +66,7 @@ class HostedKernels(Kernels):
     def _render(self, call: MapCall, heatmaps: Floats, overlay: Overlay | None, threads: int) -> int | None:
         activations = self._upload_images(call.activations, call.channels_last)
         weights = self._upload_images(call.weights, call.channels_last and call.weighting != "channel")
-        maps, drawn, finite, overlays = self.render_arrays(
+        maps, drawn, finite, overlays, evidence = self.render_arrays(
             activations,
             weights,
             call.channels_last,
@@ -76,6 +76,7 @@ class HostedKernels(Kernels):
             overlay=overlay,
         )
         call.maps[...] = maps
+        call.evidence[...] = evidence
         heatmaps[...] = drawn
         if overlay is not None:
             overlay.out[...] = overlays
@@ -96,7 +97,7 @@ class HostedKernels(Kernels):
         normalize: Any = None,
         size: tuple[int, int] | None = None,
         overlay: Overlay | None = None,
-    ) -> tuple[Floats, Floats, NDArray[np.int32], Pixels]:
+    ) -> tuple[Floats, Floats, NDArray[np.int32], Pixels, Floats]:
         """Run with outputs and a workspace of exactly the right size."""
         memory = self.memory
         n, c, h, w = activations.shape
@@ -114,6 +115,7 @@ class HostedKernels(Kernels):
             heatmaps=None if size is None else memory.allocate((n, k, *size), "float32"),
             overlay=drawn,
             finite=memory.allocate((n, k), "int32"),
+            evidence=memory.allocate((n, k), "float32"),
             workspace=memory.allocate((needed,), "uint8"),
         )
         self.device.render(call, memory.stream)
@@ -122,6 +124,7 @@ class HostedKernels(Kernels):
             memory.download(call.heatmaps or nothing),
             memory.download(call.finite),
             memory.download(drawn.out if drawn else nothing),
+            memory.download(call.evidence),
         )
 
     def _upload_overlay(self, overlay: Overlay) -> DeviceOverlay:

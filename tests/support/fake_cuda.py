@@ -25,7 +25,7 @@ from fastcam.explaining import devices, providers
 from fastcam.explaining.devices.memory import host_bytes
 from fastcam.explaining.engines import opening
 from fastcam.kernels.cuda.interface import DeviceArray, DeviceKernels, DevicePrepare, DeviceRender
-from fastcam.kernels.reference import normalized, resized, weighted_sum
+from fastcam.kernels.reference import normalized, positive_share, resized, weighted_sum
 
 Clock = dict[Any, int]
 _HOST = "host"
@@ -354,6 +354,7 @@ class FakeKernels(DeviceKernels):
             finite = np.asarray(np.isfinite(raw).all(axis=(2, 3)))
             maps = normalized(np.where(finite[..., None, None], np.maximum(raw, 0), 0), call.normalize)
             contents(call.finite)[...] = finite
+            contents(call.evidence)[...] = positive_share(np.where(finite[..., None, None], raw, 0))
             contents(call.maps)[...] = maps
             if call.heatmaps is not None:
                 contents(call.heatmaps)[...] = resized(maps, (call.heatmaps.shape[2], call.heatmaps.shape[3]))
@@ -364,7 +365,7 @@ class FakeKernels(DeviceKernels):
         assert call.workspace.shape[0] >= needed
         assert call.activations.shape[0] == call.weights.shape[0] == call.maps.shape[0] == n
         heatmaps = [call.heatmaps] if call.heatmaps is not None else []
-        written = [call.maps, *heatmaps, call.finite, call.workspace]
+        written = [call.maps, *heatmaps, call.finite, call.evidence, call.workspace]
         for array in (call.activations, call.weights, *written):
             assert array.pointer % 16 == 0
         self._device.enqueue(stream, "render", [call.activations, call.weights], written, work)

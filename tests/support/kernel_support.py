@@ -109,11 +109,26 @@ def assert_same(kernels: Kernels, case: Case, **more: Any) -> Rendered:
     # Bilinear interpolation is an average: it carries the largest error at most, and rounds a few times itself.
     largest = tolerance.max(axis=(2, 3), keepdims=True) + 4 * EPS * expected.maps.max(axis=(2, 3), keepdims=True)
     assert_close(actual.heatmaps, expected.heatmaps, largest)
+    assert_close(actual.evidence, expected.evidence, _evidence_tolerance(case))
     if actual.overlays is not None:
         assert_overlays(actual.overlays, actual.heatmaps, case.overlay)
     else:
         assert expected.overlays is None
     return actual
+
+
+def _evidence_tolerance(case: Case) -> NDArray[np.float64]:
+    """Largest error of P / T, the sum of the positive values over that of all magnitudes.
+
+    With E the sum of the errors of all pixels, P and T are off by E at most, and by (pixels + 4) EPS of themselves from
+    adding up in float32 in any order: the quotient is off by 2 E / (T - E) + 2 (pixels + 4) EPS. Where E is not small
+    beside T, any value in 0..1 is right.
+    """
+    sums = reference.weighted_sum(case.activations, case.weights, case.weighting)
+    total, error = np.abs(sums).sum(axis=(2, 3)), sum_bound(case).sum(axis=(2, 3))
+    relative = np.divide(2 * error, total - error, out=np.ones_like(total), where=total > 2 * error)
+    tolerance: NDArray[np.float64] = np.minimum(1, relative + 2 * (sums[0, 0].size + 4) * EPS) if sums.size else total
+    return tolerance
 
 
 def _map_tolerance(case: Case) -> NDArray[np.float64]:

@@ -1,29 +1,35 @@
-"""What a child process may be asked to do with a model, well or badly."""
+"""What a child process may be asked to do, well or badly."""
 
 from __future__ import annotations
 
 import os
 import time
 
-import onnx
+import numpy as np
 
 
-def behave(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Do what the model's description says."""
-    _DEEDS[model.doc_string](model)
-    model.producer_name = "child"
-    return model
+def behave(deed: bytes) -> bytes:
+    """Do what is asked for, and answer who did it."""
+    _DEEDS[deed]()
+    return f"child {os.getpid()}".encode()
 
 
-def _refuse(model: onnx.ModelProto) -> None:
+def _refuse() -> None:
     raise ValueError("this one not")
 
 
+def _spin() -> None:
+    # In C, and with the GIL held: no Python code of this process gets to run.
+    sum(range(10**12))
+
+
 _DEEDS = {
-    "nothing": lambda model: None,
-    "crash": lambda model: os.abort(),
-    "leave": lambda model: os._exit(0),
-    "hang": lambda model: time.sleep(60),
-    "hog": lambda model: bytearray(2**40),
-    "refuse": _refuse,
+    b"nothing": lambda: None,
+    b"crash": os.abort,
+    b"leave": lambda: os._exit(0),
+    b"hang": lambda: time.sleep(60),
+    b"spin": _spin,
+    b"print": lambda: os.write(1, b"noise"),
+    b"hog": lambda: np.empty(2**30),
+    b"refuse": _refuse,
 }

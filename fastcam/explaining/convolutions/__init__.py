@@ -4,6 +4,9 @@ The file on disk stays plain ONNX. When it is opened, `stored` locates its weigh
 finds the layers that the kernels support, `costs` selects those that are worth it, and `rewriting` replaces them with
 the custom ops of the native library. Their weights go to the kernels, all others to ONNX Runtime. `onnx` is
 imported lazily, and only for files that may become faster.
+
+In: a file and the number of threads. Out: a `Rewritten` model with the options to open it, or the reason why the file
+is opened as it is. Imports `kernels` only.
 """
 
 from __future__ import annotations
@@ -63,21 +66,24 @@ class Rewritten:
     ----------
     message : bytes
         The model without its large weights.
-    folder : Path
-        Folder of the file that holds them.
+    path : Path
+        The file that holds them.
     tensors : dict of str to StoredTensor
         Weights that are passed to ONNX Runtime, which copies them. It maps the file for the other ones while the
         session opens, and packs them: afterwards nothing depends on the file.
     library : str
         The file that holds the op.
     convolutions : Convolutions
+    state : tuple of int
+        What identifies the file's content.
     """
 
     message: bytes
-    folder: Path
+    path: Path
     tensors: Mapping[str, StoredTensor]
     library: str
     convolutions: Convolutions
+    state: tuple[int, ...]
     # Keeps the layers published until the session has opened.
     published: list[_cpu.PublishedConvolution | _cpu.PublishedDense] = field(repr=False)
 
@@ -97,11 +103,17 @@ class Rewritten:
         import onnxruntime
 
         options.register_custom_ops_library(self.library)
-        options.add_session_config_entry(_FOLDER, str(self.folder))
+        options.add_session_config_entry(_FOLDER, str(self.path.parent))
         arrays = [tensor.read() for tensor in self.tensors.values()]
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]
-        options.add_external_initializers(list(self.tensors), values)
+        if values:
+            options.add_external_initializers(list(self.tensors), values)
         return arrays
+
+    def check_unchanged(self) -> None:
+        """Raise OSError if the file is not the one that was read first: weights may come from two files then."""
+        if _state(self.path) != self.state:
+            raise OSError("the file was replaced while it was opened: open it again")
 
 
 def rewrite(path: Path, threads: int | None) -> Rewritten | Convolutions:
@@ -122,6 +134,9 @@ def rewrite(path: Path, threads: int | None) -> Rewritten | Convolutions:
     if reason is not None:
         return Convolutions(reason=reason)
     try:
+        # A link may lead out of its folder, where ONNX Runtime reads no weights.
+        path = path.resolve(strict=True)
+        state = _state(path)
         stored = read_stored(path)
     except (OSError, ValueError) as error:
         return Convolutions(reason=f"the file cannot be read: {error}")  # ONNX Runtime will refuse it, too
@@ -129,10 +144,10 @@ def rewrite(path: Path, threads: int | None) -> Rewritten | Convolutions:
         return Convolutions(reason="the file keeps weights in other files")
     if not costs.may_gain(stored):
         return Convolutions(reason=_NO_GAIN)
-    return _rewrite(path, stored, threads)
+    return _rewrite(path, state, stored, threads)
 
 
-def _rewrite(path: Path, stored: StoredModel, threads: int | None) -> Rewritten | Convolutions:
+def _rewrite(path: Path, state: tuple[int, ...], stored: StoredModel, threads: int | None) -> Rewritten | Convolutions:
     import onnx
 
     try:
@@ -143,7 +158,7 @@ def _rewrite(path: Path, stored: StoredModel, threads: int | None) -> Rewritten 
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in network.nodes):
         return Convolutions(reason="the model is quantised")
     chosen = costs.choose(network)
-    return _rewritten(path, model, network, stored, chosen, threads) if chosen else Convolutions(reason=_NO_GAIN)
+    return _rewritten(path, state, model, network, stored, chosen, threads) if chosen else Convolutions(reason=_NO_GAIN)
 
 
 def _why_impossible() -> str | None:
@@ -165,6 +180,7 @@ def _why_impossible() -> str | None:
 
 def _rewritten(
     path: Path,
+    state: tuple[int, ...],
     model: onnx.ModelProto,
     network: Network,
     stored: StoredModel,
@@ -214,7 +230,7 @@ def _rewritten(
     tensors = {name: tensor for name, tensor in stored.tensors.items() if name in handed}
     others = sum(node.op_type == "Conv" for node in rewriter.nodes)
     found = Convolutions(algorithms, others)
-    return Rewritten(model.SerializeToString(), path.parent.absolute(), tensors, _cpu.__file__, found, published)
+    return Rewritten(model.SerializeToString(), path, tensors, _cpu.__file__, found, state, published)
 
 
 def _published_dense(dense: DenseLayer, network: Network, stored: StoredModel) -> _cpu.PublishedDense | None:
@@ -235,6 +251,11 @@ def _packed(graph: onnx.GraphProto) -> set[str]:
             readers.setdefault(name, []).append(node.op_type in ("Gemm", "MatMul") and index == 1)
     matrices = {item.name for item in graph.initializer if len(item.dims) == 2 and item.data_type == item.FLOAT}
     return {name for name in matrices if readers.get(name) == [True]}
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _array(name: str, network: Network, stored: StoredModel) -> npt.NDArray[Any]:

@@ -10,7 +10,7 @@ import math
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ _EXTERNAL = 1
 # Wire types.
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 # onnx.TensorProto.DataType: types of the weights that are left in the file.
-_DTYPES = {1: np.dtype("<f4"), 7: np.dtype("<i8"), 10: np.dtype("<f2"), 11: np.dtype("<f8")}
+_DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 7: np.dtype("<i8"), 10: np.dtype("<f2"), 11: np.dtype("<f8")}
 
 # Size in bytes from which a weight is left in the file. Constants that determine shapes are much smaller.
 _LEAST = 4096
@@ -34,7 +34,7 @@ class StoredTensor(NamedTuple):
     """Type, shape and offset of a weight in a file."""
 
     path: Path
-    dtype: np.dtype[np.generic]
+    dtype: np.dtype[Any]
     shape: tuple[int, ...]
     offset: int
 
@@ -43,7 +43,7 @@ class StoredTensor(NamedTuple):
         """Number of bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def read(self) -> npt.NDArray[np.generic]:
+    def read(self) -> npt.NDArray[Any]:
         """Read the weight from the file.
 
         Raises
@@ -52,18 +52,17 @@ class StoredTensor(NamedTuple):
             The file is missing or has become shorter.
         """
         array = np.empty(self.shape, self.dtype)
-        self.read_into(memoryview(array.reshape(-1).view(np.uint8)))
+        self._read_into(array.reshape(-1).view(np.uint8).data)
         return array
 
-    def read_rows(self, count: int) -> Iterator[npt.NDArray[np.generic]]:
+    def read_rows(self, count: int) -> Iterator[npt.NDArray[Any]]:
         """Return the weight ``count`` rows at a time; raises OSError as `read` does."""
         row = self.nbytes // self.shape[0]
         for first in range(0, self.shape[0], count):
             rows = min(count, self.shape[0] - first)
             yield self._replace(shape=(rows, *self.shape[1:]), offset=self.offset + first * row).read()
 
-    def read_into(self, memory: memoryview) -> None:
-        """Read the bytes into ``memory``; raises OSError as `read` does."""
+    def _read_into(self, memory: memoryview) -> None:
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.offset)
             begin = 0

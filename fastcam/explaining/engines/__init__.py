@@ -51,12 +51,14 @@ class Results(NamedTuple):
     maps : (N,K,h,w) float32
     targets : (N,K) int64
     logits : (N,classes) float32
+    evidence : (N,K) float32
     """
 
     heatmaps: Any
     maps: Any
     targets: Any
     logits: Any
+    evidence: Any
 
 
 class Engine(Protocol):

@@ -39,7 +39,7 @@ from ..devices import Device
 from ..devices.exchange import DeviceTensor, Foreign, borrow
 from ..explained_model import ExplainedModel
 from . import Results, Task
-from .drawing import HostPen, check_answered, check_scores, fuse, maps_not_finite
+from .drawing import HostPen, check_answered, check_scores, fuse, maps_not_finite, mean_evidence
 from .inputs import Inputs, Source
 from .lanes import BufferMap, Entry, Lane, LanePool, arrange
 
@@ -242,7 +242,8 @@ class CudaEngine:
         shapes = ((n, k, *(task.size or (h, w))), (n, k, h, w))
         heatmaps, maps = (DeviceTensor(self._device, shape, np.float32) for shape in shapes)
         targets = DeviceTensor(self._device, (n, k), np.int64)
-        return Results(heatmaps, maps, targets, DeviceTensor(self._device, (n, self._model.class_count), np.float32))
+        logits = DeviceTensor(self._device, (n, self._model.class_count), np.float32)
+        return Results(heatmaps, maps, targets, logits, DeviceTensor(self._device, (n, k), np.float32))
 
     def _begin(self, call: _Call, start: int, *, wait: bool) -> _Batch | None:
         """Enqueue the batch that starts at this image; None where something else has to be finished before."""
@@ -329,6 +330,7 @@ class CudaEngine:
             workspace = self._kernels.workspace_bytes((n, c, h, w), k, _WEIGHTINGS[shape.method], channels_last=False)
             scratch.append((f"workspace/{position}", (max(1, workspace),), "uint8"))
             checks.append((f"finite/{position}", (n, k), "int32"))
+            checks.append((f"evidence/{position}", (n, k), "float32"))
             drawn.append((f"maps/{position}", (n, k, h, w), "float32"))
         if shape.has_heatmaps:
             drawn.append(("heatmaps", (n, k, *(shape.size or ())), "float32"))
@@ -442,6 +444,7 @@ class CudaEngine:
                 heatmaps=lane.on_device("heatmaps", count) if item.shape.has_heatmaps else None,
                 overlay=None,
                 finite=lane.on_device(f"finite/{position}", count),
+                evidence=lane.on_device(f"evidence/{position}", count),
                 workspace=lane.on_device(f"workspace/{position}"),
             )
             self._kernels.render(call, self._stream)
@@ -499,12 +502,15 @@ class CudaEngine:
             if bad.size:
                 raise maps_not_finite(item.start + int(bad[0]), advice)
         if shape.on_device:
-            return Results(None, None, targets, logits)
-        maps = [lane.result(f"maps/{position}", count) for position in range(layers_count)]
+            return Results(None, None, targets, logits, None)
+        maps, evidence = (
+            [lane.result(f"{name}/{position}", count) for position in range(layers_count)]
+            for name in ("maps", "evidence")
+        )
         if layers_count > 1:
-            return Results(*fuse(maps, task.size, task.normalize), targets, logits)
+            return Results(*fuse(maps, task.size, task.normalize), targets, logits, mean_evidence(evidence))
         heatmaps = lane.result("heatmaps", count) if shape.has_heatmaps else maps[0]
-        return Results(heatmaps, maps[0], targets, logits)
+        return Results(heatmaps, maps[0], targets, logits, evidence[0])
 
 
 def _pairs(fetched: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -512,9 +518,9 @@ def _pairs(fetched: tuple[str, ...]) -> list[tuple[str, str]]:
     return list(zip(fetched[2::2], fetched[3::2], strict=True))
 
 
-def _drawn_names(shape: _Shape) -> tuple[str, str, str, str]:
+def _drawn_names(shape: _Shape) -> tuple[str, ...]:
     """Return the arrays of a lane that hold the fields of `Results`."""
-    return "heatmaps" if shape.has_heatmaps else "maps/0", "maps/0", "targets", "logits"
+    return "heatmaps" if shape.has_heatmaps else "maps/0", "maps/0", "targets", "logits", "evidence/0"
 
 
 def _bytes(array: DeviceArray) -> int:

@@ -47,12 +47,13 @@ class HostPen:
                 return Results(*self._finish(task, layers[0]), targets, logits)
             if len(layers) == 2:
                 rendered = self._render(task, layers[0], layers[1], task.size)
-                return Results(rendered.heatmaps, rendered.maps, targets, logits)
+                return Results(rendered.heatmaps, rendered.maps, targets, logits, rendered.evidence)
             pairs = zip(layers[::2], layers[1::2], strict=True)
-            maps = [self._render(task, *pair, None).maps for pair in pairs]
+            rendered_layers = [self._render(task, *pair, None) for pair in pairs]
         except NonFiniteError as error:
             raise maps_not_finite(start + error.image, advice) from error
-        return Results(*fuse(maps, task.size, task.normalize), targets, logits)
+        maps, evidence = ([getattr(one, name) for one in rendered_layers] for name in ("maps", "evidence"))
+        return Results(*fuse(maps, task.size, task.normalize), targets, logits, mean_evidence(evidence))
 
     def check_outputs(self, n: int, k: int, logits: Floats, targets: Indices, layers: Sequence[Floats]) -> None:
         """Refuse outputs of a changed file that do not fit each other, which is taken for granted afterwards.
@@ -174,6 +175,11 @@ def fuse(maps: Sequence[Floats], size: tuple[int, int] | None, normalize: Normal
     largest = max((single.shape[2:] for single in maps), key=math.prod)
     heatmaps, fused = (_mean(maps, chosen, normalize) for chosen in (size or largest, largest))
     return heatmaps, fused
+
+
+def mean_evidence(layers: Sequence[Floats]) -> Floats:
+    """Return the mean of several layers' evidence (N,K)."""
+    return np.asarray(np.mean(layers, axis=0, dtype=np.float64), np.float32)
 
 
 def _mean(maps: Sequence[Floats], size: tuple[int, int], normalize: Normalize) -> Floats:

@@ -17,9 +17,9 @@ import onnx
 from ...errors import ModelError
 from ...graph import Graph
 from .imported import ImportedModel, ImportOptions
-from .keras_models import import_keras, is_keras, read_keras
+from .keras_models import import_keras, is_keras, read_keras, read_saved_model
 from .onnx_models import import_onnx, read_onnx
-from .torch_modules import import_torch, is_torch
+from .torch_modules import import_torch, is_torch, read_torchscript
 
 if TYPE_CHECKING:
     import keras
@@ -36,7 +36,7 @@ def import_model(model: ModelSource, options: ImportOptions | None = None) -> Im
     Parameters
     ----------
     model : keras.Model, torch.nn.Module, onnx.ModelProto, or path
-        A path ends in .onnx, .keras or .h5.
+        A path ends in .onnx, .keras, .h5 or .hdf5, names a SavedModel folder, or a TorchScript file (.pt).
     options : ImportOptions, optional
         For models that can be read in more than one way.
 
@@ -65,16 +65,27 @@ def _import(model: ModelSource, options: ImportOptions) -> ImportedModel:
         return import_keras(model, options)
     if is_torch(model):
         return import_torch(model, options)
-    raise ModelError(
-        f"cannot export a {type(model).__module__}.{type(model).__qualname__}: "
-        "give a Keras model, a torch module, an onnx.ModelProto, or a path that ends in .keras, .h5 or .onnx"
-    )
+    kind = f"{type(model).__module__}.{type(model).__qualname__}"
+    advice = next((advice for start, advice in _ADVICE_ON_OBJECTS.items() if kind.startswith(start)), _GENERAL_ADVICE)
+    raise ModelError(f"cannot export a {kind}: {advice}")
+
+
+_GENERAL_ADVICE = "give a Keras model, a torch module, an onnx.ModelProto, or a path that ends in .keras, .h5 or .onnx"
+_ADVICE_ON_OBJECTS = {
+    "collections.OrderedDict": "a state dict holds weights only: build the module, call its load_state_dict, and give "
+    "the module",
+    "torch.export.exported_program": "give the module that it was exported from",
+    "tf_keras.": "this is a model of Keras 2: save it as an .h5 file, and export that",
+    "tensorflow.python.saved_model": "give the path of the SavedModel folder",
+    "tensorflow.": "give the Keras model, or the path of a SavedModel folder",
+    "keras.src.saving": "give the Keras model",
+}
 
 
 def _refuse_nan(graph: Graph) -> None:
-    """Infinity may be meant, in the mask of an attention; what is no number spoils every score."""
+    """Refuse NaN, which spoils every score; infinity may be meant, in the mask of an attention."""
     for name, array in graph.constants.items():
-        # The sum is NaN where a number is, and takes no memory; it may also be where infinities meet.
+        # The sum is NaN if a number is, and takes no memory; it may also be where infinities meet.
         with np.errstate(all="ignore"):
             suspect = array.dtype.kind == "f" and bool(np.isnan(array.sum()))
         count = int(np.isnan(array).sum()) if suspect else 0
@@ -85,9 +96,13 @@ def _refuse_nan(graph: Graph) -> None:
 
 
 def _import_path(path: Path, options: ImportOptions) -> ImportedModel:
-    reader = _READERS.get(path.suffix.lower())
+    if (path / "saved_model.pb").is_file():
+        return read_saved_model(path, options)
+    suffix = path.suffix.lower()
+    reader = _READERS.get(suffix)
     if reader is None:
-        raise ModelError(f"{path}: unknown model format {path.suffix!r}; known: {', '.join(_READERS)}")
+        advice = _ADVICE.get(suffix, f"known: {', '.join(_READERS)}, and SavedModel folders")
+        raise ModelError(f"{path}: unknown model format {path.suffix!r}; {advice}")
     if not path.is_file():
         raise ModelError(f"{path}: no such file")
     if not path.stat().st_size:
@@ -99,4 +114,20 @@ _READERS: dict[str, Callable[[Path, ImportOptions], ImportedModel]] = {
     ".onnx": read_onnx,
     ".keras": read_keras,
     ".h5": read_keras,
+    ".hdf5": read_keras,
+    **dict.fromkeys([".pt", ".pth", ".torchscript"], read_torchscript),
+}
+
+_ADVICE = {
+    ".pb": "give the folder of the SavedModel; a frozen graph becomes an .onnx file with python -m tf2onnx.convert "
+    "--graphdef",
+    ".tflite": "convert it with python -m tf2onnx.convert --tflite model.tflite --output model.onnx, or give the Keras "
+    "model it was made from",
+    ".safetensors": "it holds weights only: build the module or the Keras model, load them, and give export the model",
+    ".ckpt": "it holds weights only: build the model, load them, and give export the model",
+    ".ort": "give the .onnx file that it was made from",
+    ".json": "give the Keras model; a TensorFlow.js model becomes a SavedModel with tensorflowjs_converter",
+    ".mlmodel": "give the model that it was converted from",
+    ".pkl": "a pickle is a program, which export does not run: load it yourself, and give export the model",
+    ".bin": "it holds weights only: build the model, load them, and give export the model",
 }

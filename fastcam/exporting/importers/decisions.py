@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import onnx
-from onnx import TensorProto, helper
 
 from ...graph import attribute, operator
 from ...notes import Note
@@ -50,27 +49,15 @@ def find_scores(nodes: Iterable[onnx.NodeProto], constants: Iterable[str], outpu
     known = {*constants, *(name for name, node in producers.items() if operator(node) == "Constant")}
     found = {name: _scores_of(producers, known, name) for name in outputs}
     decided = {name: scores for name, scores in found.items() if scores != name}
-    scores = list(dict.fromkeys(found.values()))
     if not decided:
-        return Scores(scores, None, None)
+        return Scores(list(outputs), None, None)
+    # A label beside the scores says nothing more; a ZipMap pairs them with names.
+    maps = [name for name in decided if operator(producers[name]) == "ai.onnx.ml::ZipMap"]
+    scores = list(dict.fromkeys(found[name] for name in found if name in maps or name not in decided))
+    scores = scores or list(dict.fromkeys(found.values()))
     made, behind = (", ".join(map(repr, dict.fromkeys(values))) for values in (decided, decided.values()))
     text = f"The outputs {made} are decisions: the scores that they were made from, {behind}, are explained."
     return Scores(scores, _labels(producers, decided), Note("scores", text))
-
-
-def with_outputs(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
-    """Return a copy of a message with these outputs, float32, and the nodes behind them alone."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    needed, kept = set(outputs), []
-    for node in reversed(model.graph.node):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            kept.append(node)
-    del copy.graph.node[:], copy.graph.output[:]
-    copy.graph.node.extend(reversed(kept))
-    copy.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs)
-    return copy
 
 
 def _scores_of(producers: Mapping[str, onnx.NodeProto], constants: set[str], output: str) -> str:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from onnx import helper
 
 from ...errors import ArgumentError, ModelError, suggest
-from ...graph import Dim, Graph, TensorType
+from ...graph import Array, Dim, Graph, TensorType, attribute
 from ...notes import Note
-from ...preprocessing import Guess, Preprocessing
+from ...preprocessing import Guess, Layout, Preprocessing
 
 MINIMUM_OPSET = 18
 MAXIMUM_OPSET = 20
@@ -35,15 +37,21 @@ class ImportOptions:
     input_size : (int, int) or None
         Height and width for a model that leaves them open.
     example_input : object
-        An image batch to trace a torch module with.
+        An image batch to trace a torch module with, or a Keras model that does not know its input.
     class_names : int or None
         Number of class names that the caller gives, to be compared with the model's scores before a long conversion.
+    custom_objects : mapping of str to class or function, optional
+        Layers and functions that a Keras file names.
+    inputs : mapping of str to array, optional
+        Values of the inputs apart from the image, which become constants.
     """
 
     output: str | None = None
     input_size: tuple[int, int] | None = None
     example_input: Any = None
     class_names: int | None = None
+    custom_objects: Mapping[str, Any] | None = None
+    inputs: Mapping[str, Any] | None = None
 
     def check_scores(self, shape: Sequence[Any] | None) -> None:
         """Refuse a wrong number of class names for scores of this shape, if they are known to be rows.
@@ -58,6 +66,44 @@ class ImportOptions:
             return
         if self.class_names != count and (self.class_names, count) != (2, 1):
             raise ArgumentError(wrong_count(self.class_names, count))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the source model gives for some images.
+
+    Attributes
+    ----------
+    scores : ndarray
+        Of `trial_images`, a row per image, as the model returns them: logits or probabilities.
+    """
+
+    scores: Array
+
+
+# Elements of an image above which a forward pass in the source's framework costs too much for a check.
+_LARGEST_SAMPLE = 2**22
+
+
+def trial_images(shape: Sequence[int], count: int) -> Array:
+    """Return noise to run a model on: float32 (count, *shape) from 0 to 2, each image of another brightness."""
+    noise = np.random.default_rng(0).random((count, *shape), dtype=np.float32)
+    brightness = np.array([1.0, 0.25, 2.0], np.float32)[np.arange(count) % 3]
+    return noise * brightness.reshape(-1, *[1] * len(shape))
+
+
+def sample_images(shape: Sequence[Dim]) -> Array | None:
+    """Return three images to ask a source model about; None where they are too large, or their size is open.
+
+    Parameters
+    ----------
+    shape : sequence
+        Of one image.
+    """
+    sizes = [size for size in shape if isinstance(size, int)]
+    if len(sizes) != len(shape) or math.prod(sizes) > _LARGEST_SAMPLE:
+        return None
+    return trial_images(sizes, 3)
 
 
 @dataclass
@@ -80,6 +126,8 @@ class ImportedModel:
         Names by class index, where the model knows them.
     notes : list of Note
         What was done to the model, or left as it was, that its owner should know.
+    sample : Sample or None
+        Scores of the source model, to check the exported file with.
     """
 
     graph: Graph
@@ -89,6 +137,7 @@ class ImportedModel:
     guess: Guess | None = None
     classes: tuple[str, ...] | None = None
     notes: list[Note] = field(default_factory=list)
+    sample: Sample | None = None
 
 
 @contextlib.contextmanager
@@ -111,38 +160,144 @@ def wrong_count(names: int, count: int) -> str:
     return f"{names} class names for a model of {count} classes{binary}"
 
 
-def settle_signature(graph: Graph, options: ImportOptions) -> None:
-    """Leave the graph one output, and one image input of fixed size whose open batch has a name.
+def settle_signature(graph: Graph, options: ImportOptions) -> list[Note]:
+    """Leave the graph one output, and one float32 image input of fixed size whose open batch has a name.
+
+    Inputs that nothing reads are dropped; those that the options give values for become constants; images in integers
+    are cast from float32.
+
+    Returns
+    -------
+    list of Note
 
     Raises
     ------
     ModelError
-        When there are several outputs or inputs to choose from, or the input is no image.
+        When there are several outputs or inputs to choose from, or the input is not an image.
     """
     inner = {name for node in graph.nodes for name in node.output}
-    graph.outputs = [options.output if options.output in inner else choose_output(graph.outputs, options.output)]
+    wanted = options.output
+    graph.outputs = [wanted if wanted is not None and wanted in inner else choose_output(graph.outputs, wanted)]
     graph.prune()
+    notes = _drop_unused_inputs(graph) + _fix_inputs(graph, options.inputs or {})
     if len(graph.inputs) != 1:
-        raise ModelError(f"the model has {len(graph.inputs)} inputs {list(graph.inputs)}: fastcam explains one image")
+        raise ModelError(
+            f"the model has {len(graph.inputs)} inputs {list(graph.inputs)}: fastcam explains one image. Give the "
+            'values of the others, for example inputs={"age": array}'
+        )
     (name, type_) = next(iter(graph.inputs.items()))
-    if type_.dtype != np.float32 or len(type_.shape) != 4:
+    if type_.dtype.kind not in "fui" or len(type_.shape) != 4:
         raise ModelError(
             f"input {name!r} is {type_.dtype} of shape {type_.shape}: "
-            "an image classifier takes float32 (N,H,W,3) or (N,3,H,W)"
+            "an image classifier takes numbers of shape (N,H,W,C) or (N,C,H,W)"
         )
     batch, *image = type_.shape
-    settled = (batch if isinstance(batch, int) else BATCH, *_with_size(name, image, options.input_size))
+    sizes = _with_size(graph, name, image, options.input_size)
+    settled = (batch if isinstance(batch, int) else BATCH, *sizes)
     if settled != type_.shape:
         graph.inputs[name] = TensorType(type_.dtype, settled)
         # What was declared of the outputs may hold for the open sizes only.
         graph.types = {}
         graph.infer_types()
+    return notes + _take_floats(graph, name)
+
+
+def _drop_unused_inputs(graph: Graph) -> list[Note]:
+    read = {name for node in graph.nodes for name in node.input}
+    unused = [name for name in graph.inputs if name not in read]
+    for name in unused:
+        del graph.inputs[name]
+    return (
+        [Note("inputs", f"Inputs that the scores do not depend on were dropped: {_listed(unused)}.")] if unused else []
+    )
+
+
+def _fix_inputs(graph: Graph, values: Mapping[str, Any]) -> list[Note]:
+    """Turn inputs into constants; one that has a row per image repeats the row that it is given."""
+    for name, value in values.items():
+        if name not in graph.inputs:
+            raise ModelError(f"inputs={{{name!r}: ...}}: the model has no such input. Inputs: {list(graph.inputs)}")
+        type_ = graph.inputs.pop(name)
+        try:
+            array = np.asarray(value).astype(type_.dtype)
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"inputs[{name!r}] is not an array of {type_.dtype}: {error}") from error
+        rows = type_.shape[1:]
+        if array.shape == rows:
+            array = array[np.newaxis]
+        fits = array.ndim == len(type_.shape) and all(
+            not isinstance(size, int) or size == own for size, own in zip(rows, array.shape[1:], strict=True)
+        )
+        if not fits or (len(array) != 1 and len(array) != type_.shape[0]):
+            raise ModelError(f"inputs[{name!r}] has shape {array.shape}, and the model takes {type_.shape}")
+        _repeat(graph, name, array, open_batch=not isinstance(type_.shape[0], int))
+    if values:
+        graph.infer_types()
+        return [Note("inputs", f"Inputs were fixed to the values that were given: {_listed(list(values))}.")]
+    return []
+
+
+def _repeat(graph: Graph, name: str, array: Array, *, open_batch: bool) -> None:
+    if not open_batch or not graph.inputs:
+        graph.constants[name] = array
+        return
+    image = next(iter(graph.inputs))
+    row, batch, shape = (graph.unused_name(f"{name}/{part}") for part in ("row", "batch", "shape"))
+    graph.constants[row] = array
+    sizes = graph.emit_constant(np.array(array.shape[1:], np.int64), stem=f"{name}/sizes")
+    graph.nodes = [
+        helper.make_node("Shape", [image], [batch], name=batch, start=0, end=1),
+        helper.make_node("Concat", [batch, sizes], [shape], name=shape, axis=0),
+        helper.make_node("Expand", [row, shape], [name], name=name),
+        *graph.nodes,
+    ]
+
+
+def _take_floats(graph: Graph, name: str) -> list[Note]:
+    """Let images in integers arrive as float32."""
+    type_ = graph.inputs[name]
+    if type_.dtype == np.float32:
+        return []
+    cast = graph.unused_name(f"{name}/{type_.dtype}")
+    for node in graph.nodes:
+        for index, read in enumerate(node.input):
+            if read == name:
+                node.input[index] = cast
+    kind = helper.np_dtype_to_tensor_dtype(type_.dtype)
+    graph.nodes = [helper.make_node("Cast", [name], [cast], name=cast, to=kind), *graph.nodes]
+    graph.inputs[name] = TensorType(np.dtype(np.float32), type_.shape)
+    graph.infer_types()
+    return [
+        Note("inputs", f"The model takes {type_.dtype} images: the exported one takes the same numbers in float32.")
+    ]
+
+
+def image_layout(graph: Graph) -> Layout | None:
+    """Return where the channels of the image are, by the first convolution's weights; None where they don't tell."""
+    shape = next(iter(graph.inputs.values())).shape
+    channels = _channels_of_first_conv(graph)
+    fits: list[Layout] = [
+        layout for layout, axis in _CHANNEL_AXES.items() if channels is not None and shape[axis] == channels
+    ]
+    return fits[0] if len(fits) == 1 else None
+
+
+_CHANNEL_AXES: dict[Layout, int] = {"NCHW": 1, "NHWC": 3}
+
+
+def _channels_of_first_conv(graph: Graph) -> int | None:
+    node = next((node for node in graph.nodes if node.op_type == "Conv"), None)
+    if node is None or graph.rank(node.input[1]) is None:
+        return None
+    channels = graph.shape(node.input[1])[1]
+    return channels * int(attribute(node, "group", 1)) if isinstance(channels, int) else None
 
 
 def choose_output(outputs: list[str], wanted: str | None) -> str:
-    """Return the output called ``wanted``; None for the only one. Raises ModelError."""
-    if wanted in outputs:
-        return str(wanted)
+    """Return the output called ``wanted``, or at that position; None for the only one. Raises ModelError."""
+    positions = {str(position): output for position, output in enumerate(outputs)}
+    if wanted is not None and (wanted in outputs or wanted in positions):
+        return wanted if wanted in outputs else positions[wanted]
     if wanted is not None:
         raise ModelError(f"the model has no output {wanted!r}: {suggest(wanted, outputs)}Outputs: {_listed(outputs)}")
     if len(outputs) != 1:
@@ -157,24 +312,42 @@ def _listed(names: list[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-def _with_size(name: str, image: list[Dim], size: tuple[int, int] | None) -> tuple[Dim, ...]:
-    """Return the three axes of an image behind the batch, with open heights and widths set."""
+def _with_size(graph: Graph, name: str, image: list[Dim], size: tuple[int, int] | None) -> tuple[Dim, ...]:
+    """Return the three axes of an image behind the batch, with open ones set."""
     open_axes = [axis for axis in range(3) if not isinstance(image[axis], int)]
-    channels = next((axis for axis in (0, 2) if image[axis] in (1, 3)), None)
     if not open_axes and size is None:
         return tuple(image)
+    shape = ("batch", *image)
+    channels = next((axis for axis in (0, 2) if image[axis] in (1, 3)), None)
     if channels is None:
-        raise ModelError(
-            f"input {name!r} has the open shape {('batch', *image)}: fix its channels, for example with "
-            "onnx.tools.update_model_dims, or where the model is exported"
-        )
+        count = _channels_of_first_conv(graph)
+        channels = _channel_axis(graph, image, count)
+        if channels is None or count is None:
+            raise ModelError(
+                f"input {name!r} has the open shape {shape}: fix its channels, for example with "
+                "onnx.tools.update_model_dims, or where the model is exported"
+            )
+        image[channels] = count
+        open_axes = [axis for axis in open_axes if axis != channels]
+        if not open_axes and size is None:
+            return tuple(image)
     if size is None:
         raise ModelError(
-            f"input {name!r} has the open shape {('batch', *image)}: say which height and width to explain it at, "
+            f"input {name!r} has the open shape {shape}: give the height and width to explain it at, "
             "for example input_size=(224, 224)"
         )
     for axis, length in zip([axis for axis in range(3) if axis != channels], size, strict=True):
         if axis not in open_axes and image[axis] != length:
-            raise ModelError(f"input {name!r} has the fixed shape {('batch', *image)}, not input_size={size}")
+            raise ModelError(f"input {name!r} has the fixed shape {shape}, not input_size={size}")
         image[axis] = length
     return tuple(image)
+
+
+def _channel_axis(graph: Graph, image: list[Dim], count: int | None) -> int | None:
+    """Return the axis of ``count`` channels: last where the image is transposed before the first convolution."""
+    turned = any(
+        node.op_type == "Transpose" and node.input[0] in graph.inputs and attribute(node, "perm", []) == [0, 3, 1, 2]
+        for node in graph.nodes
+    )
+    axis = 2 if turned else 0
+    return axis if image[axis] == count or not isinstance(image[axis], int) else None

@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import logging
 import os
 import re
-import tempfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,58 +21,50 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ...errors import MissingExtraError, ModelError
+from ...errors import FastcamError, MissingExtraError, ModelError
 from ...graph import Graph, from_model, needed_nodes, static_dims
-from ...labels import MEMBER as LABELS
 from ...labels import read_labels
 from ...notes import Note
 from ...preprocessing import Guess, find_families
-from .imported import TARGET_OPSET, ImportedModel, ImportOptions, logging_from, settle_signature
+from .imported import (
+    TARGET_OPSET,
+    ImportedModel,
+    ImportOptions,
+    Sample,
+    logging_from,
+    sample_images,
+    settle_signature,
+)
 from .keras_calls import LayerCall, choose_output, name_tensors, recorded_calls
+from .keras_files import load_keras_file, load_saved_model
 from .precision import widen_to_float32, widening_note
 
 
 def is_keras(model: object) -> bool:
-    """Tell a Keras model without importing Keras."""
+    """Return whether a model is one of Keras 3, without importing it."""
     return any(base.__module__.startswith(("keras.", "keras_")) for base in type(model).__mro__)
 
 
 def read_keras(path: Path, options: ImportOptions) -> ImportedModel:
-    """Import a .keras or .h5 file; raises ModelError, MissingExtraError."""
+    """Import a .keras, .h5 or .hdf5 file; raises ModelError, MissingExtraError."""
     with _keras_extra():
         import keras
+    imported = import_keras(load_keras_file(keras, path, options.custom_objects), options)
     try:
-        model = _load_keras(keras, path)
-    except Exception as error:  # zipfile, h5py, json and Keras each raise their own
-        raise ModelError(f"{path}: Keras cannot load this model: {error}") from error
-    imported = import_keras(model, options)
-    labels = read_labels(path)
+        labels = read_labels(path)
+    except RecursionError as error:
+        raise ModelError(f"{path}: its class names are nested too deeply: it is damaged") from error
     if labels is not None:
         imported.classes, imported.preprocessing = labels.classes, labels.preprocessing
     return imported
 
 
-def _load_keras(keras: Any, path: Path) -> Any:
-    """Load a Keras file.
-
-    Keras reads the weights of a .keras archive into memory before it assigns them, a third copy that takes a VGG16 to
-    3.2 GB. Extracted to disk first, it peaks at 2.7 GB.
-    """
-    members = _archive_members(path)
-    if members - {LABELS} != {"metadata.json", "config.json", "model.weights.h5"}:
-        return keras.models.load_model(path, compile=False)
-    with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
-        config = {**json.loads(archive.read("config.json")), "compile_config": None}
-        model = keras.models.model_from_json(json.dumps(config))
-        model.load_weights(archive.extract("model.weights.h5", folder))
-    return model
-
-
-def _archive_members(path: Path) -> set[str]:
-    if not zipfile.is_zipfile(path):
-        return set()
-    with zipfile.ZipFile(path) as archive:
-        return set(archive.namelist())
+def read_saved_model(folder: Path, options: ImportOptions) -> ImportedModel:
+    """Import a SavedModel folder; raises ModelError, MissingExtraError."""
+    with _keras_extra():
+        import keras
+        import tensorflow as tf
+    return import_keras(load_saved_model(keras, tf, folder), options)
 
 
 def import_keras(model: Any, options: ImportOptions) -> ImportedModel:
@@ -96,7 +85,7 @@ def import_keras(model: Any, options: ImportOptions) -> ImportedModel:
         [tf.TensorSpec(variable.shape, variable.dtype, name=f"{kind}_{index}") for index, variable in enumerate(group)]
         for kind, group in zip(("trainable", "fixed"), variables, strict=True)
     ]
-    image = tf.TensorSpec(_image_shape(keras, model, options.input_size), tf.float32, name=_input_name(model))
+    image = tf.TensorSpec(_image_shape(keras, model, options), tf.float32, name=_input_name(model))
     calls: list[LayerCall] = []
 
     def forward(images: Any, trainable: Any, fixed: Any) -> Any:
@@ -109,11 +98,12 @@ def import_keras(model: Any, options: ImportOptions) -> ImportedModel:
 
     signature = [image, *specs]
     function = tf.function(forward, input_signature=signature, autograph=False)
-    with logging_from(logging.WARNING, tf2onnx.__name__), _whole_einsums():
+    with logging_from(logging.WARNING, tf2onnx.__name__), _whole_einsums(), _traceable(model):
         proto, _ = tf2onnx.convert.from_function(
             function, input_signature=signature, opset=TARGET_OPSET, custom_op_handlers={"Erfc": (_convert_erfc, [])}
         )
     _refuse_foreign_ops(proto)
+    sample = _sample(tf, function, image.shape[1:], variables) if model.dtype == "float32" else None
     graph = from_model(proto)
     arguments = zip([*specs[0], *specs[1]], [*variables[0], *variables[1]], strict=True)
     # Tensors that layers hold outside their variables (Normalization's mean) arrive as further inputs.
@@ -124,11 +114,46 @@ def import_keras(model: Any, options: ImportOptions) -> ImportedModel:
             graph.constants[name] = np.asarray(value)
     notes = _widen(graph, calls)
     _size_resizes(graph)
-    settle_signature(graph, ImportOptions())
+    notes += settle_signature(graph, ImportOptions())
     tensors = name_tensors(calls)
     layers = _name_values(graph, {layer: _source_tensor(tensor).name for layer, tensor in tensors.items()})
     graph.maps = _map_sizes(keras, {layers[layer]: tensor for layer, tensor in tensors.items() if layer in layers})
-    return ImportedModel(graph, "keras", layers, guess=_guessed_preprocessing(graph, layers), notes=notes)
+    return ImportedModel(
+        graph, "keras", layers, guess=_guessed_preprocessing(graph, layers), notes=notes, sample=sample
+    )
+
+
+@contextlib.contextmanager
+def _traceable(model: Any) -> Iterator[None]:
+    """Say which model TensorFlow or the converter refuses, and why."""
+    try:
+        yield
+    except FastcamError:
+        raise
+    except Exception as error:  # layers, TensorFlow and the converter each raise their own
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"]
+        by_values = type(error).__name__ == "OperatorNotAllowedInGraphError"
+        advice = (
+            "take out the branches that depend on the values of the image"
+            if by_values
+            else ("replace the layer that the reason names, or give an .onnx file")
+        )
+        raise ModelError(
+            f"TensorFlow cannot trace the Keras model {getattr(model, 'name', '')!r} ({type(error).__name__}: "
+            f"{(lines[0] if by_values else lines[-1])[:300]}): {advice}"
+        ) from error
+
+
+def _sample(tf: Any, function: Any, shape: Any, variables: Any) -> Sample | None:
+    """Return what the traced function gives for some images; None where they are large, or it cannot run here."""
+    images = sample_images(shape)
+    if images is None:
+        return None
+    values = [[variable.value for variable in group] for group in variables]
+    try:
+        return Sample(np.asarray(function(tf.constant(images), *values)))
+    except Exception:  # noqa: BLE001  # a model of a fixed batch size, which the exported file shows
+        return None
 
 
 def _widen(graph: Graph, calls: list[LayerCall]) -> list[Note]:
@@ -168,13 +193,16 @@ def _refuse_foreign_ops(model: onnx.ModelProto) -> None:
         )
 
 
-def _image_shape(keras: Any, model: Any, input_size: tuple[int, int] | None) -> tuple[int | None, ...]:
+def _image_shape(keras: Any, model: Any, options: ImportOptions) -> tuple[int | None, ...]:
     """Return the shape of a batch of images, all but the batch fixed."""
+    input_size = options.input_size
     shapes = _input_shapes(keras, model)
+    if not shapes and options.example_input is not None:
+        shapes = [tuple(np.shape(options.example_input))]
     if not shapes:
         raise ModelError(
             "the Keras model does not know its input: build it with keras.Input((height, width, channels)), "
-            "or call it once on an image"
+            "or give a batch of images as example_input"
         )
     if len(shapes) != 1:
         raise ModelError(f"the Keras model has {len(shapes)} inputs: fastcam explains one image input")

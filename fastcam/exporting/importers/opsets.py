@@ -7,7 +7,7 @@ their memory, and Protocol Buffers ends at 2 GB.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -15,8 +15,9 @@ from onnx import defs, external_data_helper, helper, inliner, shape_inference, v
 
 from ...errors import ModelError
 from ...graph import Graph, attribute, operator
+from .fused_ops import unfused
 from .imported import MAXIMUM_OPSET, MINIMUM_OPSET, TARGET_OPSET
-from .quarantine import Quarantine
+from .quarantine import QUARANTINE
 
 # Between opset 20 and this one, the ops that have not changed but for wider types are known (see `_lowered`).
 _NEWEST_OPSET = 25
@@ -25,7 +26,7 @@ _NEWEST_OPSET = 25
 _ARGUMENT_SIZE = 64
 
 
-def at_supported_opset(model: onnx.ModelProto, base_dir: str) -> onnx.ModelProto:
+def at_supported_opset(model: onnx.ModelProto, base_dir: str, outputs: Sequence[str]) -> onnx.ModelProto:
     """Return the model with its functions inlined and its nodes at an opset of `MINIMUM_OPSET` to `MAXIMUM_OPSET`.
 
     Parameters
@@ -34,6 +35,8 @@ def at_supported_opset(model: onnx.ModelProto, base_dir: str) -> onnx.ModelProto
         Not modified. It may come from anywhere: ONNX's C++ sees it in a process of its own.
     base_dir : str
         Folder of the model's external data.
+    outputs : sequence of str
+        Values that the result shall give.
 
     Returns
     -------
@@ -45,10 +48,33 @@ def at_supported_opset(model: onnx.ModelProto, base_dir: str) -> onnx.ModelProto
     ModelError
         When the opset is unknown, or a node cannot be brought over.
     """
-    return _QUARANTINE(_without_weights(model, base_dir))
+    message = _without_weights(model, base_dir, outputs).SerializeToString()
+    result = onnx.ModelProto()
+    result.ParseFromString(QUARANTINE("fastcam.exporting.importers.opsets:converted_bytes", message))
+    return result
 
 
-_QUARANTINE = Quarantine("fastcam.exporting.importers.opsets:converted")
+def converted_bytes(data: bytes) -> bytes:
+    """Do what `converted` does for a serialised model, and see that shape inference survives the result.
+
+    Raises
+    ------
+    ModelError
+        When the model cannot be converted.
+    MemoryError
+        When it, or shape inference, takes more memory than is allowed here.
+    """
+    model = onnx.ModelProto()
+    model.ParseFromString(data)
+    result = converted(model)
+    try:
+        shape_inference.infer_shapes(result, data_prop=True)
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001, S110  # a refusal is repeated, and worded, where the result is read
+        pass
+    answer: bytes = result.SerializeToString()
+    return answer
 
 
 def converted(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -56,15 +82,44 @@ def converted(model: onnx.ModelProto) -> onnx.ModelProto:
     opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
     try:
         if model.functions:
+            _refuse_explosion(model)
             model = inliner.inline_local_functions(shape_inference.infer_shapes(model), convert_version=True)
         if opset < MINIMUM_OPSET:
             return version_converter.convert_version(model, TARGET_OPSET)
         return _lowered(model, opset) if opset > MAXIMUM_OPSET else model
+    except MemoryError:
+        raise
     except Exception as error:  # the C++ converter throws RuntimeError subclasses of its own
         raise ModelError(
             f"the model uses ONNX opset {opset} and cannot be brought to opset {TARGET_OPSET}: {error}. "
-            f"Export it anew with an opset between {MINIMUM_OPSET} and {MAXIMUM_OPSET}."
+            f"Export it again with an opset between {MINIMUM_OPSET} and {MAXIMUM_OPSET}."
         ) from error
+
+
+# A hundred times the nodes of the largest networks.
+_LARGEST_EXPANSION = 500_000
+
+
+def _refuse_explosion(model: onnx.ModelProto) -> None:
+    """Raise ModelError where functions that call functions would fill the memory with nodes."""
+    functions = {(function.domain, function.name): function for function in model.functions}
+    sizes: dict[tuple[str, str], int] = {}
+
+    def size(key: tuple[str, str], above: frozenset[tuple[str, str]]) -> int:
+        if key in above or len(above) > _DEEPEST_CALLS:
+            raise ModelError(f"function {key[1]!r} calls itself, or functions too deep to follow")
+        if key not in sizes:
+            calls = ((node.domain, node.op_type) for node in functions[key].node)
+            sizes[key] = sum(size(call, above | {key}) if call in functions else 1 for call in calls)
+        return sizes[key]
+
+    for node in model.graph.node:
+        key = (node.domain, node.op_type)
+        if key in functions and size(key, frozenset()) > _LARGEST_EXPANSION:
+            raise ModelError(f"function {key[1]!r} (node {node.name!r}) expands to {sizes[key]} nodes")
+
+
+_DEEPEST_CALLS = 100
 
 
 def weights_of(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
@@ -91,13 +146,19 @@ def _is_argument(tensor: onnx.TensorProto) -> bool:
     return bool(math.prod(tensor.dims) <= _ARGUMENT_SIZE)
 
 
-def _without_weights(model: onnx.ModelProto, base_dir: str) -> onnx.ModelProto:
+def _without_weights(model: onnx.ModelProto, base_dir: str, outputs: Sequence[str]) -> onnx.ModelProto:
     """Return a copy in which the weights are inputs."""
     copy = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     source, graph = model.graph, copy.graph
     graph.name = source.name or "model"
-    graph.node.extend(node for node in source.node if not _is_weight(node))
-    graph.output.extend(source.output)
+    nodes = [own for node in source.node for own in unfused(node)]
+    graph.node.extend(_inlined(node, base_dir) for node in _needed(nodes, outputs) if not _is_weight(node))
+    known = {info.name: info for info in source.output}
+    # The converter asks for a type, and the shape is found anew.
+    unknown = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs if name not in known
+    )
+    graph.output.extend([*(known[name] for name in outputs if name in known), *unknown])
     graph.value_info.extend(source.value_info)
     graph.sparse_initializer.extend(source.sparse_initializer)
     weights = dict(weights_of(model))
@@ -107,6 +168,36 @@ def _without_weights(model: onnx.ModelProto, base_dir: str) -> onnx.ModelProto:
     graph.input.extend(
         helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)) for name, tensor in weights.items()
     )
+    return copy
+
+
+def _needed(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> list[onnx.NodeProto]:
+    """Return the nodes that the outputs need, in their order."""
+    needed, kept = set(outputs), []
+    for node in reversed(nodes):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    # In a file that is not in order, what comes later is needed too.
+    return kept[::-1] if _is_ordered(kept[::-1], nodes) else list(nodes)
+
+
+def _is_ordered(kept: Sequence[onnx.NodeProto], nodes: Sequence[onnx.NodeProto]) -> bool:
+    made = {name for node in kept for name in node.output}
+    anywhere = {name for node in nodes for name in node.output}
+    return all(name in made for node in kept for name in node.input if name in anywhere)
+
+
+def _inlined(node: onnx.NodeProto, base_dir: str) -> onnx.NodeProto:
+    """Return a Constant node whose data lie in a file as one that holds them."""
+    if not any(external_data_helper.uses_external_data(item.t) for item in node.attribute):
+        return node
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    for item in copy.attribute:
+        if external_data_helper.uses_external_data(item.t):
+            (tensor,) = _with_data([item.t], base_dir)
+            item.t.CopyFrom(tensor)
     return copy
 
 

@@ -1,6 +1,8 @@
-"""Networks that compute in 16 bits, widened to float32."""
+"""Networks that compute in 16 or 64 bits, brought to float32."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
@@ -8,8 +10,8 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from ...graph import Array, Graph, TensorType
 from ...notes import Note
 
-_HALF_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-_HALF_DTYPES = tuple(helper.tensor_dtype_to_np_dtype(type_) for type_ in _HALF_TYPES)
+_HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_DOUBLES = (TensorProto.DOUBLE,)
 
 # Attributes that name an element type.
 _TYPE_ATTRIBUTES = ("to", "dtype", "stash_type", "softmax_precision")
@@ -41,16 +43,33 @@ def widen_to_float32(graph: Graph) -> bool:
     bool
         False where the graph has none.
     """
-    constants, defaults = (_widened(arrays) for arrays in (graph.constants, graph.defaults))
+    return _to_float32(graph, _HALVES)
+
+
+def narrowed(graph: Graph) -> list[Note]:
+    """Let a graph whose images are float64 compute in float32, in place; return the note that says so.
+
+    ONNX Runtime has no float64 convolutions.
+    """
+    if not any(type_.dtype == np.float64 for type_ in graph.inputs.values()):
+        return []
+    _to_float32(graph, _DOUBLES)
+    return [Note("widened", "The model computes in float64: it is exported in float32.")]
+
+
+def _to_float32(graph: Graph, kinds: tuple[int, ...]) -> bool:
+    """Replace element types by float32, in place; return whether the graph has any of them."""
+    dtypes = tuple(map(helper.tensor_dtype_to_np_dtype, kinds))
+    constants, defaults = (_cast(arrays, dtypes) for arrays in (graph.constants, graph.defaults))
     inputs = {
-        name: TensorType(np.dtype(np.float32), type_.shape) if type_.dtype in _HALF_DTYPES else type_
+        name: TensorType(np.dtype(np.float32), type_.shape) if type_.dtype in dtypes else type_
         for name, type_ in graph.inputs.items()
     }
     found = any(constants[name] is not graph.constants[name] for name in constants) or inputs != graph.inputs
     graph.constants, graph.defaults, graph.inputs = constants, defaults, inputs
     for node in graph.nodes:
         for attribute in node.attribute:
-            found |= _widen_attribute(attribute)
+            found |= _cast_attribute(attribute, kinds)
     if found:
         # What was known of the outputs would be taken for their declaration.
         graph.types = {}
@@ -58,16 +77,16 @@ def widen_to_float32(graph: Graph) -> bool:
     return found
 
 
-def _widened(arrays: dict[str, Array]) -> dict[str, Array]:
-    return {name: array.astype(np.float32) if array.dtype in _HALF_DTYPES else array for name, array in arrays.items()}
+def _cast(arrays: dict[str, Array], dtypes: tuple[np.dtype[Any], ...]) -> dict[str, Array]:
+    return {name: array.astype(np.float32) if array.dtype in dtypes else array for name, array in arrays.items()}
 
 
-def _widen_attribute(attribute: AttributeProto) -> bool:
-    if attribute.name in _TYPE_ATTRIBUTES and attribute.i in _HALF_TYPES:
+def _cast_attribute(attribute: AttributeProto, kinds: tuple[int, ...]) -> bool:
+    if attribute.name in _TYPE_ATTRIBUTES and attribute.i in kinds:
         attribute.i = TensorProto.FLOAT
         return True
-    if attribute.type == AttributeProto.TENSOR and attribute.t.data_type in _HALF_TYPES:
-        wide = numpy_helper.to_array(attribute.t).astype(np.float32)
-        attribute.t.CopyFrom(numpy_helper.from_array(wide, attribute.t.name))
+    if attribute.type == AttributeProto.TENSOR and attribute.t.data_type in kinds:
+        cast = numpy_helper.to_array(attribute.t).astype(np.float32)
+        attribute.t.CopyFrom(numpy_helper.from_array(cast, attribute.t.name))
         return True
     return False

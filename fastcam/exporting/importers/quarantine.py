@@ -1,148 +1,270 @@
-"""A process of its own for what ONNX's C++ does to models that nobody has checked.
+"""A child process for what C++ code does to models that nobody has checked.
 
-The version converter and shape inference abort or run out of memory on some malformed models, and take the whole
-process with them. Here they meet a model first in a child, which is told apart from a refusal by its death. One child
-serves all models of a process, and ends with it.
+ONNX's version converter and shape inference, and ONNX Runtime, abort, hang or run out of memory on some malformed
+models, and take the whole process with them. Here they meet a model in a child first, whose death is a refusal. One
+child serves a whole process, and ends with it.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import os
+import signal
 import struct
 import subprocess
 import sys
+import sysconfig
 import threading
-from collections.abc import Callable
-from typing import IO
-
-import onnx
-from onnx import shape_inference
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
 
 from ...errors import ModelError
 
-_SECONDS = 20.0
-_MEMORY = 8 * 2**30
-_HEAD = struct.Struct("<?Q")
+# For every request, the start of the child not included.
+SECONDS = 20.0
+# Beyond what the child takes when idle, and some copies of the model.
+MEMORY = 2 * 2**30
+_COPIES = 6
+# Where the memory in use is unknown, the bound of the whole child.
+_WHOLE_MEMORY = 8 * 2**30
+_HEAD = struct.Struct("<BdQQQ")
 
-Work = Callable[[onnx.ModelProto], onnx.ModelProto]
+
+class _Child(NamedTuple):
+    """A running child, and this process's ends of its pipes; it ends when the lifeline is closed."""
+
+    process: subprocess.Popen[bytes]
+    requests: IO[bytes]
+    answers: IO[bytes]
+    lifeline: int
+
+
+class CrashError(ModelError):
+    """The child died of its work.
+
+    Attributes
+    ----------
+    late : bool
+        Whether it was ended because it took too long.
+    """
+
+    def __init__(self, message: str, *, late: bool) -> None:
+        super().__init__(message)
+        self.late = late
 
 
 class Quarantine:
-    """A child process that does one piece of work on models.
+    """A child process that works on models, one at a time."""
 
-    Parameters
-    ----------
-    work : str
-        Module and name of the function that takes a model and returns one:
-        "fastcam.exporting.importers.opsets:converted".
-    """
-
-    def __init__(self, work: str) -> None:
-        self._work = work
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._child: subprocess.Popen[bytes] | None = None
-        self._owner = 0
+        self._child: _Child | None = None
 
-    def __call__(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """Return what the work makes of a model.
+    def __call__(self, work: str, data: bytes, *, size: int | None = None) -> bytes:
+        """Return the result of ``work`` on ``data``.
+
+        Parameters
+        ----------
+        work : str
+            Module and name of a function from bytes to bytes: "fastcam.exporting.importers.opsets:converted_bytes".
+        data : bytes
+        size : int, optional
+            Bytes of the model, which the memory limit grows with; by default those of ``data``.
 
         Raises
         ------
+        CrashError
+            The child died, or took longer than `SECONDS`.
         ModelError
-            When the work refused it, or the child died of it or took longer than 20 seconds.
+            The work raised an error, or needs more memory than `MEMORY` and some copies of the model; or no child can
+            be started.
         """
         with self._lock:
             child = self._running()
-            late = threading.Timer(_SECONDS, child.kill)
+            late = threading.Timer(SECONDS, child.process.kill)
             late.start()
+            memory = MEMORY + _COPIES * (len(data) if size is None else size)
             try:
-                _write(child.stdin, True, model.SerializeToString())
-                done, answer = _read(child.stdout)
+                _write(child.requests, 0, SECONDS, memory, work.encode(), data)
+                failed, _, _, _, answer = _read(child.answers)
             except (OSError, EOFError) as error:
-                self.close()
-                raise ModelError(
-                    "ONNX's own converter or shape inference crashed on this model, or took over 20 seconds: it is "
-                    "malformed. Check it with onnx.checker.check_model(model, full_check=True)"
+                # A child that was killed in time leaves the timer where it was.
+                timed_out = late.finished.is_set()
+                self._end()
+                raise CrashError(
+                    "ONNX's converter, its shape inference or ONNX Runtime crashed on this model, or took over "
+                    f"{SECONDS:.0f} seconds: it is malformed. Check it with onnx.checker.check_model(model, "
+                    "full_check=True)",
+                    late=timed_out,
                 ) from error
             finally:
                 late.cancel()
-        if not done:
-            raise ModelError(answer.decode())
-        result = onnx.ModelProto()
-        result.ParseFromString(answer)
-        return result
+        if failed:
+            raise ModelError(answer.decode(errors="replace"))
+        return answer
 
-    def _running(self) -> subprocess.Popen[bytes]:
-        # A fork of this process must not share its child's pipes.
-        if self._child is None or self._owner != os.getpid() or self._child.poll() is not None:
-            self._owner = os.getpid()
-            module, _, name = self._work.partition(":")
-            # The child finds modules where this process does, and not in the current folder, as -c would have it; its
-            # crash it keeps to itself.
-            path = f"import sys; sys.path[:] = {sys.path!r}"
-            code = f"{path}; from {module} import {name}; from {__name__} import serve; serve({name})"
-            self._child = subprocess.Popen(  # noqa: S603  # our own code, run by this interpreter
-                [sys.executable, "-c", code],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
+    def _running(self) -> _Child:
+        if self._child is None or self._child.process.poll() is not None:
+            self._end()
+            self._child = _start()
             atexit.register(self.close)
         return self._child
 
     def close(self) -> None:
         """End the child."""
+        with self._lock:
+            self._end()
+
+    def _end(self) -> None:
         child, self._child = self._child, None
-        if child is not None and self._owner == os.getpid():
-            child.kill()
-            child.wait()
-            for pipe in (child.stdin, child.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
+        if child is not None:
+            child.process.kill()
+            child.process.wait()
+            _close_pipes(child)
+            atexit.unregister(self.close)
+
+    def forget(self) -> None:
+        """Start anew in a forked process: the child, and maybe the lock, belong to threads of the parent."""
+        child, self._child, self._lock = self._child, None, threading.Lock()
+        if child is not None:
+            _close_pipes(child)
+            # Of a process that is not ours, nobody must wait for the end.
+            child.process.returncode = 0
             atexit.unregister(self.close)
 
 
-def serve(work: Work) -> None:
-    """Do the work on every model that arrives at standard input, and see that shape inference survives the result."""
-    if sys.platform != "win32":
-        import resource
+QUARANTINE = Quarantine()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=QUARANTINE.forget)
 
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+
+def _close_pipes(child: _Child) -> None:
+    # Not close() of the files, which would flush what another thread was writing when this process was forked.
+    for number in (child.requests.fileno(), child.answers.fileno(), child.lifeline):
+        with contextlib.suppress(OSError):
+            os.close(number)
+    for pipe in (child.requests, child.answers):
+        with contextlib.suppress(OSError):
+            pipe.close()
+
+
+def _start() -> _Child:
+    # The child finds modules where this process does, and not in the current folder, as -c would have it.
+    path = f"import sys; sys.path[:] = {sys.path!r}"
+    interpreters = _interpreters()
+    inner, lifeline = os.pipe()
+    code = f"{path}; from {__name__} import serve; serve({inner})"
+    try:
+        for interpreter in interpreters:
+            with contextlib.suppress(OSError):
+                process = subprocess.Popen(  # noqa: S603  # our own code, run by this interpreter
+                    [interpreter, "-c", code],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    # A crash is reported by the error that it becomes.
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=() if sys.platform == "win32" else (inner,),
+                )
+                if process.stdin is not None and process.stdout is not None:
+                    return _Child(process, process.stdin, process.stdout, lifeline)
+    finally:
+        os.close(inner)
+    os.close(lifeline)
+    raise ModelError(
+        f"cannot start a Python process to check the model in (tried {interpreters}): set sys.executable to the path "
+        f"of a Python {sys.version_info.major}.{sys.version_info.minor} interpreter"
+    )
+
+
+def _interpreters() -> list[str]:
+    """Return the interpreters to try: this process's own, unless it is an application, then the installed one."""
+    own = [] if getattr(sys, "frozen", False) or not sys.executable else [sys.executable]
+    folder = sysconfig.get_config_var("BINDIR")
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    return [*own, *([str(Path(folder, name))] if folder else [])]
+
+
+def serve(lifeline: int) -> None:
+    """Do the work of every request that arrives at standard input, as long as the parent holds the lifeline."""
+    # What else writes to standard output must not end up between the answers.
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    _end_with_the_parent(lifeline)
+    idle = _memory_in_use()
     while True:
         try:
-            _, data = _read(sys.stdin.buffer)
+            _, seconds, memory, name, data = _read(requests)
         except EOFError:
             return
-        model = onnx.ModelProto()
-        model.ParseFromString(data)
-        try:
-            result = work(model)
-            with contextlib.suppress(Exception):
-                # A refusal is the caller's to word; only a crash counts here.
-                shape_inference.infer_shapes(result, data_prop=True)
-            answer, done = result.SerializeToString(), True
-        except Exception as error:  # noqa: BLE001  # onnx throws several unrelated types, and the caller gets them all
-            answer, done = str(error).encode(), False
-        _write(sys.stdout.buffer, done, answer)
+        with _limits(seconds, idle, memory):
+            failed, answer = _answer(name.decode(), data)
+        _write(answers, failed, 0, 0, b"", answer)
 
 
-def _write(pipe: IO[bytes] | None, flag: bool, data: bytes) -> None:
-    if pipe is None:
-        raise EOFError
-    pipe.write(_HEAD.pack(flag, len(data)))
+def _answer(work: str, data: bytes) -> tuple[int, bytes]:
+    module, _, name = work.partition(":")
+    try:
+        return 0, getattr(importlib.import_module(module), name)(data)
+    except MemoryError:
+        return 1, b"the model needs more memory than a model of its size may take: it is malformed"
+    except Exception as error:  # noqa: BLE001  # C++ code throws several unrelated types, and the caller gets them all
+        return 1, str(error).encode()
+
+
+def _end_with_the_parent(lifeline: int) -> None:
+    """Let the kernel end this process when the parent's end of a pipe is closed, whatever is being done here."""
+    if sys.platform == "linux":
+        import fcntl
+
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+@contextlib.contextmanager
+def _limits(seconds: float, idle: int, memory: int) -> Iterator[None]:
+    """Bound the time and the memory of a block."""
+    if sys.platform == "win32":
+        yield
+        return
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    bound = idle + memory if idle else max(_WHOLE_MEMORY, memory)
+    resource.setrlimit(resource.RLIMIT_AS, (bound if hard == resource.RLIM_INFINITY else min(bound, hard), hard))
+    # The parent's own timer comes first; a parent that is gone has none.
+    signal.setitimer(signal.ITIMER_REAL, seconds + 1)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
+
+def _memory_in_use() -> int:
+    """Return the bytes of address space in use; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _write(pipe: IO[bytes], flag: int, seconds: float, memory: int, name: bytes, data: bytes) -> None:
+    pipe.write(_HEAD.pack(flag, seconds, memory, len(name), len(data)))
+    pipe.write(name)
     pipe.write(data)
     pipe.flush()
 
 
-def _read(pipe: IO[bytes] | None) -> tuple[bool, bytes]:
-    head = pipe.read(_HEAD.size) if pipe is not None else b""
-    if pipe is None or len(head) < _HEAD.size:
+def _read(pipe: IO[bytes]) -> tuple[int, float, int, bytes, bytes]:
+    head = pipe.read(_HEAD.size)
+    if len(head) < _HEAD.size:
         raise EOFError
-    flag, size = _HEAD.unpack(head)
-    data = pipe.read(size)
-    if len(data) < size:
+    flag, seconds, memory, *lengths = _HEAD.unpack(head)
+    name, data = (pipe.read(length) for length in lengths)
+    if len(name) + len(data) < sum(lengths):
         raise EOFError
-    return flag, data
+    return flag, seconds, memory, name, data

@@ -1,4 +1,4 @@
-"""torch modules into a `Graph`, through torch's own exporter.
+"""torch modules into a `Graph`, through torch's own exporters.
 
 The weights go from torch's memory into the graph as arrays that share it: they are in no message meanwhile. torch is
 imported here, when a module arrives, and nowhere else.
@@ -6,78 +6,212 @@ imported here, when a module arrives, and nowhere else.
 
 from __future__ import annotations
 
-import ast
-import contextlib
+import dataclasses
 import importlib
-import logging
-import warnings
+import importlib.util
+import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
 from ...errors import ArgumentError, MissingExtraError, ModelError
-from ...graph import Graph, from_model
+from ...graph import Array, Graph, TensorType
 from ...labels import config_names
+from ...notes import Note
 from ...preprocessing import Guess, Preprocessing, standardized
-from .imported import TARGET_OPSET, ImportedModel, ImportOptions, logging_from, settle_signature
-from .opsets import converted
-from .precision import widened
+from .imported import ImportedModel, ImportOptions, Sample, choose_output, sample_images, settle_signature
+from .precision import narrowed, widened
+from .torch_exporters import CannotTraceError, Traced, capture, last_lines, trace, unsupported
+from .torch_tracing import evaluating, quiet, rewritten_ops, tensors_of, without_spectators
 
-# Where torch's exporter notes the modules around a node: the model itself, its children ..., the call.
-_SCOPES = "pkg.torch.onnx.name_scopes"
-# Shape arithmetic reads constants of this size; larger ones are weights.
-_ARGUMENT_SIZE = 64
+# Relative to the largest score: float32 sums in another order differ by less.
+_TOLERANCE = 1e-3
+_LARGE = 1024
 
 
 def is_torch(model: object) -> bool:
-    """Tell a torch module without importing torch."""
+    """Return whether a model is a torch module, without importing torch."""
     return any(base.__module__ == "torch.nn.modules.module" for base in type(model).__mro__)
+
+
+def read_torchscript(path: Path, options: ImportOptions) -> ImportedModel:
+    """Import a TorchScript file; raises ModelError for other files of torch, which are pickles."""
+    if not _is_torchscript(path):
+        raise ModelError(
+            f"{path}: not a TorchScript file. A pickle of a whole module is a program, which export does not run, and "
+            "a state dict holds weights only: build the module, load the weights with "
+            "module.load_state_dict(torch.load(path, weights_only=True)), and give export the module"
+        )
+    torch = _torch()
+    try:
+        module = torch.jit.load(path, map_location="cpu")
+    except Exception as error:  # torch raises its own
+        raise ModelError(f"{path}: torch cannot load this TorchScript file ({last_lines(error)})") from error
+    return import_torch(module, options)
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _torch() -> Any:
+    try:
+        return importlib.import_module("torch")
+    except ImportError as error:
+        raise MissingExtraError(
+            f'exporting a torch module needs torch ({error}): pip install "fastcam[torch]"'
+        ) from error
 
 
 def import_torch(model: Any, options: ImportOptions) -> ImportedModel:
     """Import a torch module; raises ModelError, ArgumentError, MissingExtraError."""
-    try:
-        # torch's exporter needs it, and says so late.
-        importlib.import_module("onnxscript")
-        import torch
-    except ImportError as error:
-        raise MissingExtraError(
-            f'exporting a torch module needs torch and onnxscript ({error}): pip install "fastcam[torch]"'
-        ) from error
-    module = getattr(model, "_orig_mod", model)
+    torch = _torch()
+    module = _unwrapped(model)
     example = _example_batch(torch, module, options)
-    with _evaluating(module), _quiet(), torch.no_grad():
-        outputs = module(example)
-        options.check_scores(getattr(outputs, "shape", None))
+    notes: list[Note] = []
+    with evaluating(module), quiet(torch), torch.no_grad():
         try:
-            program: Any = torch.onnx.export(
-                module,
-                (example,),
-                dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim.AUTO},),
-                output_names=_output_names(outputs),
-                opset_version=TARGET_OPSET,
-                # Values of layers would be folded into others.
-                optimize=False,
-                verbose=False,
-            )
-        except Exception as error:  # torch's tracer, its exporter and onnxscript raise their own
-            reason = str(error).strip().partition("\n")[0]
+            outputs = module(example)
+        except Exception as error:  # whatever a forward pass raises
             raise ModelError(
-                f"torch.onnx.export cannot trace {type(module).__qualname__} ({type(error).__name__}: {reason}): "
-                "take out what depends on the values of the image, or give an .onnx file"
+                f"{type(module).__qualname__} cannot run on images of shape {tuple(example.shape)}, which are those of "
+                f"example_input ({last_lines(error)})"
             ) from error
-        scopes = _scopes(program.model.graph)
-        graph = _read(program.model)
-    notes = widened(graph)
-    settle_signature(graph, ImportOptions(output=options.output))
+        options.check_scores(getattr(outputs, "shape", None))
+        with without_spectators(torch, module, example, outputs, notes):
+            expected = _expectation(torch, module, example)
+            traced = _export(torch, module, example, outputs, expected, notes)
+    graph = traced.graph
+    sample = None if expected is None else _chosen(graph, expected[1], options.output)
+    notes += widened(graph) + narrowed(graph)
+    notes += settle_signature(graph, ImportOptions(output=options.output))
+    paths = [path for path, _ in module.named_modules()]
+    layers = _name_values(graph, _module_outputs(graph, paths, traced.scopes))
+    guess = _guessed_preprocessing(module)
     classes = config_names(getattr(module, "config", None))
-    layers = _name_values(graph, _module_outputs(graph, [path for path, _ in module.named_modules()], scopes))
-    return ImportedModel(graph, "torch", layers, guess=_guessed_preprocessing(module), classes=classes, notes=notes)
+    return ImportedModel(graph, "torch", layers, guess=guess, classes=classes, notes=notes, sample=sample)
+
+
+def _unwrapped(model: Any) -> Any:
+    """Return the module in what torch.compile and training on several devices put around it."""
+    while True:
+        kind = type(model).__name__
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod  # noqa: SLF001  # torch's own name for it
+        elif kind in ("DataParallel", "DistributedDataParallel") and hasattr(model, "module"):
+            model = model.module
+        else:
+            return model
+
+
+def _export(
+    torch: Any, module: Any, example: Any, outputs: Any, expected: tuple[Array, list[Array]] | None, notes: list[Note]
+) -> Traced:
+    """Return what the first exporter makes of a module that gives the module's own scores."""
+    names, kind = _output_names(outputs), type(module).__qualname__
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    try:
+        traced = trace(torch, module, example, names)
+        if _agrees(traced.graph, expected):
+            return traced
+        doubt = CannotTraceError("the tracer's result gives other scores than the module")
+    except CannotTraceError as refusal:
+        doubt = refusal
+    if scripted:
+        raise unsupported(kind, str(doubt))
+    try:
+        with rewritten_ops(torch):
+            traced = capture(torch, module, example, names)
+    except CannotTraceError as refusal:
+        if doubt.by_values and not refusal.by_values:
+            # The tracer warned of sizes, say; what it made is compared with the module.
+            traced = _traced_anyway(torch, module, example, names, refusal)
+            if expected is not None and _agrees(traced.graph, expected):
+                notes.append(
+                    Note(
+                        "checks",
+                        f"torch's exporter cannot capture the module ({refusal}): it was traced instead, on "
+                        "example_input. Branches that depend on the image are fixed as they were taken.",
+                    )
+                )
+                return traced
+        raise unsupported(kind, str(refusal)) from refusal
+    if not _agrees(traced.graph, expected):
+        raise ModelError(
+            f"torch's exporters give {kind} other scores than it has, or ones that hold for the batch size of the "
+            "example only: take sizes from x.shape, not from len(x) or numbers"
+        )
+    return traced
+
+
+def _traced_anyway(
+    torch: Any, module: Any, example: Any, names: Sequence[str] | None, refusal: CannotTraceError
+) -> Traced:
+    try:
+        return trace(torch, module, example, names, strict=False)
+    except CannotTraceError:
+        raise unsupported(type(module).__qualname__, str(refusal)) from refusal
+
+
+def _expectation(torch: Any, module: Any, example: Any) -> tuple[Array, list[Array]] | None:
+    """Return three images and the module's outputs for them; None where that is not to be had in full precision."""
+    images = sample_images([int(size) for size in example.shape[1:]])
+    if images is None or str(example.dtype) not in ("torch.float32", "torch.float64"):
+        return None
+    try:
+        outputs = module(torch.from_numpy(images).to(device=example.device, dtype=example.dtype))
+    except Exception:  # noqa: BLE001  # a module of a fixed batch size, which the exported file shows
+        return None
+    return images, [tensor.cpu().numpy() for tensor in tensors_of(torch, outputs)]
+
+
+def _agrees(graph: Graph, expected: tuple[Array, list[Array]] | None) -> bool:
+    """Return whether a graph gives the module's outputs; True where nobody can tell."""
+    if expected is None or importlib.util.find_spec("onnxruntime") is None:
+        return True
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    images, outputs = expected
+    name, type_ = next(iter(graph.inputs.items()))
+    if type_.dtype != np.float32:
+        return True
+    # Given as inputs, the weights need no copy.
+    large = {key: array for key, array in graph.constants.items() if array.size > _LARGE}
+    small = {key: array for key, array in graph.constants.items() if key not in large}
+    types = {key: TensorType(array.dtype, array.shape) for key, array in large.items()}
+    try:
+        message = dataclasses.replace(graph, constants=small, inputs={**graph.inputs, **types}).to_model()
+        session = onnxruntime.InferenceSession(message.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        found = session.run(graph.outputs, {name: images, **large})
+        alone = session.run(graph.outputs, {name: images[:1], **large})
+    except Exception:  # noqa: BLE001  # the runtime has its own exception classes, by version
+        return False
+    same_rank = all(a.shape[1:] == b.shape[1:] for a, b in zip(alone, found, strict=True))
+    return same_rank and len(found) == len(outputs) and all(map(_is_close, found, outputs))
+
+
+def _is_close(found: Array, expected: Array) -> bool:
+    if found.shape != expected.shape:
+        return False
+    scale = max(float(np.abs(expected).max(initial=0)), float(np.finfo(np.float32).tiny))
+    return bool(np.abs(found - expected).max(initial=0) <= _TOLERANCE * scale)
+
+
+def _chosen(graph: Graph, outputs: list[Array], wanted: str | None) -> Sample | None:
+    if len(outputs) != len(graph.outputs):
+        return None
+    return Sample(outputs[graph.outputs.index(choose_output(graph.outputs, wanted))])
 
 
 def _guessed_preprocessing(module: Any) -> Guess | None:
@@ -94,7 +228,7 @@ def _guessed_preprocessing(module: Any) -> Guess | None:
 
 
 def _example_batch(torch: Any, module: Any, options: ImportOptions) -> Any:
-    """Return two images: of one, the tracer would take the batch for a constant."""
+    """Return two images: a batch of one would be taken for a constant."""
     example = options.example_input
     if example is None:
         raise ArgumentError(
@@ -117,56 +251,11 @@ def _example_batch(torch: Any, module: Any, options: ImportOptions) -> Any:
 
 
 def _output_names(outputs: Any) -> list[str] | None:
-    """Return the keys of a dict of outputs; the exporter names others itself."""
-    return [str(key) for key in outputs] if isinstance(outputs, Mapping) else None
-
-
-@contextlib.contextmanager
-def _evaluating(module: Any) -> Iterator[None]:
-    """Let a module and all within work as at inference, and leave each as it was."""
-    training = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, flag in training:
-            part.training = flag
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks out of the user's log and warnings."""
-    loggers = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
-    with logging_from(logging.ERROR, *loggers), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _read(model: Any) -> Graph:
-    """Turn the exporter's model into a graph; its weights become inputs of the message and constants of the graph."""
-    from onnx_ir import serde
-
-    weights = {}
-    for name, value in list(model.graph.initializers.items()):
-        array = value.const_value.numpy()
-        if array.size > _ARGUMENT_SIZE:
-            weights[name] = array
-            del model.graph.initializers[name]
-            model.graph.inputs.append(value)
-    graph = from_model(converted(serde.serialize_model(model)))
-    for name in weights:
-        del graph.inputs[name]
-    graph.constants |= weights
-    return graph
-
-
-def _scopes(nodes: Iterable[Any]) -> dict[str, list[str]]:
-    """Return the paths of the modules around each node, by the node's outputs."""
-    return {
-        output.name: [str(scope) for scope in ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))[:-1]]
-        for node in nodes
-        for output in node.outputs
-    }
+    """Return the keys of a dict of outputs, or the fields of a named tuple; exporters name others themselves."""
+    if isinstance(outputs, Mapping):
+        return [str(key) for key in outputs]
+    fields = getattr(outputs, "_fields", None)
+    return None if fields is None else [str(field) for field in fields]
 
 
 def _module_outputs(graph: Graph, paths: Iterable[str], scopes: dict[str, list[str]]) -> dict[str, str]:

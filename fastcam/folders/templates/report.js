@@ -27,6 +27,8 @@ function sampled(length, from) {
 }
 
 function drawHeatmap(canvas, image) {
+  // A blank map has nothing to show: its caption says so.
+  canvas.hidden = image.classes[image.rank].evidence === 0;
   const [rows, columns] = image.map_size;
   const map = Uint8Array.from(atob(image.classes[image.rank].map), (letter) => letter.charCodeAt(0));
   const [height, width] = image.image_size;
@@ -85,17 +87,24 @@ function makeCard(image) {
   const choices = made("div", { className: "switch" });
   choices.setAttribute("role", "group");
   choices.setAttribute("aria-label", `Heatmap of class, ${image.path}`);
-  image.card = made("li", { className: "card" }, open, choices);
+  image.caption = made("p", { className: "caption" });
+  image.card = made("li", { className: "card" }, open, image.caption, choices);
   image.open = open;
   image.canvas = canvas;
   image.choices = choices;
   image.card.image = image;
   fillSwitch(choices, image, (rank) => chooseClass(image, rank));
+  showCaption(image);
+}
+
+function showCaption(image) {
+  image.caption.textContent = image.classes[image.rank].caption ?? "";
 }
 
 function chooseClass(image, rank) {
   image.rank = Math.min(rank, image.classes.length - 1);
   showPressed(image.choices, image);
+  showCaption(image);
   if (image.drawn) drawHeatmap(image.canvas, image);
   if (large.open && large.image === image) showLarge(image);
 }
@@ -166,7 +175,7 @@ function showLarge(image) {
   photo.alt = `${image.path}, with the heatmap of ${image.classes[image.rank].label}`;
   drawHeatmap(frame.querySelector("canvas"), image);
   by("large-title").textContent = image.path;
-  large.querySelector(".notes").textContent = image.notes.join(" ");
+  large.querySelector(".notes").textContent = [...image.notes, image.classes[image.rank].caption ?? ""].join(" ").trim();
   large.querySelector(".top").replaceChildren(
     ...image.top.map((described) => {
       const row = made("li", {}, made("span", { textContent: described.label }), made("span", { textContent: strength(described) }));

@@ -79,6 +79,8 @@ class DeviceRender:
     finite : DeviceArray
         (N,K) int32, to write to: 1 for a map that is finite, 0 for one that is not, which is written as zeros. The
         caller reads it with the results, so that no check waits for the device.
+    evidence : DeviceArray
+        (N,K) float32, to write to: as in `boundary.Rendered`; 0 for a map that is not finite.
     workspace : DeviceArray
         (bytes,) uint8, of at least `DeviceKernels.workspace_bytes`; its content does not matter before or after.
     """
@@ -92,6 +94,7 @@ class DeviceRender:
     heatmaps: DeviceArray | None
     overlay: DeviceOverlay | None
     finite: DeviceArray
+    evidence: DeviceArray
     workspace: DeviceArray
 
 

@@ -27,7 +27,7 @@ _WEIGHTINGS = ("channel", "pooled", "element")
 _NORMALIZATIONS = {None: 0, "max": 1, "minmax": 2}
 
 _SUM = struct.Struct("@3Q14i0Q")
-_VIEW = struct.Struct("@7Qd12i0Q")
+_VIEW = struct.Struct("@8Qd12i0Q")
 _PREPARE = struct.Struct("@2Q2q3i6f0Q")
 _CHECK = struct.Struct("@2Qq0Q")
 
@@ -307,7 +307,7 @@ def _plan_view(call: DeviceRender, parts: int) -> Launch:
     tiles = across * (-(-height // rows) if rows else 1)
     cached = h * w <= _CACHED_PIXELS
     overlay = call.overlay
-    shared = 8 * (columns + rows) + 12 * (_THREADS // _WARP) + 4 * h * w * cached + (8 * 1024 if overlay else 0)
+    shared = 8 * (columns + rows) + 20 * (_THREADS // _WARP) + 4 * h * w * cached + (8 * 1024 if overlay else 0)
     arguments = _VIEW.pack(
         call.workspace.pointer,
         call.maps.pointer,
@@ -316,6 +316,7 @@ def _plan_view(call: DeviceRender, parts: int) -> Launch:
         overlay.palette.pointer if overlay else 0,
         overlay.out.pointer if overlay else 0,
         call.finite.pointer,
+        call.evidence.pointer,
         overlay.alpha if overlay else 0.0,
         k,
         parts,
@@ -389,6 +390,7 @@ def _check_render(call: DeviceRender) -> tuple[int, int, int, int]:
     for name, array, kind, expected in (
         ("maps", call.maps, "float32", (n, k, h, w)),
         ("finite", call.finite, "int32", (n, k)),
+        ("evidence", call.evidence, "float32", (n, k)),
         ("workspace", call.workspace, "uint8", call.workspace.shape[:1]),
     ):
         _check_type(name, array, (kind,))
