@@ -85,6 +85,7 @@ def test_explainer_opens_such_files(method: str, images: Array, tmp_path: Path) 
         expected, found = kernels(images, **options), drawn(images, **options)
         assert relative_error(found.heatmaps, expected.heatmaps) < _BOUND
         assert relative_error(found.maps, expected.maps) < _BOUND
+        np.testing.assert_allclose(found.evidence, expected.evidence, rtol=0, atol=1e-6)
         np.testing.assert_array_equal(found.targets, _TARGETS)
 
 

