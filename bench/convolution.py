@@ -107,8 +107,8 @@ def onnxruntime_layers(layer: Layer, batch: int, threads: int, copies: int) -> C
         weights.append(numpy_helper.from_array(weight, f"w{copy}"))
         weights.append(numpy_helper.from_array(random.standard_normal(layer.outputs, np.float32), f"b{copy}"))
         size, stride, pads = [layer.kernel] * 2, [layer.stride] * 2, [layer.kernel // 2] * 4
-        inputs = f"x w{copy} b{copy}".split()
-        nodes.append(helper.make_node("Conv", inputs, [f"c{copy}"], kernel_shape=size, strides=stride, pads=pads))
+        operands = f"x w{copy} b{copy}".split()
+        nodes.append(helper.make_node("Conv", operands, [f"c{copy}"], kernel_shape=size, strides=stride, pads=pads))
         nodes.append(helper.make_node("Relu", [f"c{copy}"], [f"r{copy}"]))
         if layer.pool:
             nodes.append(helper.make_node("MaxPool", [f"r{copy}"], [f"p{copy}"], kernel_shape=[2, 2], strides=[2, 2]))

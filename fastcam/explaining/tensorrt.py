@@ -447,7 +447,7 @@ def _read(path: Path) -> onnx.ModelProto:
     metadata = Metadata.from_properties({entry.key: entry.value for entry in model.metadata_props}, str(path))
     if metadata.picture == "any":
         raise DeviceError(
-            f"{path} takes pictures of any size, and TensorRT's engines are built for known ones: export the model again "
+            f"{path} takes pictures of any size, and TensorRT builds engines for known ones: export the model again "
             'with picture="input"'
         )
     return model

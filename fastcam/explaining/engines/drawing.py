@@ -44,8 +44,8 @@ class HostPen:
         check_scores(logits, start, advice)
         try:
             if self._model.draws_only:
-                heatmaps, maps, evidence = self._finish(task, layers[0])
-                return Results(heatmaps, maps, targets, logits, evidence)
+                rendered = self._finish(task, layers[0])
+                return Results(rendered.heatmaps, rendered.maps, targets, logits, rendered.evidence)
             if len(layers) == 2:
                 rendered = self._render(task, layers[0], layers[1], task.size)
                 return Results(rendered.heatmaps, rendered.maps, targets, logits, rendered.evidence)
@@ -53,8 +53,8 @@ class HostPen:
             rendered_layers = [self._render(task, *pair, None) for pair in pairs]
         except NonFiniteError as error:
             raise maps_not_finite(start + error.image, advice) from error
-        maps, evidence = ([getattr(one, name) for one in rendered_layers] for name in ("maps", "evidence"))
-        return Results(*fuse(maps, task.size, task.normalize), targets, logits, mean_evidence(evidence))
+        fused = fuse([one.maps for one in rendered_layers], task.size, task.normalize)
+        return Results(*fused, targets, logits, mean_evidence([one.evidence for one in rendered_layers]))
 
     def check_outputs(self, n: int, k: int, logits: Floats, targets: Indices, layers: Sequence[Floats]) -> None:
         """Refuse outputs of a changed file that do not fit each other, which is taken for granted afterwards.
@@ -92,7 +92,7 @@ class HostPen:
                 "model again"
             )
 
-    def _finish(self, task: Task, sums: Floats) -> tuple[Floats, Floats, Floats]:
+    def _finish(self, task: Task, sums: Floats) -> kernels.Rendered:
         """Return heatmaps, maps and evidence from the file's own weighted sums over channels."""
         bad = kernels.first_not_finite(sums)
         if bad is not None:
@@ -100,7 +100,7 @@ class HostPen:
         raw = sums.astype(np.float64)
         maps = normalized(np.maximum(raw, 0), task.normalize).astype(np.float32)
         heatmaps = kernels.resize(maps, task.size or maps.shape[2:], threads=self._threads)
-        return heatmaps, maps, np.asarray(positive_share(raw), np.float32)
+        return kernels.Rendered(maps, heatmaps, None, positive_share(raw).astype(np.float32))
 
     def _render(
         self, task: Task, activations: Floats, second: Floats, size: tuple[int, int] | None
