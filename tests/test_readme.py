@@ -1,4 +1,4 @@
-"""The README's code and commands run as printed, in a folder with the files that they name."""
+"""The code and commands of the README and its pages run as printed, in a folder with the files that they name."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,10 @@ from fastcam.exporting.gradients.table import VJPS
 
 _README = Path(__file__).parents[1] / "README.md"
 _TEXT = _README.read_text(encoding="utf-8")
-_BLOCKS = re.findall(r"<!-- runs -->\n```python\n(.*?)```", _TEXT, re.DOTALL)
+_PAGES = _TEXT + (_README.parent / "docs" / "exporting.md").read_text(encoding="utf-8")
+_ALL_BLOCKS = re.findall(r"<!-- runs -->\n```python\n(.*?)```", _PAGES, re.DOTALL)
+_TORCH_BLOCKS = [block for block in _ALL_BLOCKS if "import torch" in block]
+_BLOCKS = [block for block in _ALL_BLOCKS if block not in _TORCH_BLOCKS]
 _COMMANDS = re.findall(r"<!-- runs sh -->\n```sh\n(.*?)```", _TEXT, re.DOTALL)
 _TRAINING = re.findall(r"<!-- runs train -->\n```sh\n(.*?)```", _TEXT, re.DOTALL)
 
@@ -51,7 +55,7 @@ def test_the_readmes_blocks_run(network: Path, tmp_path: Path, monkeypatch: pyte
     shutil.copy(network, tmp_path / "dogs.keras")
     _save_photos(tmp_path, ["dog.jpg", "two_dogs.jpg"])
 
-    assert len(_BLOCKS) == 6
+    assert len(_BLOCKS) == 5
     names: dict[str, object] = {}
     for block in _BLOCKS:
         exec(block, names)
@@ -59,7 +63,18 @@ def test_the_readmes_blocks_run(network: Path, tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.glob("why_*.png"))
     heatmap = names["heatmap"]
     assert isinstance(heatmap, np.ndarray)
-    assert heatmap.shape == (1, 1, 14, 14)
+    assert heatmap.shape == (1, 1, 224, 224)
+
+
+def test_the_readmes_block_with_torch_runs() -> None:
+    pytest.importorskip("torch", reason="needs torch: pip install fastcam[torch]")
+    (block,) = _TORCH_BLOCKS
+    names: dict[str, Any] = {}
+    exec(block, names)
+    found = names["found"]
+    assert found.heatmaps.shape == (4, 1, 224, 224)
+    assert found.overlays.shape == (4, 1, 224, 224, 3)
+    assert found.heatmaps.max() == pytest.approx(1)
 
 
 @pytest.mark.slow

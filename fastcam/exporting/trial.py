@@ -120,8 +120,8 @@ def _sigmoid(logits: Array) -> Array:
     return np.asarray(1 / (1 + np.exp(-logits)))
 
 
-# From the file's logits to the scores of its source. A selection of classes cannot be compared: the softmax ran over all
-# of them.
+# From the file's logits to the scores of its source. A selection of classes cannot be compared: the softmax ran over
+# all of them.
 _SCORES: dict[str, Callable[[Array], Array]] = {
     "softmax": _softmax,
     "sigmoid": _sigmoid,
