@@ -228,7 +228,7 @@ def test_photos_become_heatmaps_in_three_commands(tmp_path: Path) -> None:
     assert trained.returncode == 0, trained.stderr
     assert "network: epoch 2 of 2, loss " in trained.stderr
     assert "photos: 13 photos done" in trained.stderr
-    assert "skipped: 'photos/grün/broken.jpg' is empty or no picture" in trained.stderr
+    assert "skipped: 'photos/grün/broken.jpg' is empty or not a picture" in trained.stderr
     assert "classes: 3: grün, red one, 蓝" in trained.stdout
     assert "wrote dogs.keras: fastcam export dogs.keras dogs.onnx" in trained.stdout
     exported = _run("export", "dogs.keras", "dogs.onnx", cwd=tmp_path)
@@ -364,7 +364,7 @@ def test_failures_are_named_and_the_status_says_so(model: Path, photos: Path, tm
         (photos / f"broken{number:02}.png").write_bytes(b"")
     done = _run("explain", model, photos, "-o", tmp_path / "out")
     assert done.returncode == 1
-    assert f"failed: '{photos / 'broken00.png'}' is empty or no picture" in done.stderr
+    assert f"failed: '{photos / 'broken00.png'}' is empty or not a picture" in done.stderr
     assert done.stderr.count("failed: '") == 10
     assert f"failed: 2 more, listed in {tmp_path / 'out' / 'results.jsonl'}" in done.stderr
     assert "explained 3 of 15 images" in done.stdout
@@ -603,7 +603,7 @@ def test_names_cannot_command_the_terminal(model: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert b"\x1b" not in done.stderr
-    assert rb"\x1b[31mred\udcff.jpg' is empty or no picture" in done.stderr
+    assert rb"\x1b[31mred\udcff.jpg' is empty or not a picture" in done.stderr
 
 
 def test_names_cannot_forge_a_line(model: Path, tmp_path: Path) -> None:

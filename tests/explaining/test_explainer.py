@@ -473,7 +473,7 @@ def test_overlay_arguments(explainer: fastcam.Explainer, photo: Array) -> None:
     for k in (1, -2, 0.5):
         with pytest.raises(ArgumentError, match=rf"k={k}: this image has 1 heatmaps"):
             item.overlay(k)
-    with pytest.raises(ArgumentError, match="colour map 3"):
+    with pytest.raises(ArgumentError, match="colormap=3: give a string"):
         item.overlay(colormap=3)
     with pytest.raises(ArgumentError, match="jett"):
         item.overlay(colormap="jett")

@@ -269,12 +269,6 @@ def _two_inputs() -> onnx.ModelProto:
     return net.build(net.add("Add", "image", "mask")).to_model()
 
 
-def _strange_channels() -> onnx.ModelProto:
-    net = NetworkBuilder(("batch", 7, 9, 9))
-    value = net.add("Relu", net.conv(net.input, (4, 7, 3, 3)))
-    return net.build(net.dense(net.add("Flatten", net.add("GlobalAveragePool", value)), (4, 5))).to_model()
-
-
 def _no_rule() -> onnx.ModelProto:
     net = NetworkBuilder(("batch", 3, 9, 9))
     value = net.add("Sin", net.add("Relu", net.conv(net.input, (4, 3, 3, 3)), name="last"), name="waves")
@@ -288,8 +282,7 @@ def _vectors() -> onnx.ModelProto:
 
 _BAD_MODELS: dict[str, tuple[Any, type[FastcamError], str]] = {
     "two inputs": (_two_inputs(), ModelError, "2 inputs"),
-    "no picture": (_vectors(), ModelError, "image classifier takes float32"),
-    "seven channels": (_strange_channels(), ModelError, "1 or 3 channels"),
+    "no picture": (_vectors(), ModelError, "image classifier takes numbers"),
     "an op without rule": (_no_rule(), UnsupportedOpError, "'Sin'"),
     "an empty message": (onnx.ModelProto(), ModelError, "opset 0"),
     "a number": (42, ModelError, "cannot export a builtins.int"),
@@ -326,10 +319,10 @@ _BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], type[FastcamError], str]] = {
     "preprocess": ({"preprocess": "vgg"}, ArgumentError, "vgg16"),
     "layer": ({"layer": "block9"}, LayerError, "block2"),
     "layer type": ({"layer": 3}, ArgumentError, "layer=3"),
-    "gradients type": ({"gradients": ["pooled"]}, ArgumentError, "'pooled', 'full'"),
+    "gradients type": ({"gradients": ["pooled"]}, ArgumentError, "gradients=.*give a string"),
     "classes type": ({"classes": 5}, ArgumentError, "classes=5"),
     "class name": ({"classes": ["\ud800"] * 5}, ArgumentError, "classes must be names"),
-    "class file name": ({"classes": "\0"}, ArgumentError, "not a readable"),
+    "class file name": ({"classes": "\0"}, ArgumentError, "classes="),
 }
 
 
@@ -474,7 +467,7 @@ def test_an_open_image_size_says_so(tmp_path: Path) -> None:
 
 
 def test_a_batch_beyond_reason_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="batches of exactly 16777216"):
+    with pytest.raises(ModelError, match="claims 7247757312 elements"):
         fastcam.export(small_classifier(batch=2**24, keeps_batch=True).to_model(), tmp_path / "many.onnx")
 
 

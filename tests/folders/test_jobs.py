@@ -601,4 +601,4 @@ def test_numbers_of_numpy_are_numbers(model: Path, photos: Path, tmp_path: Path)
 def test_a_pipe_is_named_and_not_waited_for(model: Path, photos: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     result = fastcam.explain_files(model, [tmp_path / "pipe.jpg", photos], tmp_path / "out")
-    assert [reason.split(" is ")[1][:15] for _, reason in result.failures] == ["no regular file"]
+    assert [reason.split(" is ")[1][:18] for _, reason in result.failures] == ["not a regular file"]

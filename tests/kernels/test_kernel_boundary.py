@@ -270,6 +270,7 @@ def native_render(**changes: Any) -> None:
         "normalization": _cpu.Normalization.max,
         "channels_last": False,
         "maps": np.empty((N, K, H, W), np.float32),
+        "evidence": np.empty((N, K), np.float32),
         "heatmaps": np.empty((N, K, 8, 9), np.float32),
         "images": np.zeros((N, 8, 9, 3), np.uint8),
         "palette": np.zeros((256, 3), np.uint8),

@@ -341,7 +341,7 @@ def test_outputs_are_written_in_place(kernels: Kernels, rng: np.random.Generator
         "overlays_out": np.full_like(expected.overlays, 7),
     }
     result = case.run(kernels, **outputs)
-    assert all(a is b for a, b in zip(result, outputs.values(), strict=True))
+    assert all(a is b for a, b in zip(result[:3], outputs.values(), strict=True))
     assert same_bits(result, expected)
 
 

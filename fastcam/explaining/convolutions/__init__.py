@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ..providers import import_onnxruntime
 from . import costs
 from .planning import DenseLayer, Layer, Network, find_dense_layers, read_network
 from .rewriting import DOMAIN, Rewriter
@@ -162,8 +163,7 @@ def _rewrite(path: Path, state: tuple[int, ...], stored: StoredModel, threads: i
 
 
 def _why_impossible() -> str | None:
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
     if version < _OLDEST:
         return f"ONNX Runtime {onnxruntime.__version__} is older than 1.20"
