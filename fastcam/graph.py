@@ -652,8 +652,11 @@ def _drawn_expand(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """Return an Expand of drawn numbers: inference would write out that of integers, if it took all the memory."""
     value = graph.constants[node.input[0]]
     drawn, kind = f"{node.output[0]}/drawn", helper.np_dtype_to_tensor_dtype(value.dtype)
+    uniform = helper.make_node("RandomUniform", [], [f"{drawn}/float"])
+    # make_node cannot tell the type of an empty list.
+    uniform.attribute.append(helper.make_attribute("shape", list(value.shape), attr_type=onnx.AttributeProto.INTS))
     return [
-        helper.make_node("RandomUniform", [], [f"{drawn}/float"], shape=list(value.shape)),
+        uniform,
         helper.make_node("Cast", [f"{drawn}/float"], [drawn], to=kind),
         helper.make_node("Expand", [drawn, node.input[1]], node.output),
     ]

@@ -37,7 +37,8 @@ class Preprocessing:
     scale: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        if str(self.order) not in ("RGB", "BGR"):
+        order: object = self.order
+        if not isinstance(order, str) or order not in ("RGB", "BGR"):
             raise ArgumentError(f"order must be 'RGB' or 'BGR', not {shown(self.order)}")
         for field in ("mean", "scale"):
             object.__setattr__(self, field, _three_floats(field, getattr(self, field)))

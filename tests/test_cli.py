@@ -57,7 +57,7 @@ def photos(tmp_path: Path) -> Path:
 def _run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own, as a shell would."""
     command = [*_COMMAND, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
     assert "Traceback" not in done.stderr
     return done
 
@@ -500,7 +500,7 @@ def test_info_says_what_inspect_found(model: Path) -> None:
     assert lines["input"] == "image (batch, 3, 12, 12), NCHW"
     assert lines["preprocessing"] == "symmetric"
     assert lines["classes"] == "5: beagle, pug, boxer, collie, husky"
-    assert lines["parameters"] == f"{found.parameters:,}, and {found.gradient_parameters:,} more for the gradients"
+    assert lines["parameters"] == f"{found.parameters:,}, plus {found.gradient_parameters:,} for the gradients"
     assert lines["multiply-adds"].startswith(f"{found.macs / 1e6:,.1f} million per image")
     assert lines["methods"] == "gradcam (others need export --gradients full)"
     output = _invoke("info", model).output

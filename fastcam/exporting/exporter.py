@@ -319,7 +319,8 @@ def _write(graph: Graph, destination: Path, metadata: Metadata, trial: Trial) ->
 
 def _check_choice(name: str, value: str | None, choices: Sequence[str | None]) -> None:
     if value not in choices:
-        raise ArgumentError(f"{name}={value!r} is not known; choose one of {', '.join(map(repr, choices))}")
+        known = ", ".join(repr(choice) for choice in choices if choice is not None)
+        raise ArgumentError(f"{name}={value!r} is not known; choose one of {known}")
 
 
 def _check_size(name: str, sides: object) -> None:

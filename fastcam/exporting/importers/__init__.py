@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import onnx
 
+from ...arguments import shown
 from ...errors import ModelError
 from ...graph import Graph
 from .imported import ImportedModel, ImportOptions
@@ -96,7 +97,11 @@ def _refuse_nan(graph: Graph) -> None:
 
 
 def _import_path(path: Path, options: ImportOptions) -> ImportedModel:
-    if (path / "saved_model.pb").is_file():
+    try:
+        is_saved_model = (path / "saved_model.pb").is_file()
+    except OSError as error:
+        raise ModelError(f"{shown(str(path))}: {error.strerror}") from error
+    if is_saved_model:
         return read_saved_model(path, options)
     suffix = path.suffix.lower()
     reader = _READERS.get(suffix)

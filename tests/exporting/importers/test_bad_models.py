@@ -129,7 +129,7 @@ def _huge(op: str, **attributes: Any) -> Callable[[], onnx.ModelProto]:
 @pytest.mark.parametrize("op", ["ConstantOfShape", "Expand", "Tile", "Resize", "Pad", "Range"])
 def test_a_kilobyte_cannot_ask_for_terabytes(op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quarantine, "SECONDS", 3.0)
-    _refused(_huge(op)(), tmp_path, ModelError, f"{op}.*(elements|evaluated)|crashed on this model")
+    _refused(_huge(op)(), tmp_path, ModelError, f"{op}.*(elements|evaluated|bytes)|crashed on this model")
 
 
 def test_weights_that_claim_terabytes_are_refused(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def _unknown_domain(model: onnx.ModelProto) -> None:
 _BROKEN: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
     "cyclic": (_cyclic, "cycle|inference|topolog|before it is"),
     "a value made twice": (_made_twice, "."),
-    "an output without a name": (_nameless, "nothing makes the outputs"),
+    "an output without a name": (_nameless, "nothing makes the outputs|no nodes"),
     "an opset of the future": (_future, "opset 99"),
     "a function that calls itself": (_recursive, "."),
     "an op of a foreign domain": (_unknown_domain, "somebody|shape"),

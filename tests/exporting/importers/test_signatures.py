@@ -70,7 +70,7 @@ def test_images_of_other_types_are_taken_as_float32(dtype: str, rng: np.random.G
     model.graph.node.insert(0, helper.make_node("Cast", [name], ["floats"], to=TensorProto.FLOAT))
     pixels = rng.integers(0, 256, (2, 3, 8, 10))
     result = fastcam.export(model, tmp_path / "m.onnx", preprocess="none")
-    assert {note.kind for note in result.notes} <= {"inputs", "widened", "preprocessing"}
+    assert {note.kind for note in result.notes} <= {"inputs", "widened", "preprocessing", "scores"}
     assert any(dtype in note or "16 bits" in note for note in result.notes)
     found = fastcam.Explainer(tmp_path / "m.onnx")(pixels.astype(np.float32))
     assert relative_error(found.logits, _run(model, {name: pixels.astype(dtype)})) < 1e-5
