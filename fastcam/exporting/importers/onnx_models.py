@@ -21,6 +21,8 @@ from .precision import narrowed, widened
 _LARGEST_SIZE = 2**31
 # Elements of a batch as declared; nodes and weights.
 _LARGEST_INPUT, _LARGEST_COUNT = 2**28, 500_000
+# Elements of a value inside the network: 16 GB of float32.
+_LARGEST_VALUE = 2**32
 # What a window or a border of an image may be.
 _LIMITS = dict.fromkeys(["pads", "kernel_shape", "strides", "dilations", "output_padding", "num_outputs"], 2**16)
 # The end of a Slice may be any number that is large enough.
@@ -54,6 +56,7 @@ def import_onnx(model: onnx.ModelProto, options: ImportOptions, base_dir: str | 
         options = replace(options, output=None)
     source_opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
     graph = from_model(at_supported_opset(model, folder, scores.outputs), folder, weights_of(model))
+    _refuse_impossible_values(graph)
     expand_group_normalization(graph, source_opset)
     _refuse_integer_arithmetic(graph)
     _refuse_unknown_ops(graph)
@@ -83,6 +86,14 @@ def _refuse_impossible_sizes(model: onnx.ModelProto) -> None:
     for node in (*graph.node, *(node for function in model.functions for node in function.node)):
         for item in node.attribute:
             _refuse_size(node.op_type, node.name, item.name, [item.i, *item.ints])
+
+
+def _refuse_impossible_values(graph: Graph) -> None:
+    """Raise ModelError for a value that no memory holds, even for a single image."""
+    for name, type_ in graph.types.items():
+        count = math.prod(size for size in type_.shape if isinstance(size, int))
+        if count > _LARGEST_VALUE:
+            raise ModelError(f"value {name!r} claims {count} elements, more than {_LARGEST_VALUE}")
 
 
 def _refuse_size(op: str, name: str, attribute: str, numbers: list[int]) -> None:
