@@ -17,7 +17,7 @@ from .. import kernels
 from ..arguments import check_count, check_flag, check_names, check_path, check_text, checked, optional, renamed, shown
 from ..arrays import Floats, Pixels
 from ..errors import ArgumentError, FastcamError, ImageError, LayerError, suggest
-from ..kernels.boundary import Normalize
+from ..kernels.boundary import NORMALIZATIONS, Normalize
 from ..notes import Note
 from ..pictures.preparing import prepare, resize_images
 from ..pictures.reading import ValueRange, read_image
@@ -475,13 +475,11 @@ def _sides(shape: tuple[int, ...]) -> str:
     return ", ".join(map(str, shape))
 
 
-_NORMALIZATIONS: dict[str | None, Normalize] = {"max": "max", "minmax": "minmax", None: None}
-
-
 def _checked_normalize(normalize: Any) -> Normalize:
-    if not isinstance(normalize, str | None) or normalize not in _NORMALIZATIONS:
-        raise ArgumentError(f"normalize={shown(normalize)}: choose 'max', 'minmax' or None")
-    return _NORMALIZATIONS[normalize]
+    if not isinstance(normalize, str | None) or normalize not in NORMALIZATIONS:
+        *others, last = map(repr, NORMALIZATIONS)
+        raise ArgumentError(f"normalize={shown(normalize)}: choose {', '.join(others)} or {last}")
+    return NORMALIZATIONS[NORMALIZATIONS.index(normalize)]
 
 
 def _checked_threads(threads: int | None) -> int | None:

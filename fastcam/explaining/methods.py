@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from ..arrays import Floats
 from ..errors import ArgumentError, suggest
+
+if TYPE_CHECKING:
+    from ..kernels.boundary import Weighting
 
 
 @dataclass(frozen=True)
@@ -24,16 +27,20 @@ class Method:
     Attributes
     ----------
     weighting : {"channel", "element"}
-        Whether there is one weight for each channel, (N,K,C), or one for each activation, (N,K,C,h,w).
+        One weight per channel, (N,K,C), or one per activation, (N,K,C,h,w).
     weights : callable
         Of activations (N,C,h,w) and gradients (N,K,C,h,w), both float32.
     source : str
         Paper, and equation of the weights.
+    fused : {"pooled", "element"} or None
+        Weighting with which the kernels compute the map directly from the gradients, on the host and on a device; None
+        if the weights come from ``weights``, on the host.
     """
 
     weighting: Literal["channel", "element"]
     weights: Callable[[Floats, Floats], Floats]
     source: str
+    fused: Weighting | None = None
 
 
 def _mean(activations: Floats, gradients: Floats) -> Floats:
@@ -69,12 +76,15 @@ def _each_positive(activations: Floats, gradients: Floats) -> Floats:
 
 
 METHODS: dict[str, Method] = {
-    "gradcam": Method("channel", _mean, "Selvaraju et al. 2017, Grad-CAM, eq. 1"),
+    "gradcam": Method("channel", _mean, "Selvaraju et al. 2017, Grad-CAM, eq. 1", fused="pooled"),
     "gradcam++": Method("channel", _second_order, "Chattopadhay et al. 2018, Grad-CAM++, eq. 5 and 19"),
     "xgradcam": Method("channel", _activation_share, "Fu et al. 2020, Axiom-based Grad-CAM (XGrad-CAM)"),
-    "hirescam": Method("element", _each, "Draelos and Carin 2020, HiResCAM"),
+    "hirescam": Method("element", _each, "Draelos and Carin 2020, HiResCAM", fused="element"),
     "layercam": Method("element", _each_positive, "Jiang et al. 2021, LayerCAM, eq. 5 and 6"),
 }
+
+FUSED: dict[str, Weighting] = {name: row.fused for name, row in METHODS.items() if row.fused is not None}
+"""Weightings of the methods that the kernels compute from full gradients."""
 
 
 def find_method(name: str) -> Method:

@@ -19,12 +19,10 @@ from . import devices
 from .devices import Device
 from .devices.exchange import DeviceTensor, Foreign, HasDLPack, HasInterface, borrow, device_number, is_on_device
 from .explained_model import DEFAULT_METHOD, LARGEST_HEATMAP
-from .methods import find_method
+from .methods import FUSED, find_method
 
 AnyArray: TypeAlias = "Array | HasDLPack | HasInterface"
 
-# Methods whose weights are what the caller gives. The others' formulas are computed on the host.
-_WEIGHTINGS: dict[str, Weighting] = {DEFAULT_METHOD: "pooled", "hirescam": "element"}
 _FLOATS: tuple[DeviceType, ...] = ("float32", "float16", "bfloat16")
 
 # Axes from the outermost to the innermost in memory, of an array with the channels before the map.
@@ -64,9 +62,8 @@ def render(
         - (N,K,C): the weights of K targets, pooled already; (N,C): of one target per image.
         - (N,K,C,h,w): the full gradients of K targets with respect to the activations; (N,C,h,w): of one target.
     method
-        With full gradients: "gradcam" pools them over the map (eq. 1), "hirescam" weighs element by element (Draelos
-        and Carin 2020); on the host also "layercam" (Jiang et al. 2021), "gradcam++" (Chattopadhay et al. 2018) and
-        "xgradcam" (Fu et al. 2020). With pooled weights: "gradcam".
+        With full gradients: "gradcam" pools them over the map (eq. 1), "hirescam" weighs element by element; on the
+        host also every other method of `Explainer`. With pooled weights: "gradcam".
     channels_last
         Whether the shapes are (N,h,w,C), (N,h,w,C) and (N,K,h,w,C), as in TensorFlow.
     size
@@ -186,7 +183,7 @@ def _targets_first(activations: tuple[int, ...], weights: tuple[int, ...], metho
 
 
 def _weighting(shape: tuple[int, ...], method: str) -> Weighting:
-    return "channel" if len(shape) == 3 else _WEIGHTINGS[method]
+    return "channel" if len(shape) == 3 else FUSED[method]
 
 
 def _render_on_host(drawing: _Drawing, activations: Any, weights: Any, images: Any, threads: int | None) -> Rendered:
@@ -198,7 +195,7 @@ def _render_on_host(drawing: _Drawing, activations: Any, weights: Any, images: A
     factors = factors if factors.ndim in (3, 5) else factors[:, None]
     pictures = None if images is None else np.ascontiguousarray(_on_host(images))
     size = drawing.size_for(values.shape[2:], None if pictures is None else pictures.shape)
-    if drawing.method not in _WEIGHTINGS:
+    if drawing.method not in FUSED:
         row = find_method(drawing.method)
         with np.errstate(over="ignore", invalid="ignore"):  # found and named by the kernel
             factors = row.weights(values.astype(np.float32), factors.astype(np.float32))
@@ -251,10 +248,10 @@ def _is_dense(array: Array, order: tuple[int, ...]) -> bool:
 
 
 def _render_on_device(drawing: _Drawing, activations: Any, weights: Any, images: Any) -> Rendered:
-    if drawing.method not in _WEIGHTINGS:
+    if drawing.method not in FUSED:
         raise ArgumentError(
             f"method={drawing.method!r} is computed on the host: give arrays on the host, or use "
-            f"{' or '.join(map(repr, _WEIGHTINGS))}"
+            f"{' or '.join(map(repr, FUSED))}"
         )
     check_normalize(drawing.normalize, has_images=images is not None)
     device, device_kernels = devices.open_device(device_number(activations))

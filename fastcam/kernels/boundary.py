@@ -20,6 +20,8 @@ from ..errors import KernelError, NonFiniteError
 Weighting: TypeAlias = Literal["channel", "pooled", "element"]
 Normalize: TypeAlias = Literal["max", "minmax"] | None
 
+NORMALIZATIONS: tuple[Normalize, ...] = ("max", "minmax", None)
+
 VIEW_LIMIT = float(np.finfo(np.float32).max) / 2
 """Largest magnitude that `resize` and `colorize` accept: the difference of two such values is a finite float32."""
 
@@ -27,7 +29,6 @@ _FLOAT32 = np.dtype(np.float32)
 _FLOAT16 = np.dtype(np.float16)
 _UINT8 = np.dtype(np.uint8)
 _WEIGHTS_SHAPE = {"channel": "(N, K, C)", "pooled": "(N, K, C, h, w)", "element": "(N, K, C, h, w)"}
-_NORMALIZATIONS = ("max", "minmax", None)
 
 
 class Rendered(NamedTuple):
@@ -381,7 +382,7 @@ def _check_choice(name: str, value: object, allowed: tuple[object, ...]) -> None
 
 def check_normalize(normalize: Normalize, *, has_images: bool) -> None:
     """Refuse an unknown normalisation, and maps that cannot be coloured."""
-    _check_choice("normalize", normalize, _NORMALIZATIONS)
+    _check_choice("normalize", normalize, NORMALIZATIONS)
     if has_images and normalize is None:
         raise KernelError(
             "images: overlays need maps in 0..1, but normalize is None; use 'max' or 'minmax', or no images"

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from fastcam.errors import DeviceError, KernelError, MissingExtraError, NonFiniteError
 from fastcam.kernels import reference
+from fastcam.kernels.boundary import NORMALIZATIONS
 from fastcam.kernels.cuda import nvrtc
 from fastcam.kernels.cuda.interface import DeviceArray, DeviceOverlay, DevicePrepare, DeviceRender
 from fastcam.kernels.cuda.launches import PARTS, Launch, LaunchedKernels, plan_render, plan_sum
@@ -194,7 +195,7 @@ def test_several_tiles_of_a_heatmap(
 
 
 def test_map_too_large_for_shared_memory(shim: shim_kernels.ShimBackend, rng: np.random.Generator) -> None:
-    for normalize in ("max", "minmax", None):
+    for normalize in NORMALIZATIONS:
         assert_same(shim, random_case(rng, (1, 4, 90, 100), 2, normalize=normalize, size=(60, 70)))
 
 

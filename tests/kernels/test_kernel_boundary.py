@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fastcam.errors import KernelError
 from fastcam.kernels import _cpu, cpu, reference
-from fastcam.kernels.boundary import Kernels
+from fastcam.kernels.boundary import NORMALIZATIONS, Kernels
 
 N, K, C, H, W = 2, 3, 4, 5, 6
 BACKENDS = [pytest.param(cpu.KERNELS, id="native"), pytest.param(reference.KERNELS, id="reference")]
@@ -70,7 +70,7 @@ WRONG: list[tuple[str, Callable[[], Any], str]] = [
     ("weights", lambda: misaligned((N, K, C), np.float16), "not aligned"),
     ("weighting", lambda: "mean", "choose one of 'channel', 'pooled', 'element'"),
     ("weighting", lambda: None, "choose one of"),
-    ("normalize", lambda: "l2", "choose one of 'max', 'minmax', None"),
+    ("normalize", lambda: "l2", f"choose one of {', '.join(map(repr, NORMALIZATIONS))}"),
     ("normalize", lambda: ["max"], "choose one of"),
     ("normalize", lambda: None, "overlays need maps in 0..1"),
     ("size", lambda: (8,), "give (height, width)"),

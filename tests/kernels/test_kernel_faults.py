@@ -12,7 +12,7 @@ from kernel_support import Case, assert_same, random_case
 
 from fastcam.arrays import Floats
 from fastcam.kernels import reference
-from fastcam.kernels.boundary import Kernels, MapCall, Normalize, Overlay
+from fastcam.kernels.boundary import NORMALIZATIONS, Kernels, MapCall, Overlay
 from fastcam.kernels.reference import ReferenceKernels
 
 weighted_sum, normalized, resized, blended = (
@@ -94,10 +94,9 @@ FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {
 
 def cases(rng: np.random.Generator) -> list[Case]:
     """What a backend is tested with, square and with square heatmaps so that shapes alone betray nothing."""
-    normalizations: list[Normalize] = ["max", "minmax", None]
     return [
         random_case(rng, (2, 20, 7, 7), 3, weighting="pooled", normalize=kind, size=(30, 30), overlay=kind is not None)
-        for kind in normalizations
+        for kind in NORMALIZATIONS
     ]
 
 

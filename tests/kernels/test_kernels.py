@@ -23,10 +23,9 @@ from PIL import Image
 from fastcam import kernels as public
 from fastcam.errors import ArgumentError, NonFiniteError
 from fastcam.kernels import Rendered, _cpu, cpu, reference
-from fastcam.kernels.boundary import VIEW_LIMIT, Kernels, Normalize, Weighting
+from fastcam.kernels.boundary import NORMALIZATIONS, VIEW_LIMIT, Kernels, Normalize, Weighting
 
 WEIGHTINGS: list[Weighting] = ["channel", "pooled", "element"]
-NORMALIZATIONS: list[Normalize] = ["max", "minmax", None]
 FLOATS = [np.float32, np.float16]
 
 

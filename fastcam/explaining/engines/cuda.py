@@ -37,7 +37,8 @@ from ...kernels.cuda.interface import DeviceArray, DeviceKernels, DevicePrepare,
 from .. import runs
 from ..devices import Device
 from ..devices.exchange import DeviceTensor, Foreign, borrow
-from ..explained_model import ExplainedModel
+from ..explained_model import DEFAULT_METHOD, ExplainedModel
+from ..methods import FUSED
 from . import Results, Task
 from .drawing import HostPen, check_answered, check_scores, fuse, maps_not_finite, mean_evidence
 from .inputs import Inputs, Source
@@ -52,8 +53,8 @@ if TYPE_CHECKING:
 # Batches under way of one call, and of all calls together.
 _DEPTH = 2
 _MOST_LANES = 6
-# Methods whose weights are an output of the file. The others' formulas are computed on the host.
-_WEIGHTINGS: dict[str, Weighting] = {"gradcam": "channel", "hirescam": "element"}
+# Methods that are drawn on the device. The file pools the gradients of the default one itself.
+_WEIGHTINGS: dict[str, Weighting] = {**FUSED, DEFAULT_METHOD: "channel"}
 _TYPES: dict[str, DeviceType] = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 # What ONNX Runtime and the libraries under it say when memory is short.
 _OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "alloc_failed", "smaller than requested bytes")

@@ -1,4 +1,4 @@
-"""From a framework's model to a clean `Graph` of its forward pass: one module per framework, one table to choose.
+"""From a framework's model to a clean `Graph` of its forward pass: one module per framework, and tables to choose.
 
 In: a Keras model, a torch module, an ONNX model or the path of one. Out: an `ImportedModel`. Imports the ground; each
 framework is imported when a model of its kind arrives.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -60,17 +60,24 @@ def import_model(model: ModelSource, options: ImportOptions | None = None) -> Im
 def _import(model: ModelSource, options: ImportOptions) -> ImportedModel:
     if isinstance(model, str | os.PathLike):
         return _import_path(Path(model), options)
-    if isinstance(model, onnx.ModelProto):
-        return import_onnx(model, options)
-    if is_keras(model):
-        return import_keras(model, options)
-    if is_torch(model):
-        return import_torch(model, options)
+    for recognizes, read in _OBJECTS:
+        if recognizes(model):
+            return read(model, options)
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
     advice = next((advice for start, advice in _ADVICE_ON_OBJECTS.items() if kind.startswith(start)), _GENERAL_ADVICE)
     raise ModelError(f"cannot export a {kind}: {advice}")
 
 
+def _is_message(model: object) -> bool:
+    return isinstance(model, onnx.ModelProto)
+
+
+# How an object is recognised, and imported. A recogniser imports no framework: the model's own is loaded already.
+_OBJECTS: tuple[tuple[Callable[[Any], bool], Callable[[Any, ImportOptions], ImportedModel]], ...] = (
+    (_is_message, import_onnx),
+    (is_keras, import_keras),
+    (is_torch, import_torch),
+)
 _GENERAL_ADVICE = "give a Keras model, a torch module, an onnx.ModelProto, or a path that ends in .keras, .h5 or .onnx"
 _ADVICE_ON_OBJECTS = {
     "collections.OrderedDict": "a state dict holds weights only: build the module, call its load_state_dict, and give "
