@@ -272,7 +272,7 @@ def test_overlays_of_nan_are_dark(rng: np.random.Generator, tmp_path: Path) -> N
         ({"draw": "overlays"}, 'add picture="input"'),
         ({"draw": "overlays", "picture": "any", "signed": True}, "have no overlays"),
         ({"draw": "heatmaps", "layer": ["block1", "block2"]}, "choose one"),
-        ({"draw": "heatmaps", "picture": "any", "preprocess": None}, "add preprocess"),
+        ({"draw": "heatmaps", "picture": "any", "preprocess": None}, "pass preprocess"),
     ],
 )
 def test_arguments_that_do_not_go_together(options: dict[str, Any], message: str, tmp_path: Path) -> None:

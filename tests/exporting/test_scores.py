@@ -384,7 +384,7 @@ def test_a_scale_per_class_is_part_of_the_scores(tmp_path: Path) -> None:
     ("shape", "message"),
     [
         ([0, 4, 3, 3], "One score per pixel is a segmentation network"),
-        ([0, 6, 6], "Several rows per image are those of a detector"),
+        ([0, 6, 6], "Several rows per image mean a detector"),
     ],
 )
 def test_what_is_not_a_classifier_is_told_so(shape: list[int], message: str, tmp_path: Path) -> None:

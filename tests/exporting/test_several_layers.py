@@ -107,8 +107,8 @@ def test_the_reverse_pass_is_shared(tmp_path: Path) -> None:
         (["block1", 3], ArgumentError, "list of names"),
         (3, ArgumentError, "layer=3"),
         (["block1", "block3"], LayerError, "no layer 'block3': did you mean"),
-        (["block1", "block1"], LayerError, "'block1' and 'block1' are one value"),
-        (["block1", "block1_node"], LayerError, "'block1' and 'block1_node' are one value"),
+        (["block1", "block1"], LayerError, "'block1' and 'block1' are the same value"),
+        (["block1", "block1_node"], LayerError, "'block1' and 'block1_node' are the same value"),
     ],
 )
 def test_wrong_layers_are_refused(layer: Any, error: type[Exception], message: str, tmp_path: Path) -> None:

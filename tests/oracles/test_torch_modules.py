@@ -318,4 +318,4 @@ def test_the_skipped_check_is_noted(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
     result = fastcam.export(family("VGG"), tmp_path / "m.onnx", example_input=torch.zeros(1, 3, SIDE, SIDE))
-    assert any("not tried out: onnxruntime is not installed" in note for note in result.notes)
+    assert any("not test-run: onnxruntime is not installed" in note for note in result.notes)

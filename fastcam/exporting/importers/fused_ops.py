@@ -1,4 +1,4 @@
-"""Ops that ONNX Runtime's optimiser fuses, written back into ONNX's own.
+"""Ops that ONNX Runtime's optimiser fuses, expanded into standard ONNX ops.
 
 Sources: the contrib operator documentation of ONNX Runtime; GELU and its approximations by Hendrycks and Gimpel 2016.
 """
@@ -25,12 +25,12 @@ _WAY_OUT = (
 
 
 def unfused(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Return nodes of ONNX's own that do what ``node`` does; the node itself where it is one of them, or unknown.
+    """Return standard ONNX nodes that compute what ``node`` does; the node itself if it is standard or unknown.
 
     Raises
     ------
     ModelError
-        For an op that only ONNX Runtime's optimiser makes, and that cannot be written back.
+        For an op that only ONNX Runtime's optimiser creates and that cannot be expanded.
     """
     if node.domain == _LAYOUT_DOMAIN:
         raise ModelError(f"op {node.op_type!r} of domain {node.domain!r} (node {node.name!r}): {_WAY_OUT}")
@@ -39,10 +39,10 @@ def unfused(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 
 def fused_op_reason(node: onnx.NodeProto) -> str:
-    """Return what to do about an op that is not ONNX's own."""
+    """Return what to do about an op that is not a standard one."""
     if node.domain.startswith(_DOMAIN):
         return _WAY_OUT
-    return "export the model again with ONNX's own ops in its place, or ask fastcam for support"
+    return "export the model again with standard ONNX ops in its place, or request support for it in fastcam"
 
 
 def _name(node: onnx.NodeProto, part: str) -> str:
@@ -55,7 +55,7 @@ def _constant(node: onnx.NodeProto, part: str, value: float) -> onnx.NodeProto:
 
 
 def _node(node: onnx.NodeProto, op: str, inputs: list[str], part: str = "", **attributes: object) -> onnx.NodeProto:
-    """Return a node that makes an inner value, or, without a ``part``, the output of ``node``."""
+    """Return a node that computes an inner value, or, without a ``part``, the output of ``node``."""
     output = _name(node, part) if part else node.output[0]
     return helper.make_node(op, inputs, [output], name=output, **attributes)
 
