@@ -633,7 +633,7 @@ def test_devices(path: Path, batch: Array) -> None:
         fastcam.Explainer(path, device="tpu")
     with pytest.raises(ArgumentError, match=r"providers=\[\]"):
         fastcam.Explainer(path, providers=[])
-    with pytest.raises(DeviceError, match="has no NoSuchProvider here; it has"):
+    with pytest.raises(DeviceError, match="has no NoSuchProvider; it has"):
         fastcam.Explainer(path, providers=["NoSuchProvider"])
     wrong: list[Any] = [0, "2", 2.0]
     for threads in wrong:

@@ -83,7 +83,7 @@ _CAUSES: dict[str, tuple[Callable[[_Machine], None], str]] = {
     "driver": (_no_driver, r"there is no NVIDIA driver \(libcuda.*install it, or give the container its GPUs"),
     "provider": (_set("providers", [CPU]), r'no CUDAExecutionProvider: pip uninstall onnxruntime.*"fastcam\[gpu\]"'),
     "kernels": (_set("backend", None), r"no kernels for CUDA.*CuPy is missing.*nvcc"),
-    "broken driver": (_set("status", 999), r"does not start \(CUDA error 999\): see whether nvidia-smi runs"),
+    "broken driver": (_set("status", 999), r"does not start \(CUDA error 999\): check whether nvidia-smi runs"),
     "no device": (_set("count", 0), "there is no CUDA device 0: the driver shows 0"),
     "cudnn": (_no_cudnn, r'cuDNN 9 is missing \(libcudnn.*"fastcam\[gpu\]"'),
 }

@@ -358,7 +358,7 @@ def test_refusals_on_the_device(shim: ShimKernels, device: FakeDevice, rng: np.r
     for arguments, error, message in (
         ((first, weights), ArgumentError, "one is on a GPU"),
         ((activations, second), ArgumentError, "one is on a GPU"),
-        ((first, moved), ArgumentError, "channels at different places"),
+        ((first, moved), ArgumentError, "different channel orders"),
         ((wide, second), ArgumentError, "make it contiguous"),
         ((_OnDevice(device, activations.astype(np.float64)), second), ArgumentError, "float64 on the device"),
     ):

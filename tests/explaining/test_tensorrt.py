@@ -160,7 +160,7 @@ def test_a_cache_folder_that_cannot_be_written_is_refused(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(WriteError, match=r"file.*cannot be kept here: .*cache=.*FASTCAM_CACHE"):
+    with pytest.raises(WriteError, match=r"file.*cannot be stored here: .*cache=.*FASTCAM_CACHE"):
         tensorrt.plan(exported, cache=tmp_path / "file")
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(WriteError, match="it is not writable"):
@@ -376,8 +376,8 @@ def test_a_context_model_that_says_nothing_of_its_machine_is_refused(
 @pytest.mark.parametrize(
     ("session", "message"),
     [
-        (_built(embed=True, ops=("EPContext", "MaxUnpool")), r"does not take the whole network \(not: MaxUnpool\)"),
-        (_built(embed=True, ops=()), "does not take the whole network: run the exported file"),
+        (_built(embed=True, ops=("EPContext", "MaxUnpool")), r"does not support the whole network \(not: MaxUnpool\)"),
+        (_built(embed=True, ops=()), "does not support the whole network: run the exported file"),
         (lambda *_, **__: _Session(["CPUExecutionProvider"]), "fell back to CPUExecutionProvider"),
         (lambda *_, **__: 1 / 0, "cannot build an engine of this model: division by zero"),
     ],

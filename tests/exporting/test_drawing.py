@@ -407,7 +407,7 @@ def test_the_commands_export_and_selftest(tmp_path: Path) -> None:
         check_selftest_answer(path, tmp_path / "none.f32")
     with pytest.raises(ArgumentError, match=r"ends in \.png"):
         write_selftest_picture(path, tmp_path / "test.jpg")
-    with pytest.raises(ArgumentError, match="takes no pictures"):
+    with pytest.raises(ArgumentError, match="does not take pictures"):
         write_selftest_picture(_export(tmp_path, draw="heatmaps"), tmp_path / "test.png")
 
 
