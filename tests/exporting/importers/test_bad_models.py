@@ -179,7 +179,7 @@ def _unknown_domain(model: onnx.ModelProto) -> None:
 _BROKEN: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
     "cyclic": (_cyclic, "cycle|inference|topolog|before it is"),
     "a value made twice": (_made_twice, "."),
-    "an output without a name": (_nameless, "nothing makes the outputs"),
+    "an output without a name": (_nameless, "nothing computes the outputs"),
     "an opset of the future": (_future, "opset 99"),
     "a function that calls itself": (_recursive, "."),
     "an op of a foreign domain": (_unknown_domain, "somebody|shape"),
