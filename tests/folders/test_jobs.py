@@ -446,7 +446,7 @@ def test_an_output_that_is_no_folder_is_refused(model: Path, photos: Path, tmp_p
         ({"size": (60_000, 60_000)}, ArgumentError, r"2\*\*28 pixels"),
         ({"alpha": "x"}, ArgumentError, "alpha='x': give a number"),
         ({"colormap": None}, ArgumentError, "colormap=None"),
-        ({"target": "pug", "top_k": 2}, ArgumentError, "give one of them"),
+        ({"target": "pug", "top_k": 2}, ArgumentError, "pass only one of them"),
         ({"target": ["pug", "1"]}, ArgumentError, r"classes \[1\] more than once"),
         ({"size": (0, 3)}, ArgumentError, r"size=\(0, 3\): give \(height, width\)"),
         ({"top_k": 0}, ArgumentError, "top_k=0: give a whole number"),

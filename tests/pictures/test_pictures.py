@@ -432,7 +432,7 @@ def test_prepare_refuses() -> None:
     unknown: Any = "CHW"
     with pytest.raises(ArgumentError, match="layout must be 'NHWC' or 'NCHW', not 'CHW'"):
         prepare([UPRIGHT], Preprocessing.of("none"), (2, 3), unknown)
-    with pytest.raises(ArgumentError, match="1 or 3 input channels, not 4"):
+    with pytest.raises(ArgumentError, match="1 or 3 channels, not 4"):
         prepare([UPRIGHT], Preprocessing.of("none"), (2, 3), channels=4)
 
 

@@ -440,7 +440,7 @@ def test_a_folder_that_no_training_made_is_left_alone(photos: Path, weights: Pat
 def test_photos_in_the_trainings_own_folder_are_refused(weights: Path, tmp_path: Path) -> None:
     own = make_class_folders(tmp_path / "birds.training" / "photos", 3)
     before = _tree(own)
-    with pytest.raises(ArgumentError, match=r"lies in .*birds\.training, where the training keeps its own files"):
+    with pytest.raises(ArgumentError, match=r"is in .*birds\.training, where the training keeps its own files"):
         fastcam.finetune(own, tmp_path / "birds.keras", weights=weights, **_SMALL)
     assert _tree(own) == before
 
@@ -571,14 +571,14 @@ def test_arguments_that_cannot_be_are_refused_before_anything_is_trained(
 
 
 def test_nothing_stays_frozen_in_a_network_without_weights(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="leave out unfreeze"):
+    with pytest.raises(ArgumentError, match="omit unfreeze"):
         fastcam.finetune(photos, tmp_path / "dogs.keras", weights=None, unfreeze=1)
 
 
 def test_the_file_must_be_a_keras_file_in_another_place(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"must end in \.keras"):
         fastcam.finetune(photos, tmp_path / "dogs.h5")
-    with pytest.raises(ArgumentError, match="lies in the folder of the photos"):
+    with pytest.raises(ArgumentError, match="is in the folder of the photos"):
         fastcam.finetune(photos, photos / "dogs.keras")
     assert not (photos / "dogs.training").exists()
     with pytest.raises(WriteError, match="does not exist"):

@@ -245,8 +245,8 @@ def test_the_keyboard_is_enough(archive: Path, serve: Any, browser: Any, tmp_pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"draw": None, "picture": None}, "draws no heatmaps and takes no pictures"),
-        ({"picture": None}, "takes no pictures"),
+        ({"draw": None, "picture": None}, "does not draw heatmaps and does not take pictures"),
+        ({"picture": None}, "does not take pictures"),
         ({"target": "default"}, "has a default for its input 'target'"),
         ({"signed": True}, "signed"),
     ],

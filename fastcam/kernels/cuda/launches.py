@@ -44,7 +44,7 @@ _SLICE_BYTES = 64 * 1024
 """What a block should read: enough to amortise its start and end, little enough to occupy a device at batch size 1."""
 
 _COMBINED_FLOATS = 16 * 1024
-"""Approximate bytes of partial maps that each block of the second launch adds: 64 KiB from the L2 cache."""
+"""About this many floats of partial maps are added by each block of the second launch: 64 KiB from the L2 cache."""
 
 _WEIGHT_FLOATS = {"channel": 8 * 1024, "pooled": 6 * 1024}
 """Weights of a slice in shared memory, in addition to its other contents."""
