@@ -107,15 +107,15 @@ def _single(explainer: fastcam.Explainer, photos: Sequence[Path], masks: Masks) 
     found = {}
     for method in _METHODS:
         best = explainer(photos, method=method, size="input")
-        found[f"{method}, best class"] = quality(best.heatmaps[:, 0], masks)
+        found[f"{method}, top class"] = quality(best.heatmaps[:, 0], masks)
         named = explainer(photos, target=[[index] for index in right], method=method, size="input")
-        found[f"{method}, right class"] = quality(named.heatmaps[:, 0], masks)
+        found[f"{method}, true class"] = quality(named.heatmaps[:, 0], masks)
         correct = best.targets[:, 0] == right
-        found[f"{method}, where it is right"] = quality(best.heatmaps[correct, 0], masks[correct])
+        found[f"{method}, where correct"] = quality(best.heatmaps[correct, 0], masks[correct])
     side = masks.shape[1]
     rows, columns = np.mgrid[:side, :side] - (side - 1) / 2
     gaussian = np.exp(-(rows**2 + columns**2) / (2 * (side / 4) ** 2)).astype(np.float32)
-    found["Gaussian in the middle"] = quality(np.broadcast_to(gaussian, masks.shape), masks)
+    found["centred Gaussian"] = quality(np.broadcast_to(gaussian, masks.shape), masks)
     found["random 14 x 14"] = quality(_random_maps(len(masks), side), masks)
     return found
 

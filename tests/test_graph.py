@@ -130,7 +130,7 @@ def test_a_sequence_input_is_refused() -> None:
 
 
 def test_a_scalar_stays_a_scalar() -> None:
-    """Gather by a scalar drops the axis; by a row of one number it would keep it."""
+    """Gather by a scalar drops the axis; an index of shape (1,) would keep it."""
     net = NetworkBuilder((2, 3))
     graph = net.build(net.add("Gather", net.input, net.constant(np.array(1)), axis=1, name="y"))
     assert graph.to_model().graph.initializer[0].dims == []
@@ -237,7 +237,7 @@ def test_a_graph_that_feeds_itself_is_refused() -> None:
 
 
 def _assert_indices_are_right(graph: Graph) -> None:
-    """Compare who makes and who reads each value with a search through all nodes."""
+    """Compare producer and readers of each value with a search through all nodes."""
     names = {name for node in graph.nodes for name in (*node.input, *node.output) if name}
     for name in names:
         makers = [node for node in graph.nodes if name in node.output]

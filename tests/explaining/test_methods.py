@@ -1,4 +1,4 @@
-"""The CAM family: each method against its paper's formula, written down element by element, and against captum."""
+"""The CAM family: each method against its paper's formula, written out element by element, and against captum."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _outputs(path: Path, batch: Array) -> tuple[Array, Array]:
 
 
 def _weight(method: str, A: Array, g: Array, i: int, j: int) -> float:
-    """Weight of element (i,j) of one channel, as the papers write it; ``A`` and ``g`` are (h,w)."""
+    """Weight of element (i,j) of one channel, as in the papers; ``A`` and ``g`` are (h,w)."""
     if method == "gradcam":
         return float(sum(g[a, b] for a in range(A.shape[0]) for b in range(A.shape[1])) / A.size)
     if method == "gradcam++":
@@ -82,7 +82,7 @@ def test_the_methods_differ(path: Path, batch: Array) -> None:
 
 
 def test_gradcam_from_full_gradients_is_gradcam(path: Path, batch: Array) -> None:
-    """The row of the table is never taken: the file's own weights are the same numbers."""
+    """The table's row is never used: the file's own weights are the same numbers."""
     activations, gradients = _outputs(path, batch)
     mean = METHODS["gradcam"].weights(activations.astype(np.float32), gradients.astype(np.float32))
     expected = np.einsum("nkc,nchw->nkhw", mean, activations).clip(min=0)
@@ -91,7 +91,7 @@ def test_gradcam_from_full_gradients_is_gradcam(path: Path, batch: Array) -> Non
 
 
 def test_dead_channels_weigh_nothing() -> None:
-    """Nothing to divide by: a channel of zeros, and gradients of zero."""
+    """Division by zero: a channel of zeros, and gradients of zero."""
     activations = np.zeros((1, 2, 2, 2), np.float32)
     activations[0, 1] = 1
     gradients = np.zeros((1, 1, 2, 2, 2), np.float32)
@@ -133,7 +133,7 @@ def test_an_unknown_method_is_named(path: Path, batch: Array) -> None:
 
 @pytest.mark.parametrize("method", ["gradcam++", "xgradcam"])
 def test_sums_beyond_float32_do_not_erase_a_channel(method: str) -> None:
-    """Activations near the end of float32 add up to more: divided by infinity, the weight would be 0."""
+    """Activations near float32's maximum sum to more than it: divided by infinity, the weight would be 0."""
     activations = np.full((1, 1, 4, 4), 1e38, np.float32)
     gradients = np.ones((1, 1, 1, 4, 4), np.float32)
     expected = 1.0 if method == "xgradcam" else 1e-38

@@ -100,7 +100,7 @@ def test_signed_heatmaps_keep_the_evidence_against(method: str, images: Array, t
     assert relative_error(found["heatmaps"], rows @ (maps / top) @ rows.T) < _BOUND
     positive = _explainer(tmp_path)(images, target=_TARGETS, method=method, normalize=None).maps
     assert relative_error(np.maximum(maps, 0), positive) < _BOUND
-    # Explainer shows the positive part of them, as ever.
+    # Explainer shows their positive part, as always.
     explained = fastcam.Explainer(path, device="cpu")(images, target=_TARGETS, method=method, normalize=None).maps
     assert relative_error(explained, positive) < _BOUND
 
@@ -213,12 +213,12 @@ def test_pictures_are_prepared_as_explainer_prepares_them(
     assert relative_error(found["logits"], expected.logits) < _BOUND
     assert relative_error(found["heatmaps"], expected.heatmaps) < _BOUND
     overlays = np.stack([[expected[n].overlay(k) for k in range(2)] for n in range(2)])
-    # A heat close to the border of two colours may fall on either side.
+    # A value close to the border of two colours may fall on either side.
     assert np.mean(found["overlays"] != overlays) < 0.01
     drawn = fastcam.Explainer(path, device="cpu")
     assert (drawn.input_size, drawn.input_layout) == (explainer.input_size, "NHWC")
     if name == "grey":
-        return  # Explainer resizes the luma, such a file the colours: other roundings
+        return  # Explainer resizes the luma, such a file the colours: different rounding
     large = rng.integers(0, 256, (40, 31, 3), np.uint8)
     assert relative_error(drawn([large], target=1).heatmaps, explainer([large], target=1).heatmaps) < _BOUND
 
@@ -247,7 +247,7 @@ def test_resizing_is_within_one_level_of_pillows(
         expected = expected.resize(step, Image.Resampling.BILINEAR)
     difference = np.abs(found.transpose(1, 2, 0) - np.asarray(expected, np.float32))
     assert difference.max() <= 1
-    # Pillow's weights have 22 bits, so that values at a half are rounded either way: seldom, but 0.8 % from 300 columns
+    # Pillow's weights have 22 bits, so values at a half are rounded either way: rarely, but 0.8 % from 300 columns
     # to 24, a simple ratio that makes many halves.
     assert np.mean(difference > 0) <= (0.01 if 300 in shape else 0.006)
 
@@ -299,7 +299,7 @@ def test_inspecting_such_a_file(tmp_path: Path) -> None:
 
 
 def test_a_pad_before_a_max_pool_stays_apart(rng: np.random.Generator, tmp_path: Path) -> None:
-    """ONNX Runtime before 1.32 merges them where all bytes of the value are zero, and takes it for minus infinity."""
+    """ONNX Runtime before 1.32 merges them if all bytes of the value are zero, and treats it as minus infinity."""
     net = NetworkBuilder(("batch", 3, 8, 8))
     pads = net.constant(np.array([0, 0, 1, 1, 0, 0, 1, 1]))
     below = net.add("Sub", net.conv(net.input, (4, 3, 3, 3), pads=[1, 1, 1, 1]), net.constant(np.float32(9)))

@@ -17,7 +17,7 @@ from fastcam.exporting.passes.constants import _SIZES
 from fastcam.exporting.passes.open_batch import _RULES_BY_OP, Rows
 
 _SOURCE = Path(fastcam.exporting.__file__).parent
-# A sequence of this many op names says something about ops that belongs into the table.
+# A sequence with this many op names states a fact about ops that belongs in the table.
 _MOST_NAMES = 3
 
 
@@ -120,9 +120,9 @@ def _edits(path: Path) -> list[str]:
 
 
 def test_no_module_but_graph_edits_nodes() -> None:
-    """Writes to the fields of nodes would leave the indices of `Graph` behind.
+    """Writes to the fields of nodes would make the indices of `Graph` stale.
 
-    Excepted are three readers of messages that no `Graph` holds yet.
+    Exceptions are three readers of messages that do not belong to a `Graph` yet.
     """
     readers = ("decisions.py", "opsets.py", "torch_modules.py")
     modules = [path for path in _SOURCE.rglob("*.py") if path.name not in readers]

@@ -93,7 +93,7 @@ FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {
 
 
 def cases(rng: np.random.Generator) -> list[Case]:
-    """What a backend is tested with, square and with square heatmaps so that shapes alone betray nothing."""
+    """The inputs for testing a backend, square with square heatmaps, so that shapes alone reveal nothing."""
     normalizations: list[Normalize] = ["max", "minmax", None]
     return [
         random_case(rng, (2, 20, 7, 7), 3, weighting="pooled", normalize=kind, size=(30, 30), overlay=kind is not None)

@@ -1,4 +1,4 @@
-"""The reverse pass: values worked by hand, sums over several readers, and pooled against full gradients."""
+"""The reverse pass: values computed by hand, sums over several readers, and pooled against full gradients."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def _flatten_four_by_four(net: NetworkBuilder) -> str:
 
 
 def _keras_flatten(net: NetworkBuilder) -> str:
-    """Channels last before flattening, as Keras has it."""
+    """Channels last before flattening, as in Keras."""
     pooled = net.add("MaxPool", net.input, kernel_shape=[2, 2], strides=[2, 2])
     rows = net.add("Reshape", net.add("Transpose", pooled, perm=[0, 2, 3, 1]), net.constant(np.array([0, 36])))
     return net.dense(net.add("Relu", net.dense(rows, (36, 8))), (8, 5))

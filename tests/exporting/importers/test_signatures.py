@@ -1,4 +1,4 @@
-"""Inputs and outputs as deployed files have them: other types, open sizes, further inputs, labels, fused ops."""
+"""Inputs and outputs of deployed files: other types, dynamic sizes, further inputs, labels, fused ops."""
 
 from __future__ import annotations
 
