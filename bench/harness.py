@@ -280,7 +280,9 @@ def measure(
         left = seconds - (time.perf_counter() - begin)
         if left < case.seconds:
             record.skipped[case.key] = f"needs about {case.seconds:.0f} s"
-            say(f"{question}: {case.key}: left out, {max(left, 0):.0f} s are left of {case.seconds:.0f} s at least")
+            say(
+                f"{question}: {case.key}: skipped: {max(left, 0):.0f} s are left, it needs at least {case.seconds:.0f} s"
+            )
             write_record(path, record)
             continue
         fitting = _fitting(waiting[number:], left)

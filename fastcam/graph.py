@@ -685,7 +685,7 @@ def _tensors(arrays: Mapping[str, Array]) -> Iterator[onnx.TensorProto]:
 
 
 def _content(array: Array) -> tuple[str, tuple[int, ...], bytes]:
-    """Return a key that is equal for equal small arrays; for a large one it leaves the bytes out."""
+    """Return a key that is equal for equal small arrays; for a large one it omits the bytes."""
     return array.dtype.str, array.shape, array.tobytes() if array.size <= _INFERENCE_CONSTANT_SIZE else b""
 
 

@@ -196,7 +196,7 @@ def write_context(
 ) -> Path:
     """Build the engine of an explained model and write it as a context model, which starts without building.
 
-    It runs on GPUs of this name with these versions only; `plan` and `Explainer` refuse it elsewhere. `Explainer`
+    It runs on GPUs of this name with these versions only; `plan` and `Explainer` reject it elsewhere. `Explainer`
     finds the same facts in it as in the exported file.
 
     Parameters

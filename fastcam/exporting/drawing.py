@@ -215,7 +215,7 @@ def _channel_sums(graph: Graph, flat: str) -> str:
 
 
 def _divided(graph: Graph, value: str, divisor: str) -> str:
-    """Return value / divisor, 0 where there is nothing to divide by."""
+    """Return value / divisor, or 0 where the divisor is 0."""
     zero, one = _number(graph, 0), _number(graph, 1)
     vanishes = graph.emit("Equal", divisor, zero)
     quotient = graph.emit("Div", value, graph.emit("Where", vanishes, one, divisor))

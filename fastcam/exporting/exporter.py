@@ -182,7 +182,7 @@ def export(
         Let a file that draws take uint8 ``pictures`` (N,H,W,3), RGB, instead of preprocessed floats: of the input's
         size, or of any size, resized in the graph within one level of Pillow's antialiased bilinear filter.
     target : {"default", "required"}
-        "default" lets callers leave ``target`` out, as an input with a default value, which only ONNX Runtime fully
+        "default" lets callers omit ``target``, as an input with a default value, which only ONNX Runtime fully
         supports: several other runtimes then always explain the top class. "required" makes it an ordinary input. A
         class that does not exist then fails alone: its entry of ``targets`` is -1 and its heatmap is NaN.
     raw_outputs : bool

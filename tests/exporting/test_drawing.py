@@ -334,7 +334,7 @@ def test_every_runtime_passes_the_self_test(runtime: str, picture: str | None, t
     module = {"opencv": "cv2", "reference": "onnx"}.get(runtime, runtime)
     pytest.importorskip(module, reason=f"needs {runtime}: pip install fastcam[peers]")
     if runtime == "opencv" and picture is not None:
-        pytest.skip("OpenCV takes no inputs of uint8")
+        pytest.skip("OpenCV does not support uint8 inputs")
     path = _export(tmp_path, draw="heatmaps", picture=picture, target="required")
     result = run_selftest(path, runtime)
     assert result.passed, result

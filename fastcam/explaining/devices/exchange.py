@@ -96,7 +96,7 @@ class Foreign:
     pointer : int
     shape : tuple of int
     strides : tuple of int or None
-        In elements; None where the array is C-contiguous.
+        In elements; None if the array is C-contiguous.
     dtype : str
         Name of the type as in NumPy, or "bfloat16".
     owner : object
@@ -144,7 +144,7 @@ def borrow(value: Any, device: Device, stream: int, *, dense: bool = True) -> Fo
     ----------
     value, device, stream
     dense : bool
-        Whether to refuse an array that is not C-contiguous.
+        Whether to reject an array that is not C-contiguous.
 
     Raises
     ------

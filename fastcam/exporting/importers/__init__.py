@@ -124,10 +124,10 @@ _ADVICE = {
     ".tflite": "convert it with python -m tf2onnx.convert --tflite model.tflite --output model.onnx, or give the Keras "
     "model it was made from",
     ".safetensors": "it holds only weights: build the module or the Keras model, load them, and pass it to export",
-    ".ckpt": "it holds weights only: build the model, load them, and give export the model",
+    ".ckpt": "it holds weights only: build the model, load them, and pass the model to export",
     ".ort": "give the .onnx file that it was made from",
     ".json": "give the Keras model; a TensorFlow.js model becomes a SavedModel with tensorflowjs_converter",
     ".mlmodel": "give the model that it was converted from",
     ".pkl": "a pickle is a program, which export does not run: load it yourself, and pass the model to export",
-    ".bin": "it holds weights only: build the model, load them, and give export the model",
+    ".bin": "it holds weights only: build the model, load them, and pass the model to export",
 }

@@ -173,17 +173,17 @@ def _advice(error: Exception) -> str:
     return next((f". {advice}" for words, advice in _ADVICE.items() if words in text), f". {_LOAD_IT_YOURSELF}")
 
 
-_LOAD_IT_YOURSELF = "Load it yourself, and give export the model"
+_LOAD_IT_YOURSELF = "Load it yourself, and pass the model to export"
 _ADVICE = {
-    "No model config": "It holds weights only: build the model, call its load_weights, and give export the model",
-    "ambda": "It holds Python code (a Lambda layer), which export does not run: if you trust the file, give export "
-    "keras.models.load_model(path, safe_mode=False)",
+    "No model config": "It holds weights only: build the model, call its load_weights, and pass the model to export",
+    "ambda": "It holds Python code (a Lambda layer), which export does not run: if you trust the file, pass "
+    "keras.models.load_model(path, safe_mode=False) to export",
     "Could not locate": 'Name the class that the file asks for, for example custom_objects={"MyLayer": MyLayer}, or '
-    "load it yourself and give export the model",
+    "load it yourself and pass the model to export",
     "Unknown": 'Name what the file asks for, for example custom_objects={"MyLayer": MyLayer}, or load it yourself and '
-    "give export the model",
-    "safe_mode": "It holds Python code, which export does not run: if you trust the file, give export "
-    "keras.models.load_model(path, safe_mode=False)",
+    "pass the model to export",
+    "safe_mode": "It holds Python code, which export does not run: if you trust the file, pass "
+    "keras.models.load_model(path, safe_mode=False) to export",
 }
 
 

@@ -72,7 +72,7 @@ def trace(torch: Any, module: Any, example: Any, names: Sequence[str] | None, *,
     names : sequence of str, optional
         Of the outputs.
     strict : bool
-        Whether to refuse a module that the tracer warns about.
+        Whether to reject a module that the tracer warns about.
 
     Raises
     ------

@@ -19,7 +19,7 @@ def _back_to_input_shape(s: Step) -> str:
     leads = bool(before and after) and before[0] == after[0] and before[0] is not None
     target = [0, *before[1:]] if leads else list(before)
     if sum(not isinstance(size, int) for size in target) > 1:
-        s.refuse(f"its input's shape {before} is open in more than one dimension")
+        s.refuse(f"its input's shape {before} is dynamic in more than one dimension")
     return s.emit("Reshape", s.gradient, s.integers(0, *(size if isinstance(size, int) else -1 for size in target)))
 
 
