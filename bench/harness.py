@@ -280,9 +280,7 @@ def measure(
         left = seconds - (time.perf_counter() - begin)
         if left < case.seconds:
             record.skipped[case.key] = f"needs about {case.seconds:.0f} s"
-            say(
-                f"{question}: {case.key}: skipped: {max(left, 0):.0f} s are left, it needs at least {case.seconds:.0f} s"
-            )
+            say(f"{question}: {case.key}: skipped: {max(left, 0):.0f} s left, at least {case.seconds:.0f} s needed")
             write_record(path, record)
             continue
         fitting = _fitting(waiting[number:], left)
