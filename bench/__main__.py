@@ -2,8 +2,8 @@
 
 python -m bench                        the questions
 python -m bench overhead cold          measure these, unless they are already measured
-python -m bench all --minutes 20       measure all of them, each in a process of its own, within this time
-python -m bench report                 write docs/benchmarks.md, its pictures and the README's section from the results
+python -m bench all --minutes 20       measure all of them, each in a separate process, within this time
+python -m bench report                 write docs/benchmarks.md, its plots and the README's section from the results
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _answer_all(names: Sequence[str], options: argparse.Namespace, seconds: float) -> int:
-    """Measure each in a process of its own, unaffected by the memory and threads of the others."""
+    """Measure each in a separate process, unaffected by the memory and threads of the others."""
     begin = time.perf_counter()
     failed = []
     for number, name in enumerate(names):

@@ -1,9 +1,9 @@
-"""What it takes before the first heatmap: import, start, memory, disk.
+"""The cost of the first heatmap: import, start, memory, disk.
 
-Everything in processes of their own. ``import``: the statement alone. ``first heatmap``: from the start of Python to
-the heatmap of one image by a VGG16 that lies on disk, with the peak of the process's memory: fastcam's file, the Keras
-file in the textbook code, the torch module in pytorch-grad-cam. ``installed``: the sizes of all files of the packages
-that pip would bring, as their records list them.
+Everything runs in separate processes. ``import``: only the statement. ``first heatmap``: from the start of Python to
+the heatmap of one image by a VGG16 on disk, with the process's peak memory: fastcam's file, the Keras file in the
+textbook code, the torch module in pytorch-grad-cam. ``installed``: the sizes of all files of the packages
+that pip would install, according to their records.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ assert Textbook(model, layer).raw_map(image, 0)[0].shape
 """,
 }
 
-# What production needs, by the names that pip knows.
+# Packages that production needs, by their names on PyPI.
 _STACKS = {
     "fastcam[cpu]": ["fastcam", "onnxruntime"],
     "torch + pytorch-grad-cam": ["grad-cam"],
@@ -102,7 +102,7 @@ def cases(settings: Settings) -> list[Case]:
 
 
 def _rounds(contestants: Iterable[str], run: Callable[[str], float], allowance: float) -> Measurement:
-    """Run each in turns while there is time, at least twice; the first run, from a cold disk, does not count."""
+    """Run each in turn while there is time, at least twice; the first run, from a cold disk, does not count."""
     begin = time.perf_counter()
     samples: dict[str, list[float]] = {name: [] for name in contestants}
     missing: dict[str, str] = {}
@@ -178,7 +178,7 @@ def _is_installed(name: str) -> bool:
 
 
 def requirements(roots: Iterable[str]) -> set[str]:
-    """Return these packages and all that they need and that is installed here, extras left out."""
+    """Return these packages and all their installed dependencies, except extras."""
     found: set[str] = set()
     waiting = [_normal(root) for root in roots]
     while waiting:
@@ -199,7 +199,7 @@ def _normal(name: str) -> str:
 
 
 def _size(name: str) -> int:
-    """Return the bytes of a package's files; of an editable one those of its folder."""
+    """Return the bytes of a package's files; for an editable one, those of its folder."""
     files = importlib.metadata.files(name) or []
     listed = sum(path.stat().st_size for path in {Path(str(file.locate())) for file in files} if path.is_file())
     if name == "fastcam":
@@ -229,7 +229,7 @@ def write(record: Record) -> str:
         parts.append(markdown(["first heatmap, from the start of Python", "s (quartiles)", "peak GB"], rows))
     if "installed" in record.cases:
         rows = [[name, f"{size / 1e6:.0f}"] for name, size in record.medians("installed").items()]
-        parts.append(markdown(["installed, with all that it needs", "MB"], rows))
+        parts.append(markdown(["installed, with all dependencies", "MB"], rows))
     return "\n\n".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Pictures whose right answer is known to the pixel: cut-out photos laid on varied backgrounds."""
+"""Pictures whose correct answer is known to the pixel: cut-out photos pasted on varied backgrounds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 # Width and height of a picture, in pixels.
 WIDTH, HEIGHT = 360, 270
-# Classes by the folder below the stamps; drawings are left out.
+# Classes by the folder below the stamps; drawings are excluded.
 CLASSES = {
     "birds": "animals/birds",
     "fish": "animals/fish",
@@ -26,21 +26,21 @@ CLASSES = {
 }
 _MOST_STAMPS = 30
 _HELD_OUT = 0.3
-# Longest side of an object over the picture's height.
+# Longest side of an object relative to the picture's height.
 _SCALES = (0.35, 0.75)
 _TEXTURES = ("brick.png", "grass.png", "gravel.png")
 
 
 @dataclass(frozen=True)
 class Composite:
-    """A picture and where its objects are.
+    """A picture and the location of its objects.
 
     Attributes
     ----------
     pixels : ndarray
         uint8 (H,W,3).
     masks : mapping of str to ndarray
-        For each class in it, bool (H,W): its object.
+        For each class in the picture, bool (H,W): its object.
     """
 
     pixels: NDArray[np.uint8]
@@ -61,7 +61,7 @@ def find_stamps(folder: Path) -> dict[str, tuple[list[Path], list[Path]]]:
 
 
 def compose(stamps: Mapping[str, Path], generator: np.random.Generator) -> Composite:
-    """Lay one cut-out (or several, beside each other) on a background, anywhere and at any size."""
+    """Paste one cut-out (or several, side by side) on a background, anywhere and at any size."""
     picture = Image.fromarray(_background(generator))
     masks = {}
     slots = generator.permutation(len(stamps))
@@ -98,7 +98,7 @@ def _gradient(generator: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def _clouds(generator: np.random.Generator) -> NDArray[np.uint8]:
-    """Blobs of all sizes, as out-of-focus backgrounds have."""
+    """Blobs of all sizes, as in out-of-focus backgrounds."""
     total = np.zeros((HEIGHT, WIDTH, 3))
     for octave in range(1, 6):
         coarse = Image.fromarray(generator.integers(0, 256, (2**octave, 2**octave, 3), dtype=np.uint8))
@@ -107,7 +107,7 @@ def _clouds(generator: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def _texture(generator: np.random.Generator) -> NDArray[np.uint8]:
-    """A piece of a photo of brick, grass or gravel, in another colour each time."""
+    """A piece of a photo of brick, grass or gravel, in a different colour each time."""
     import skimage
 
     path = Path(skimage.__file__).parent / "data" / _TEXTURES[int(generator.integers(len(_TEXTURES)))]
@@ -126,7 +126,7 @@ _BACKGROUNDS = (_gradient, _clouds, _texture)
 def write_folders(
     folder: Path, stamps: Mapping[str, tuple[Sequence[Path], Sequence[Path]]], train: int, val: int
 ) -> None:
-    """Write ``train`` and ``val`` pictures a class, one object each, as `fastcam.finetune` takes them; masks beside."""
+    """Write ``train`` and ``val`` pictures per class, one object each, for `fastcam.finetune`, with their masks."""
     for part, (position, count) in {"train": (0, train), "val": (1, val)}.items():
         for label, (name, parts) in enumerate(stamps.items()):
             for number in range(count):

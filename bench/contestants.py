@@ -1,7 +1,7 @@
-"""Grad-CAM by every peer, with the same weights, and what each should give where fastcam's raw maps are right.
+"""Grad-CAM by every peer, with the same weights, and what each should return if fastcam's raw maps are right.
 
-Every peer is called as its users would: its hooks are set once, and it is asked for one class after the other where it
-explains one at a time. DESIGN section 5 says how they differ; `Peer.expected` holds that as formulas.
+Every peer is called as its users would: its hooks are set once, and it explains one class after the other if it only
+takes one at a time. `Peer.expected` expresses as formulas how the peers differ.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TOLERANCE = 1e-4
 
 
 class Models:
-    """One network in every framework, each made when it is first asked for."""
+    """One network in every framework, each created on first use."""
 
     def __init__(self, network: Vgg, folder: Path, threads: int) -> None:
         self.network = network
@@ -51,7 +51,7 @@ class Models:
 
     @cached_property
     def torch(self) -> tuple[Any, Any]:
-        """The torch modules up to the explained layer, and behind it."""
+        """The torch modules up to the explained layer, and after it."""
         import torch
 
         torch.set_num_threads(self.threads)
@@ -75,11 +75,11 @@ class Peer:
     Attributes
     ----------
     package
-        What has to be installed, as pip calls it.
+        The package to install, by its name on PyPI.
     make
-        From the models and preprocessed images (N,C,H,W) to what explains classes of them.
+        From the models and preprocessed images (N,C,H,W) to a function that explains classes.
     expected
-        From raw maps (N,K,h,w) and the size of the images to what it should give.
+        From raw maps (N,K,h,w) and the size of the images to the expected result.
     """
 
     package: str
@@ -92,7 +92,7 @@ def _fastcam(models: Models, images: Floats) -> Explain:
 
 
 def _torch_by_hand(models: Models, images: Floats, compiled: bool = False) -> Explain:
-    """The least that torch can do: no graph in front of the layer, one pass behind it, a gradient for each class."""
+    """The minimum for torch: no graph before the layer, one pass after it, a gradient for each class."""
     import torch
 
     features, head = models.torch
@@ -126,7 +126,7 @@ def _torch_compiled(models: Models, images: Floats) -> Explain:
 
 
 def _whole_module(models: Models) -> tuple[Any, Any]:
-    """Return the network as one module, and its explained layer: one of its own, for hooks stay on it."""
+    """Return the network as one module, and its explained layer: a separate copy, because hooks stay on it."""
     from torch import nn
 
     features, head = models.torch
@@ -277,7 +277,7 @@ PEERS: dict[str, Peer] = {
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a peer's maps are from what fastcam's raw maps say: relative L2 errors of single maps."""
+    """How far a peer's maps are from those predicted by fastcam's raw maps: relative L2 errors of individual maps."""
 
     median: float
     worst: float
@@ -286,14 +286,14 @@ class Agreement:
     def holds(self) -> bool:
         """Whether they agree.
 
-        Most maps have to, to the rounding of two stacks of convolutions. Where a hidden unit lies within rounding of
-        0, it is on for one and off for the other: such a kink rightly moves a map by one unit of many.
+        Most maps have to, up to the rounding of two stacks of convolutions. If a hidden unit is within rounding of
+        0, it is on for one and off for the other: such a kink legitimately changes a map by one unit of many.
         """
         return self.median <= _TOLERANCE and self.worst <= _WORST_MAP
 
 
 def compare(found: NDArray[Any], expected: NDArray[Any]) -> Agreement:
-    """Compare maps (N,K,h,w). NaN, which the textbook code draws for a map of zeros, has to be where it is expected."""
+    """Compare maps (N,K,h,w). NaN, which the textbook code returns for a map of zeros, must be where it is expected."""
     if found.shape != expected.shape or not np.array_equal(np.isnan(found), np.isnan(expected)):
         return Agreement(float("inf"), float("inf"))
     norms = np.linalg.norm(np.nan_to_num(expected), axis=(2, 3))
@@ -302,7 +302,7 @@ def compare(found: NDArray[Any], expected: NDArray[Any]) -> Agreement:
 
 
 def agreement(name: str, explain: Explain, raw: Floats, classes: Sequence[int], size: Size) -> Agreement:
-    """Run a peer and hold it to fastcam's raw maps."""
+    """Run a peer and check it against fastcam's raw maps."""
     return compare(
         np.asarray(explain(classes), np.float64),
         np.asarray(PEERS[name].expected(raw.astype(np.float64), size), np.float64),

@@ -2,8 +2,8 @@
 
     python -m bench.convolution build/ctest/bench_convolution [--threads 2] [--repeats 5] [--only TEXT]
 
-The executable is built with ``-DFASTCAM_BUILD_TESTS=ON``. Prints a table: milliseconds, GFLOP/s counted as direct
-convolution does, and the ratio of the times. With one thread, processor time is measured, which other programs disturb
+The executable is built with ``-DFASTCAM_BUILD_TESTS=ON``. Prints a table: milliseconds, GFLOP/s counted for
+direct convolution, and the ratio of the times. With one thread, processor time is measured, which other programs affect
 less.
 """
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 OPSET = 17
 EXTRA = 2
-"""Copies of the layer whose time is the difference of two models, without what changes layouts."""
+"""Number of copies of the layer; the difference of two models gives its time without the layout changes."""
 SETTLING = 0.02
-"""Seconds after which the threads of the other side no longer wait for work in a loop."""
+"""Seconds after which the other side's threads have stopped spinning."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def onnxruntime_layers(layer: Layer, batch: int, threads: int, copies: int) -> C
     """Return a function that runs ``copies`` of the layer once, in ONNX Runtime, and returns the seconds.
 
     The copies have one input and different weights; a global average follows each of them, so that no large result
-    changes its layout. A residual sum is left out.
+    changes its layout. A residual sum is omitted.
     """
     random = np.random.default_rng(0)
     deviation = np.sqrt(2 / (layer.inputs * layer.kernel**2))
@@ -141,7 +141,7 @@ class Bench:
         self._threads, self._instruction_set, self._algorithm = threads, instruction_set, algorithm
 
     def times(self, layer: Layer, batch: int, runs: int) -> tuple[str, list[float]]:
-        """Return the algorithm that was chosen and the seconds of each run."""
+        """Return the chosen algorithm and the seconds of each run."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         fields = (batch, layer.size, layer.size, layer.inputs, layer.outputs, layer.kernel, layer.stride,

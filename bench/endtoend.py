@@ -1,8 +1,8 @@
-"""What a folder of photos costs from JPEG to overlay, beside the model alone and a script around pytorch-grad-cam.
+"""The cost of a folder of photos from JPEG to overlay, compared with the model alone and a pytorch-grad-cam script.
 
-`fastcam.explain_files` over photos on disk and, in turns, the same file's scores and heatmap weights for as many images
-that are in memory already. The model alone has all threads, and the job's batches; opening the file counts for neither.
-The script is what the tutorials of pytorch-grad-cam have: read, resize, explain in batches, lay over, write, with the
+`fastcam.explain_files` over photos on disk and, in turns, the same file's scores and heatmap weights for the same
+number of images already in memory. The model alone has all threads and the job's batch size; opening the file counts
+for neither. The script follows pytorch-grad-cam's tutorials: read, resize, explain in batches, overlay, write, with the
 same VGG16 in torch.
 """
 
@@ -37,7 +37,7 @@ _PHOTOS = ("chelsea.png", "astronaut.png", "coffee.png", "rocket.jpg")
 _BATCH = 8
 _SIZE, _SMALL = (500, 375), (320, 240)
 
-# A run of a contestant: seconds an image.
+# A run of a contestant: seconds per image.
 Run = Callable[[], float]
 
 
@@ -45,7 +45,7 @@ def cases(settings: Settings) -> list[Case]:
     if settings.quick:
         network = tiny()
         return [Case("tiny", 5, _measuring(settings, "tiny", _exporting(network), 16, network))]
-    # As many photos as fill batches for two processors evenly: a lone last batch would run on one of them.
+    # The number of photos fills batches for two processors evenly: a lone last batch would run on one of them.
     return [
         Case("VGG16", 200, _measuring(settings, "VGG16", _exporting(vgg16()), 64, vgg16())),
         Case("EfficientNet-Lite0", 30, _measuring(settings, "EfficientNet-Lite0", _export_lite0, 192, None)),
@@ -104,13 +104,13 @@ def _measure(
         try:
             # Five times slower: fewer photos.
             contestants[SCRIPT] = _script(network, photos[: max(_BATCH, count // 3)], out, settings.threads)
-        except Exception as error:  # noqa: BLE001  # whatever the peer raises: it is named
+        except Exception as error:  # noqa: BLE001  # whatever the peer raises is reported
             missing[SCRIPT] = why_missing(error)
     for run in contestants.values():
         run()
     samples: dict[str, list[float]] = {key: [] for key in contestants}
     rounds = 0
-    # The runs time themselves: what they prepare does not count.
+    # The runs time themselves: preparation does not count.
     while rounds < 3 or (time.perf_counter() - begin) * (rounds + 2) / (rounds + 1) < allowance:
         for key, values in samples.items():
             values.append(contestants[key]())
@@ -120,7 +120,7 @@ def _measure(
 
 
 def _alone(path: Path, count: int, threads: int) -> Run:
-    """Return what runs the file, without anything around it."""
+    """Return a function that runs only the file."""
     explainer = fastcam.Explainer(path, threads=1)
     height, width = explainer.input_size
     channels = [3, height, width] if explainer.input_layout == "NCHW" else [height, width, 3]
@@ -128,7 +128,7 @@ def _alone(path: Path, count: int, threads: int) -> Run:
     name = next(iter(explainer.signature[0]))
 
     def run() -> float:
-        # Opened anew, as the job opens the file: two networks in memory at once slow each other down.
+        # Opened again, as the job opens the file: two networks in memory at once slow each other down.
         session = open_session(path, threads)
         feed = {name: images}
         session.run(None, feed)
@@ -141,7 +141,7 @@ def _alone(path: Path, count: int, threads: int) -> Run:
 
 
 def _job(path: Path, photos: Sequence[Path], out: Path, *, report: bool) -> Run:
-    """Return what explains the photos; from the first one read to the last file written."""
+    """Return a function that explains the photos, from reading the first one to writing the last file."""
 
     def run() -> float:
         shutil.rmtree(out, ignore_errors=True)
@@ -154,7 +154,7 @@ def _job(path: Path, photos: Sequence[Path], out: Path, *, report: bool) -> Run:
 
 
 def _script(network: Vgg, photos: Sequence[Path], out: Path, threads: int) -> Run:
-    """Return what explains the photos by a script around pytorch-grad-cam, batch by batch."""
+    """Return a function that explains the photos with pytorch-grad-cam, batch by batch."""
     shims.install()
     import torch
     from pytorch_grad_cam import GradCAM
@@ -174,7 +174,7 @@ def _script(network: Vgg, photos: Sequence[Path], out: Path, threads: int) -> Ru
             pictures = [np.asarray(Image.open(photo).convert("RGB"), np.float32) / 255 for photo in batch]
             resized = [_resized(picture, (network.side, network.side)) for picture in pictures]
             tensor = torch.from_numpy(np.stack([(each - mean) / scale for each in resized]).transpose(0, 3, 1, 2))
-            # None: the best class of each.
+            # None: the top class of each.
             for photo, picture, heatmap in zip(batch, pictures, method(tensor.contiguous(), None), strict=True):
                 overlay = show_cam_on_image(picture, _resized(heatmap, picture.shape[:2]), use_rgb=True)
                 Image.fromarray(overlay).save(out / photo.name)
@@ -190,7 +190,7 @@ def _resized(picture: Any, size: tuple[int, int]) -> Any:
 
 
 def make_photos(folder: Path, count: int, size: tuple[int, int]) -> list[Path]:
-    """Write JPEGs of ``size`` (width, height): different cuts of four photos."""
+    """Write JPEGs of ``size`` (width, height): different crops of four photos."""
     folder.mkdir()
     generator = np.random.default_rng(0)
     sources = [Image.open(str(files("skimage") / "data" / name)).convert("RGB") for name in _PHOTOS]
@@ -206,7 +206,7 @@ def make_photos(folder: Path, count: int, size: tuple[int, int]) -> list[Path]:
 
 
 def shares(record: Record, key: str) -> dict[str, float]:
-    """Return images/s over those of the model alone."""
+    """Return images/s relative to the model alone."""
     medians = record.medians(key)
     return {name: medians[ALONE] / seconds for name, seconds in medians.items()}
 
@@ -220,7 +220,7 @@ def write(record: Record) -> str:
             rows.append(
                 [f"{key}, {name}", f"{figures(rate)} ({figures(1 / high)}..{figures(1 / low)})", f"{share:.3f}"]
             )
-    return markdown(["photos of 500 x 375, if not said", "images/s (quartiles)", "of the model alone"], rows)
+    return markdown(["photos of 500 x 375 unless noted", "images/s (quartiles)", "of the model alone"], rows)
 
 
 def draw(record: Record) -> Figure:

@@ -1,9 +1,9 @@
-"""How long exporting Keras models takes, how much memory, and what comes out, beside tf2onnx and Keras itself.
+"""Time, memory and results of exporting Keras models, compared with tf2onnx and Keras itself.
 
-Networks of keras.applications are saved as .keras; each exporter reads the file and writes ONNX in a process of its own
-(TensorFlow's start included): seconds and peak memory. Then the forward passes of the files are timed in ONNX Runtime
-in this process, in turns; of fastcam's file only what makes the logits counts. A contestant that fails, takes too long
-or too much memory is stopped and named.
+Networks of keras.applications are saved as .keras; each exporter reads the file and writes ONNX in a separate process
+(including TensorFlow's start): seconds and peak memory. Then the forward passes of the files are timed in ONNX Runtime
+in this process, in turn; of fastcam's file only the part that computes the logits counts. A contestant that fails or
+takes too much time or memory is stopped and reported.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ASKS = "seconds, memory and speed of exported Keras models, against tf2onnx and 
 PACKAGES = ("fastcam", "tensorflow", "tensorflow-cpu", "keras", "tf2onnx", "onnx", "onnxruntime", "numpy")
 OWN = "fastcam"
 
-# What a contestant may take: beyond it is no way to export on a usual machine.
+# Limits of a contestant: more is not a practical way to export on a typical machine.
 _PATIENCE_SECONDS = 150
 _MOST_BYTES = 10e9
 
@@ -67,7 +67,7 @@ source, path = sys.argv[1:]
 def cases(settings: Settings) -> list[Case]:
     if settings.quick:
         return [_case(settings, "MobileNetV2", 96, 40)]
-    # Those of 100 layers and more are slower, and VGG's weights are too much for some exporters.
+    # Networks with 100 layers or more are slower, and VGG's weights are too much for some exporters.
     return [_case(settings, family, 224, 110 if family.startswith("VGG") else 55) for family in FAMILIES]
 
 
@@ -106,18 +106,18 @@ def _measure(settings: Settings, family: str, side: int, allowance: float) -> Me
 
 
 def _export(exporter: str, source: Path, path: Path) -> tuple[float, int]:
-    """Return seconds and the peak of resident bytes of a process that exports."""
+    """Return seconds and peak resident bytes of a process that exports."""
     code = _MEASURED.format(export=_EXPORTERS[exporter])
     return run_watched([sys.executable, "-c", code, str(source), str(path)], _PATIENCE_SECONDS, _MOST_BYTES)
 
 
 def run_watched(command: list[str], most_seconds: float, most_bytes: float) -> tuple[float, int]:
-    """Run a process; return its seconds and the peak of its resident bytes, looked at every 20 ms.
+    """Run a process; return its seconds and its peak resident bytes, sampled every 20 ms.
 
     Raises
     ------
     RuntimeError
-        It fails, or is stopped because it takes more than it may.
+        It fails, or is stopped because it exceeds the limits.
     """
     import psutil
 
@@ -170,12 +170,12 @@ def _time_forward(
             session = open_session(paths[exporter], threads)
             run = partial(session.run, None, {session.get_inputs()[0].name: image})
             scores = run()[0]
-        except Exception as error:  # noqa: BLE001  # whatever ONNX Runtime makes of a contestant's file
+        except Exception as error:  # noqa: BLE001  # whatever ONNX Runtime raises for a contestant's file
             missing[f"{exporter}, forward pass"] = f"does not run: {str(error).splitlines()[0][:150]}"
             continue
         expected = scores if expected is None else expected
         if not np.allclose(scores, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max()):
-            missing[f"{exporter}, forward pass"] = "other scores"
+            missing[f"{exporter}, forward pass"] = "different scores"
             continue
         runs[exporter] = run
     return interleave(runs, Pace(min(seconds, 20), turn=0.2)) if runs else {}
@@ -196,7 +196,7 @@ def write(record: Record) -> str:
             pass_ms = figures(forward * 1e3) if forward else "-"
             peak = f"{facts['peak_bytes'][exporter] / 1e9:.2f}"
             rows.append([name, f"{medians[exporter]:.1f}", peak, facts["nodes"][exporter], pass_ms, share])
-    return markdown(["network, exporter", "seconds", "peak GB", "nodes", "forward pass, ms", "times fastcam's"], rows)
+    return markdown(["network, exporter", "seconds", "peak GB", "nodes", "forward pass, ms", "ratio to fastcam"], rows)
 
 
 def draw(record: Record) -> Figure:

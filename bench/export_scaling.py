@@ -1,6 +1,7 @@
 """CPU time of an export against the number of nodes: ``python -m bench.export_scaling [CHAIN ...]``.
 
-Every chain is made of what one pass looks for. The exponent is that of the last two sizes: 1 is linear, 2 quadratic.
+Every chain consists of the pattern of one pass. The exponent is computed from the last two sizes: 1 is linear, 2
+quadratic.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def identities(graph: Graph, value: str, count: int) -> str:
 
 
 def convolutions(graph: Graph, value: str, count: int) -> str:
-    """Convolutions that take a factor per channel in."""
+    """Convolutions that absorb a factor per channel."""
     kernel = graph.emit_constant(np.eye(4, dtype=np.float32).reshape(4, 4, 1, 1))
     factor = graph.emit_constant(np.ones((1, 4, 1, 1), np.float32))
     for _ in range(count // 2):
@@ -67,7 +68,7 @@ def affines(graph: Graph, value: str, count: int) -> str:
 
 
 def layer_normalizations(graph: Graph, value: str, count: int) -> str:
-    """States of tokens, each of them a candidate."""
+    """Token states, each of them a candidate."""
     tokens = _node(graph, "Reshape", value, graph.emit_constant(np.array([0, 4, 64])))
     tokens = _node(graph, "Transpose", tokens, perm=[0, 2, 1])
     ones = graph.emit_constant(np.ones(4, np.float32))
@@ -78,7 +79,7 @@ def layer_normalizations(graph: Graph, value: str, count: int) -> str:
 
 
 def joins(graph: Graph, value: str, count: int) -> str:
-    """One Sum of many nodes that are dropped."""
+    """One Sum over many nodes that are dropped."""
     return _node(graph, "Sum", *(_node(graph, "Identity", value) for _ in range(count)))
 
 
@@ -101,7 +102,7 @@ def chain(links: Links, count: int) -> Graph:
 
 
 def main() -> None:
-    """Print a line per chain."""
+    """Print one line per chain."""
     names = sys.argv[1:] or list(CHAINS)
     with tempfile.TemporaryDirectory() as folder:
         for name in names:

@@ -1,12 +1,12 @@
-"""Images a second on a GPU: the plain forward pass, and with heatmaps, beside PyTorch's tools.
+"""Images per second on a GPU: the plain forward pass, with heatmaps, and PyTorch's tools.
 
-``python -m bench.gpu`` builds VGG16, ResNet50 and MobileNetV2 of torchvision with random weights, exports them, and
-times by turns at batch 1, 8 and 64, in float32 and float16: the plain network in ONNX Runtime, `fastcam.Explainer` from
-images on the GPU to heatmaps on the GPU and from host to host, the network in PyTorch (eager and compiled), and
-captum's and torchcam's Grad-CAM on both. It writes results/gpu.json. Before it times, it compares fastcam's maps with
-captum's. TF32 is off everywhere.
+``python -m bench.gpu`` builds torchvision's VGG16, ResNet50 and MobileNetV2 with random weights, exports them, and
+times, interleaved, at batch sizes 1, 8 and 64, in float32 and float16: the plain network in ONNX Runtime,
+`fastcam.Explainer` from images on the GPU to heatmaps on the GPU and from host to host, the network in PyTorch (eager
+and compiled), and captum's and torchcam's Grad-CAM on both. It writes results/gpu.json. Before timing, it compares
+fastcam's maps with captum's. TF32 is off everywhere.
 
-``--device cpu`` runs the same on the processor, for machines without a GPU to try the script on.
+``--device cpu`` runs the same on the CPU, to try the script on machines without a GPU.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fastcam.explaining.providers import find_problem
 from .harness import Pace, Timing, interleave, save, table
 
 PACKAGES = ("fastcam", "onnxruntime-gpu", "onnxruntime", "cupy-cuda13x", "torch", "torchvision", "captum", "torchcam")
-# Network of torchvision, and the module whose maps are explained.
+# torchvision's networks, and the module whose maps are explained.
 NETWORKS = {
     "VGG16": ("vgg16", "features.29"),
     "ResNet50": ("resnet50", "layer4"),
@@ -39,7 +39,7 @@ NETWORKS = {
 BATCHES = (1, 8, 64)
 PRECISIONS = ("fp32", "fp16")
 _TYPES = {"fp32": ("float32", np.float32), "fp16": ("float16", np.float16)}
-# Relative L2 error of the maps against captum's: another library's convolutions, and those of half precision.
+# Relative L2 error of the maps against captum's: different convolution libraries, and half precision.
 _TOLERANCES = {"fp32": 1e-3, "fp16": 5e-2}
 
 Contestants = dict[str, Callable[[], object]]
@@ -47,7 +47,7 @@ Contestants = dict[str, Callable[[], object]]
 
 @dataclass(frozen=True)
 class Subject:
-    """One network in one precision, everywhere.
+    """One network in one precision, in every framework.
 
     Attributes
     ----------
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def _check_machine(device: str) -> None:
-    """Leave with the reason where there is nothing to measure."""
+    """Exit with the reason if there is nothing to measure."""
     problem = find_problem(0) if device == "cuda" else None
     if problem is not None:
         sys.exit(f"there is no GPU to measure: {problem.reason}")
@@ -112,7 +112,7 @@ def _check_machine(device: str) -> None:
     except ImportError as error:
         sys.exit(f'the networks need torch and torchvision ({error}): pip install torchvision "fastcam[peers]"')
     if device == "cuda" and not torch.cuda.is_available():
-        sys.exit(f"this torch ({torch.__version__}) was built without CUDA: install one that was")
+        sys.exit(f"this torch ({torch.__version__}) was built without CUDA: install a build with CUDA")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
@@ -191,7 +191,7 @@ def _contestants(subject: Subject, images: Any) -> Contestants:
 
 
 def _plain_run(subject: Subject, images: Any) -> Callable[[], object]:
-    """Run the network from and to memory of the device, as the Explainer does."""
+    """Run the network from and to device memory, as the Explainer does."""
     import torch
 
     kind = np.dtype(str(images.dtype).rpartition(".")[2])
@@ -250,7 +250,7 @@ def _synchronized(device: str, run: Callable[[], object]) -> Callable[[], object
 
 
 def _working(contestants: Contestants) -> tuple[Contestants, dict[str, str]]:
-    """Return those that run at all, and why the others do not: hooks and compilers do not always go together."""
+    """Return those that run at all, and why the others do not: hooks and compilers do not always work together."""
     reasons = {name: _failure(run) for name, run in contestants.items()}
     failures = {name: reason for name, reason in reasons.items() if reason is not None}
     for name, reason in failures.items():
@@ -267,7 +267,7 @@ def _failure(run: Callable[[], object]) -> str | None:
 
 
 def _validate(subject: Subject, images: Any, precision: str) -> float:
-    """Return the error of fastcam's raw maps against captum's, and leave where it is none of rounding."""
+    """Return the error of fastcam's raw maps against captum's, and exit if it is more than rounding."""
     from captum.attr import LayerGradCam
 
     few = images[:8]

@@ -1,12 +1,12 @@
-"""Whether the CUDA kernels reach the bandwidth of the device's memory.
+"""The CUDA kernels' bandwidth compared with that of the device's memory.
 
 ``python -m bench.gpu_kernel`` prints a table and writes results/gpu_kernel.json. It needs a CUDA device, and fastcam
-built where there is an nvcc; where CuPy is installed too, it measures the kernels that NVRTC compiles beside them.
+built with nvcc; if CuPy is installed too, it also measures the kernels compiled by NVRTC.
 
-Each sample is the time between two events on the stream, around the two launches of one `render`, after the level 2
+Each sample is the time between two events on the stream, around the two launches of one `render`, after the L2
 cache was overwritten. GB/s are the bytes of activations and weights read, and of maps, heatmaps and overlays written,
-over that time; partial sums do not count. The ceiling is a copy on the device of 1 GiB, read and written, timed in
-turns with them. Before it is timed, the last image of each workload is compared with the specification.
+divided by that time; partial sums do not count. The ceiling is an on-device copy of 1 GiB, read and written,
+interleaved with them. Before timing, the last image of each workload is compared with the specification.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ROUNDS = 30
 
 @dataclass(frozen=True)
 class Workload:
-    """Activations of `images` x `shape`, for `maps` targets each, to heatmaps of SIZE or to maps alone."""
+    """Activations of `images` x `shape`, for `maps` targets each, to heatmaps of SIZE or to maps only."""
 
     images: int
     shape: tuple[int, int, int]
@@ -49,7 +49,7 @@ class Workload:
 
     @property
     def label(self) -> str:
-        """What distinguishes it, for tables."""
+        """Its label in tables."""
         c, h, w = self.shape
         layout = "NHWC" if self.last else "NCHW"
         return f"{self.images}x{c}x{h}x{w} {self.dtype} {layout} {self.weighting} K={self.maps} {self.draws}"
@@ -84,7 +84,7 @@ class Runtime:
 
         self.calls = _cuda
         self.stream = _cuda.create_stream()
-        # Long enough for the launches to be enqueued meanwhile: no time of the interpreter is measured.
+        # Long enough for the launches to be enqueued meanwhile, so that no interpreter time is measured.
         self._flushed = max(8 * _cuda.l2_bytes(0), COPIED_BYTES // 2)
         self._flush = _cuda.allocate(self._flushed)
         self._events = [_cuda.create_event(timed=True) for _ in range(2)]
@@ -98,7 +98,7 @@ class Runtime:
         return DeviceArray(pointer, shape, dtype)
 
     def upload(self, array: NDArray[Any], dtype: DeviceType, shape: tuple[int, ...] | None = None) -> DeviceArray:
-        """Copy an array, repeated along its first axis where `shape` is longer."""
+        """Copy an array, repeated along its first axis if `shape` is longer."""
         place = self.allocate(shape or array.shape, dtype)
         for first in range(0, place.shape[0], len(array)):
             part = np.ascontiguousarray(array[: place.shape[0] - first])
@@ -108,14 +108,14 @@ class Runtime:
         return place
 
     def download(self, array: DeviceArray, dtype: type[np.generic]) -> NDArray[Any]:
-        """Copy to the host, after all work."""
+        """Copy to the host, after all enqueued work."""
         result = np.empty(array.shape, dtype)
         self.calls.copy_to_host(result.ctypes.data, array.pointer, result.nbytes, self.stream)
         self.calls.synchronize_stream(self.stream)
         return result
 
     def time(self, run: Callable[[], None]) -> float:
-        """Return seconds on the device, with a level 2 cache that holds nothing of use."""
+        """Return seconds on the device, with a cold L2 cache."""
         start, end = self._events
         self.calls.fill(self._flush, 0, self._flushed, self.stream)
         self.calls.record_event(start, self.stream)
@@ -126,7 +126,7 @@ class Runtime:
 
     @contextmanager
     def released(self) -> Iterator[None]:
-        """Free at the end what was allocated inside."""
+        """Free at the end whatever was allocated inside."""
         try:
             yield
         finally:
@@ -196,7 +196,7 @@ def _cast(values: NDArray[np.float32], dtype: DeviceType) -> tuple[NDArray[np.fl
 
 
 def check(runtime: Runtime, inputs: Inputs, workload: Workload) -> None:
-    """Demand the specification's maps of the last image."""
+    """Check the last image's maps against the specification."""
     maps = runtime.download(inputs.call.maps, np.float32)[-1]
     index = (workload.images - 1) % len(inputs.activations)
     weights = inputs.weights[index : index + 1]
@@ -210,7 +210,7 @@ def check(runtime: Runtime, inputs: Inputs, workload: Workload) -> None:
 
 
 def measure(runtime: Runtime, backends: dict[str, DeviceKernels], workload: Workload) -> list[dict[str, Any]]:
-    """Time the backends and a copy in turns."""
+    """Time the backends and a copy, interleaved."""
     with runtime.released():
         inputs = make_inputs(runtime, next(iter(backends.values())), workload)
         source, target = (runtime.allocate((COPIED_BYTES,), "uint8").pointer for _ in range(2))
@@ -244,7 +244,7 @@ def measure(runtime: Runtime, backends: dict[str, DeviceKernels], workload: Work
 
 
 def open_backends() -> dict[str, DeviceKernels]:
-    """Return the kernels of nvcc, and those of NVRTC where CuPy is installed."""
+    """Return the kernels compiled by nvcc, and those by NVRTC if CuPy is installed."""
     from fastcam.kernels.cuda.native import CudaKernels
 
     backends: dict[str, DeviceKernels] = {"nvcc": CudaKernels()}
@@ -259,7 +259,7 @@ def main() -> None:
     try:
         runtime, backends = Runtime(), open_backends()
     except ImportError:
-        raise SystemExit("bench.gpu_kernel needs fastcam built where nvcc is installed") from None
+        raise SystemExit("bench.gpu_kernel needs fastcam built with nvcc") from None
     except FastcamError as error:
         raise SystemExit(f"bench.gpu_kernel needs a CUDA device: {error}") from None
     device = {"name": runtime.calls.device_name(0), "compute capability": runtime.calls.compute_capability(0)}

@@ -1,8 +1,8 @@
 """The harness of all benchmarks: interleaved timing within a budget; every sample is kept with its machine.
 
 A question is a module with cases. A case compares a few contestants and returns a `Measurement`, which is written to
-results/<question>.json as soon as it is done, so that an interrupted run continues where it stopped. Everything that is
-printed, drawn and written about a question comes from that file alone.
+results/<question>.json as soon as it is done, so that an interrupted run continues where it stopped. Everything
+printed, drawn and written about a question comes only from that file.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Timing:
 
     @property
     def spread(self) -> tuple[float, float]:
-        """First and third quartile; of a single sample, that."""
+        """First and third quartile; a single sample is both."""
         if len(self.samples) == 1:
             return self.samples[0], self.samples[0]
         low, _, high = statistics.quantiles(self.samples, n=4, method="inclusive")
@@ -56,17 +56,17 @@ class Pace:
     Parameters
     ----------
     seconds
-        What the timing may take.
+        Time budget.
     least, most
-        Rounds, whatever the seconds.
+        Bounds on the number of rounds, whatever the budget.
     turn
-        Seconds of samples that a contestant takes in a row; at least one sample.
+        Seconds of consecutive samples per contestant; at least one sample.
     settle
-        Seconds of runs at the start of a turn that do not count. Threads of ONNX Runtime and OpenMP go on spinning
-        after a run: what comes right after another's would be timed with a processor less. Nobody spins for seconds, so
-        that what takes longer than ten times this needs none.
+        Seconds of runs at the start of a turn that do not count. Threads of ONNX Runtime and OpenMP keep spinning
+        after a run: a run right after another contestant's would have one processor less. They do not spin for seconds,
+        so runs longer than ten times this need no settling.
     slow
-        Who takes more seconds than this for a sample is in every third round only.
+        A contestant that takes more seconds than this per sample runs only in every third round.
     """
 
     seconds: float
@@ -80,18 +80,18 @@ class Pace:
 def interleave(
     contestants: Contestants, pace: Pace, *, repeats: int = 1, known: Mapping[str, float] | None = None
 ) -> dict[str, Timing]:
-    """Time the contestants in turns, so that a change of the machine's speed meets all of them.
+    """Time the contestants in turn, so that a change in the machine's speed affects all of them.
 
     Parameters
     ----------
     contestants
-        Name and what to run. Check what they compute before, which warms them up as well: this only times.
+        Names and functions to run. Check their results beforehand, which also warms them up: this only times.
     pace
-        Rounds and turns. Every round starts with another contestant.
+        Rounds and turns. Every round starts with a different contestant.
     repeats
-        Runs per sample, for what is too short for the clock; the sample is the time of one.
+        Runs per sample, for functions too short for the clock; the sample is the time of one run.
     known
-        Seconds that a run took before, of those that need not be run once more to learn it.
+        Known seconds per run, for contestants that need no extra run to learn it.
     """
     names = list(contestants)
     samples: dict[str, list[float]] = {name: [] for name in names}
@@ -99,7 +99,7 @@ def interleave(
     last = {name: before[name] if name in before else _time_of(contestants[name], repeats) for name in names}
     begin = time.perf_counter()
     for number in range(pace.most):
-        # Another round takes as long as those before.
+        # Assume that another round takes as long as those before.
         if number >= pace.least and (time.perf_counter() - begin) * (number + 1) / number > pace.seconds:
             break
         first = number % len(names)
@@ -114,7 +114,7 @@ def interleave(
 
 
 def _keep_running(run: Callable[[], object], seconds: float, repeats: int) -> list[float]:
-    """Run at least once, and until the seconds are over; return the time of each."""
+    """Run at least once, and until the seconds are up; return the time of each run."""
     samples: list[float] = []
     begin = time.perf_counter()
     while not samples or time.perf_counter() - begin + samples[-1] * repeats <= seconds:
@@ -131,14 +131,14 @@ def _time_of(run: Callable[[], object], repeats: int) -> float:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a case found.
+    """The result of a case.
 
     Attributes
     ----------
     samples
-        By contestant: seconds, or what ``unit`` says.
+        By contestant: seconds, or in ``unit``.
     facts
-        Whatever else the tables need: sizes, bytes, errors against another's result.
+        Anything else that the tables need: sizes, bytes, errors relative to another result.
     missing
         Contestants that could not take part, and why.
     unit
@@ -165,9 +165,9 @@ class Case:
     key
         Its name in the results.
     seconds
-        About what the least takes on two processors, preparation included. Without so much time it is left out.
+        About the minimum time on two processors, including preparation. With less time left it is skipped.
     measure
-        From the seconds that it may take to what it found.
+        From the time budget to the result.
     """
 
     key: str
@@ -177,16 +177,16 @@ class Case:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line says to every question.
+    """Command-line options common to all questions.
 
     Attributes
     ----------
     threads
         Of every contestant.
     folder
-        For files that nobody needs afterwards.
+        For temporary files.
     quick
-        Tiny networks and few rounds: to see that it works, never to report.
+        Tiny networks and few rounds: only to check that it works, never for the report.
     weights
         Keras' file of VGG16's ImageNet weights without its head; None draws random ones.
     """
@@ -198,13 +198,13 @@ class Settings:
 
 
 class Question(Protocol):
-    """What a module of a question has."""
+    """The interface of a question's module."""
 
     ASKS: str
     PACKAGES: Sequence[str]
 
     def cases(self, settings: Settings) -> list[Case]:
-        """Return the comparisons, the most telling first."""
+        """Return the comparisons, the most informative first."""
 
     def write(self, record: Record) -> str:
         """Return the tables, as Markdown."""
@@ -215,7 +215,7 @@ class Question(Protocol):
 
 @dataclass
 class Record:
-    """The results of a question, as they are in its file."""
+    """The results of a question, as stored in its file."""
 
     question: str
     machine: dict[str, Any]
@@ -239,19 +239,19 @@ class Record:
 
 
 def results_path(question: str, *, quick: bool = False) -> Path:
-    """Return where the results of a question lie; those of quick runs lie apart, out of the report's reach."""
+    """Return the path of a question's results; quick runs have a separate one that the report does not read."""
     return (RESULTS / "quick" if quick else RESULTS) / f"{question}.json"
 
 
 def read_record(path: Path) -> Record | None:
-    """Read results; None where there are none."""
+    """Read results; None if there are none."""
     if not path.is_file():
         return None
     return Record(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write results, whole or not at all."""
+    """Write results, completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
     partial.write_text(json.dumps(record.__dict__, indent=1) + "\n", encoding="utf-8")
@@ -267,10 +267,10 @@ def measure(
     *,
     say: Callable[[str], None] = print,
 ) -> bool:
-    """Measure the cases that the record lacks, as many as fit into the seconds, and write it after each.
+    """Measure the cases missing from the record, as many as fit into the time, and write it after each.
 
-    A case gets its part of what is left: in proportion to what the cases still to come need at least. One that raises
-    is named in the record, and the others go on. Return whether none did.
+    A case gets its share of the remaining time, in proportion to the minimum times of the remaining cases. A case
+    that raises is recorded, and the others continue. Return whether none did.
     """
     begin = time.perf_counter()
     waiting = [case for case in cases if case.key not in record.cases]
@@ -280,7 +280,7 @@ def measure(
         left = seconds - (time.perf_counter() - begin)
         if left < case.seconds:
             record.skipped[case.key] = f"needs about {case.seconds:.0f} s"
-            say(f"{question}: {case.key}: left out, {max(left, 0):.0f} s are left of {case.seconds:.0f} s at least")
+            say(f"{question}: {case.key}: skipped: {max(left, 0):.0f} s left, at least {case.seconds:.0f} s needed")
             write_record(path, record)
             continue
         fitting = _fitting(waiting[number:], left)
@@ -288,7 +288,7 @@ def measure(
         start = time.perf_counter()
         try:
             found = case.measure(allowance)
-        except Exception as error:  # noqa: BLE001  # whatever it is: the time of the other cases is not lost
+        except Exception as error:  # noqa: BLE001  # whatever it is, the results of the other cases are not lost
             traceback.print_exc()
             record.skipped[case.key] = f"failed ({type(error).__name__}: {error})"
             whole = False
@@ -310,7 +310,7 @@ def measure(
 
 
 def _fitting(cases: Sequence[Case], seconds: float) -> list[Case]:
-    """Return the cases that fit into the seconds at their least, in order."""
+    """Return the cases whose minimum times fit into the seconds, in order."""
     fitting: list[Case] = []
     for case in cases:
         if sum(other.seconds for other in fitting) + case.seconds <= seconds:
@@ -338,7 +338,7 @@ def save(name: str, packages: Sequence[str], results: object) -> Path:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Text columns, the first to the left and the others to the right."""
+    """Text columns, the first left-aligned and the others right-aligned."""
     cells = [list(header), *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = (
@@ -352,13 +352,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return a Markdown table, the first column to the left and the others to the right."""
+    """Return a Markdown table, the first column left-aligned and the others right-aligned."""
     lines = [list(header), ["---", *["---:"] * (len(header) - 1)], *([str(cell) for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def figures(value: float) -> str:
-    """Return a number with three figures that count, as tables have it: 0.123, 12.3, 1230."""
+    """Return a number with three significant figures, for tables: 0.123, 12.3, 1230."""
     if value == 0:
         return "0"
     digits = max(0, 2 - int(f"{value:.2e}".partition("e")[2]))

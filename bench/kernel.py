@@ -1,8 +1,9 @@
-"""Whether the kernels reach the bandwidth of the memory, and how they compare with NumPy, cv2 and torch.
+"""The kernels compared with the memory bandwidth, and with NumPy, cv2 and torch.
 
-Bandwidth: bytes of activations and weights over the time of a whole `render` at layer size, for batches far larger than
-the last-level cache. The ceiling is `read_bandwidth.cpp`, compiled for this machine, on the same memory with as many
-threads: the fastest of several prefetch distances. A NumPy reduction would not do: it runs on one thread and adds.
+Bandwidth: bytes of activations and weights divided by the time of a whole `render` at layer size, for batches far
+larger than the last-level cache. The ceiling is `read_bandwidth.cpp`, compiled for this machine, on the same memory
+with the same number of threads: the fastest of several prefetch distances. A NumPy reduction would not do: it runs on
+one thread and adds.
 
 Heatmaps: one image, from activations to a heatmap or an overlay of 224 x 224.
 """
@@ -34,7 +35,7 @@ from .harness import Case, Measurement, Pace, Record, Settings, Timing, figures,
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ASKS = "GB/s against the memory's, and one heatmap beside NumPy, cv2 and torch"
+ASKS = "GB/s against the memory's, and one heatmap compared with NumPy, cv2 and torch"
 PACKAGES = ("fastcam", "numpy", "opencv-python-headless", "torch")
 PREFETCH_DISTANCES = (0, 512, 1024, 4096)
 SIZE = (224, 224)
@@ -54,7 +55,7 @@ class Workload:
 
     @property
     def label(self) -> str:
-        """What distinguishes it, for tables."""
+        """Its label in tables."""
         c, h, w = self.shape
         return f"{self.images}x{c}x{h}x{w} {self.dtype} {self.layout} {self.weighting} K={self.maps}"
 
@@ -92,7 +93,7 @@ class ReadBandwidth:
         self._fold.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_size_t]
 
     def bytes_of(self, array: NDArray[Any]) -> int:
-        """How much of the array is read: all, but for a remainder of a few hundred bytes."""
+        """How much of the array is read: all except a remainder of a few hundred bytes."""
         step = 256 * self._threads
         return array.nbytes // step * step
 
@@ -101,7 +102,7 @@ class ReadBandwidth:
         return int(self._fold(array.ctypes.data, self.bytes_of(array), self._threads, prefetch_ahead))
 
     def validate(self, array: NDArray[Any]) -> None:
-        """Demand that every byte is read."""
+        """Check that every byte is read."""
         words = np.frombuffer(array.reshape(-1).view(np.uint8)[: self.bytes_of(array)], np.uint64)
         expected = int(np.bitwise_xor.reduce(words))
         for prefetch_ahead in PREFETCH_DISTANCES:
@@ -128,7 +129,7 @@ def make_inputs(workload: Workload) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def check(activations: NDArray[Any], weights: NDArray[Any], weighting: Weighting, maps: NDArray[np.float32]) -> None:
-    """Demand the specification's maps of the last image."""
+    """Check the last image's maps against the specification."""
     expected = reference.KERNELS.render(activations[-1:], weights[-1:], weighting=weighting).maps[0]
     error = float(np.linalg.norm(maps[-1] - expected) / np.linalg.norm(expected))
     if not error <= 1e-5:
@@ -136,7 +137,7 @@ def check(activations: NDArray[Any], weights: NDArray[Any], weighting: Weighting
 
 
 def measure_bandwidth(workload: Workload, threads: int, allowance: float) -> Measurement:
-    """Time `render` and plain reading in turns."""
+    """Time `render` and plain reading, interleaved."""
     begin = time.perf_counter()
     reader = ReadBandwidth(threads)
     activations, weights = make_inputs(workload)
@@ -161,7 +162,7 @@ def measure_bandwidth(workload: Workload, threads: int, allowance: float) -> Mea
 
     timings = interleave(
         {_RENDER: render, **{f"read, prefetch {ahead}": reading(ahead) for ahead in PREFETCH_DISTANCES}},
-        # Nobody spins here.
+        # No threads spin here.
         Pace(allowance - (time.perf_counter() - begin), least=5, turn=0.1, settle=0),
     )
     facts = {
@@ -174,7 +175,7 @@ def measure_bandwidth(workload: Workload, threads: int, allowance: float) -> Mea
 
 
 def numpy_heatmap(activations: NDArray[Any], weights: NDArray[Any]) -> NDArray[np.float32]:
-    """Grad-CAM of one image and class as NumPy code usually has it, float32 throughout."""
+    """Grad-CAM of one image and class in typical NumPy code, float32 throughout."""
     cam = np.maximum(np.tensordot(weights[0, 0], activations[0], 1), 0)
     cam /= cam.max()
     for axis, outputs in enumerate(SIZE):
@@ -198,7 +199,7 @@ def numpy_overlay(
 def cv2_contestants(
     activations: NDArray[Any], weights: NDArray[Any], image: NDArray[np.uint8], palette: NDArray[np.uint8]
 ) -> dict[str, Callable[[], Any]]:
-    """The pipeline of most Grad-CAM code: NumPy for the sum, cv2 for the rest. Empty where cv2 is missing."""
+    """The pipeline of most Grad-CAM code: NumPy for the sum, cv2 for the rest. Empty if cv2 is missing."""
     try:
         import cv2
     except ImportError:
@@ -217,7 +218,7 @@ def cv2_contestants(
 
 
 def torch_heatmap(activations: NDArray[Any], weights: NDArray[Any]) -> dict[str, Callable[[], Any]]:
-    """The same in torch, without gradients. Empty where torch is missing."""
+    """The same in torch, without gradients. Empty if torch is missing."""
     try:
         import torch
     except ImportError:
@@ -285,7 +286,7 @@ def _heatmap_case(shape: tuple[int, int, int]) -> Case:
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """GB/s of a workload: the kernel's, and the fastest plain reading's."""
+    """GB/s of a workload: of the kernel, and of the fastest plain reading."""
 
     rendered: float
     read: float
@@ -299,7 +300,7 @@ class Bandwidth:
 
 
 def _kinds(record: Record) -> tuple[list[str], list[str]]:
-    """Return the cases of bandwidth, and those of single heatmaps."""
+    """Return the bandwidth cases, and those of single heatmaps."""
     bandwidth = [key for key, case in record.cases.items() if _RENDER in case["samples"]]
     return bandwidth, [key for key in record.cases if key not in bandwidth]
 

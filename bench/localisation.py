@@ -1,10 +1,10 @@
 """Do the heatmaps show the object? `python -m bench.localisation --stamps FOLDER --weights FILE`.
 
-Cut-out photos (Debian's package tuxpaint-stamps-default: /usr/share/tuxpaint/stamps) are laid on varied backgrounds;
-a VGG16 is fine-tuned on some of them and explained on others, whose masks are known. Of each heatmap: the share of its
-energy inside the object, whether its maximum is inside (pointing game; Zhang et al. 2016), and the intersection over
-union with the mask at the threshold that is best for all pictures together. Next to them a Gaussian in the middle and
-random maps of the same size as the network's. Two objects of different classes in one picture: does the heatmap of each
+Cut-out photos (Debian's package tuxpaint-stamps-default: /usr/share/tuxpaint/stamps) are pasted on varied backgrounds;
+a VGG16 is fine-tuned on some of them and explained on others, whose masks are known. For each heatmap: the share of
+its energy inside the object, whether its maximum is inside (pointing game; Zhang et al. 2016), and the intersection
+over union with the mask at the best single threshold for all pictures. The baselines are a centred Gaussian and random
+maps of the same size as the network's. Two objects of different classes in one picture: does the heatmap of each
 class prefer its own?
 """
 
@@ -35,10 +35,10 @@ Masks = NDArray[np.bool_]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stamps", type=Path, default=Path("/usr/share/tuxpaint/stamps"), help="folder of cut-outs")
-    parser.add_argument("--weights", default="imagenet", help="'imagenet', or a file of VGG16's without its head")
+    parser.add_argument("--weights", default="imagenet", help="'imagenet', or VGG16's notop weights file")
     parser.add_argument("--work", type=Path, default=RESULTS / "localisation", help="folder for pictures and model")
-    parser.add_argument("--train", type=int, default=32, help="pictures a class to learn from")
-    parser.add_argument("--val", type=int, default=16, help="pictures a class to test on")
+    parser.add_argument("--train", type=int, default=32, help="training pictures per class")
+    parser.add_argument("--val", type=int, default=16, help="test pictures per class")
     parser.add_argument("--unfreeze", type=int, default=0, help="blocks to train after the head")
     parser.add_argument("--pairs", type=int, default=200, help="pictures of two objects")
     options = parser.parse_args()
@@ -90,7 +90,7 @@ def _say(progress: fastcam.TrainingProgress) -> None:
 
 
 def _held_out(work: Path, explainer: fastcam.Explainer) -> tuple[list[Path], Masks]:
-    """Return the pictures that the network has not seen, and their masks at the size of its input."""
+    """Return the pictures that the network has not seen, with masks of its input size."""
     photos = sorted((work / "photos" / "val").rglob("*.png"))
     return photos, np.stack([_at_input(work / "masks" / "val" / photo.parent.name / photo.name) for photo in photos])
 
@@ -107,15 +107,15 @@ def _single(explainer: fastcam.Explainer, photos: Sequence[Path], masks: Masks) 
     found = {}
     for method in METHODS:
         best = explainer(photos, method=method, size="input")
-        found[f"{method}, best class"] = quality(best.heatmaps[:, 0], masks)
+        found[f"{method}, top class"] = quality(best.heatmaps[:, 0], masks)
         named = explainer(photos, target=[[index] for index in right], method=method, size="input")
-        found[f"{method}, right class"] = quality(named.heatmaps[:, 0], masks)
+        found[f"{method}, true class"] = quality(named.heatmaps[:, 0], masks)
         correct = best.targets[:, 0] == right
-        found[f"{method}, where it is right"] = quality(best.heatmaps[correct, 0], masks[correct])
+        found[f"{method}, where correct"] = quality(best.heatmaps[correct, 0], masks[correct])
     side = masks.shape[1]
     rows, columns = np.mgrid[:side, :side] - (side - 1) / 2
     gaussian = np.exp(-(rows**2 + columns**2) / (2 * (side / 4) ** 2)).astype(np.float32)
-    found["Gaussian in the middle"] = quality(np.broadcast_to(gaussian, masks.shape), masks)
+    found["centred Gaussian"] = quality(np.broadcast_to(gaussian, masks.shape), masks)
     found["random 14 x 14"] = quality(_random_maps(len(masks), side), masks)
     return found
 
@@ -204,7 +204,7 @@ def _print(report: Mapping[str, Any]) -> None:
 
 
 def _draw(explainer: fastcam.Explainer, photos: Sequence[Path], doubles: Sequence[Composite], path: Path) -> None:
-    """A sheet to look at: some pictures with the best class, and pictures of two objects with each class."""
+    """A contact sheet: some pictures with the top class, and pictures of two objects with each class."""
     from matplotlib.figure import Figure
 
     chosen = [photos[index] for index in np.linspace(0, len(photos) - 1, 10).astype(int)]

@@ -1,8 +1,8 @@
-"""Whether a long-running service grows.
+"""The memory of a long-running service.
 
-``python -m bench.memory`` explains 10,000 batches in one process and prints its resident memory on the way; the samples
-go to results/memory.json. ``python -m bench.memory --folder 100000`` does so for a folder of so many photos, each a
-file of its own, and a small network.
+``python -m bench.memory`` explains 10,000 batches in one process and prints its resident memory along the way; the
+samples go to results/memory.json. ``python -m bench.memory --folder 100000`` does so for a folder with that many
+photos, each a separate file, and a small network.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _watch_calls(explanations: int, warmup: int) -> None:
 
 
 def _watch_folder(folder: Path, count: int) -> None:
-    """Explain ``count`` small photos, each a file of its own, and print what stays in memory."""
+    """Explain ``count`` small photos, each a separate file, and print the resident memory."""
     path = folder / "small.onnx"
     fastcam.export(_tiny(), path, preprocess="scale")
     make_photos(folder / "seeds", 64, (64, 48))
@@ -90,7 +90,7 @@ def _watch_folder(folder: Path, count: int) -> None:
 
 
 def _tiny() -> onnx.ModelProto:
-    """Return a classifier of 32x32 images, so that a hundred thousand take minutes."""
+    """Return a classifier of 32x32 images, so that a hundred thousand take only minutes."""
     generator = np.random.default_rng(0)
     weights = {"kernel": generator.normal(size=(8, 3, 3, 3)), "dense": generator.normal(size=(8, 5))}
     nodes = [

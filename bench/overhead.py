@@ -1,9 +1,9 @@
-"""What a heatmap costs on top of the prediction.
+"""The cost of a heatmap on top of the prediction.
 
 Scores + heatmap (an Explainer called with a preprocessed batch) and the plain forward pass of the same network, both in
-ONNX Runtime in this process, in turns. Before they are timed, both have to give the same scores, and there has to be a
-heatmap. The plain network of keras.applications is the part of the exported file that makes the logits; how its speed
-compares with other exporters' files is the question `export`.
+ONNX Runtime in this process, in turn. Before timing, both must give the same scores, and the heatmap must not be
+empty. The plain network of keras.applications is the part of the exported file that computes the logits; the
+question `export` compares its speed with other exporters' files.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from .runtimes import open_session
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ASKS = "scores + heatmap over the plain forward pass in the same runtime"
+ASKS = "scores + heatmap compared with the plain forward pass in the same runtime"
 PACKAGES = ("fastcam", "numpy", "onnxruntime", "tensorflow", "tensorflow-cpu", "keras")
 PLAIN = "plain"
 _COUNTS = (1, 5, CLASSES)
 _BATCHES = (1, 4, 16)
-# What writes the explained file, and about how many seconds an image takes on two cores.
+# The function that writes the explained file, and about how many seconds an image takes on two cores.
 _NETWORKS: dict[str, tuple[Callable[[Path], object], float]] = {
     "VGG16": (lambda path: fastcam.export(vgg16().to_onnx(), path), 0.28),
     "MobileNetV2": (lambda path: export_keras("MobileNetV2", path), 0.02),
@@ -50,7 +50,7 @@ _TINY: dict[str, tuple[Callable[[Path], object], float]] = {
 def cases(settings: Settings) -> list[Case]:
     networks = _TINY if settings.quick else _NETWORKS
     return [
-        # The first of a network waits for the export. Three rounds and a warm-up of each contestant.
+        # The first case of a network waits for the export. Three rounds and a warm-up of each contestant.
         Case(
             f"{network}, batch {batch}",
             2 + (15 if batch == 1 else 0) + 4 * seconds * batch * (1 + len(_COUNTS)),
@@ -100,13 +100,13 @@ def _validate(plain: onnxruntime.InferenceSession, explainer: fastcam.Explainer,
     found = explainer(images)
     (logits,) = plain.run(None, {plain.get_inputs()[0].name: images})
     if not np.allclose(found.logits, logits, rtol=1e-3, atol=1e-4 * np.abs(logits).max()):
-        sys.exit("the explained file gives other scores than its forward part")
+        sys.exit("the explained file gives different scores than its forward part")
     if not (np.isfinite(found.heatmaps).all() and found.heatmaps.max() > 0.5):
         sys.exit("the heatmap is empty")
 
 
 def overheads(record: Record, key: str) -> dict[str, float]:
-    """Return the ratio of medians over the plain pass, by number of classes."""
+    """Return the ratio of medians to the plain pass, by number of classes."""
     medians = record.medians(key)
     return {name: seconds / medians[PLAIN] for name, seconds in medians.items() if name != PLAIN}
 
@@ -128,6 +128,6 @@ def draw(record: Record) -> Figure:
         name = f"K = {count}"
         shares = {key: 100 * (overheads(record, key)[name] - 1) for key in record.cases}
         panels.append(
-            plots.Panel(f"heatmaps of {count} classes" if count > 1 else "heatmap of the best class", shares, unit="%")
+            plots.Panel(f"heatmaps of {count} classes" if count > 1 else "heatmap of the top class", shares, unit="%")
         )
     return plots.bars(panels, "% on top of the plain forward pass", columns=3, best="")

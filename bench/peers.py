@@ -1,9 +1,9 @@
-"""How fastcam compares with the ways in which Grad-CAM is computed today.
+"""How fastcam compares with other ways of computing Grad-CAM.
 
-The same weights and images in fastcam, in torch and TensorFlow code written by hand, and in every library that is
-installed. Before anything is timed, each peer's maps have to be those that follow from fastcam's raw maps by the peer's
-own formula (`contestants`); one that is missing, fails or disagrees is named and not timed. Beside them the plain
-forward pass in the runtimes that a user could pick.
+The same weights and images in fastcam, in hand-written torch and TensorFlow code, and in every installed library.
+Before timing, each peer's maps must be those that follow from fastcam's raw maps by the peer's own formula
+(`contestants`); a peer that is missing, fails or disagrees is reported and not timed. In addition: the plain forward
+pass in the runtimes that a user could choose.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def cases(settings: Settings) -> list[Case]:
         "VGG16": _models(vgg16(settings.weights), settings, "vgg16"),
         "small": _models(small(), settings, "small"),
     }
-    # Seconds: what three rounds take on two cores. The last takes half an hour: for those who have it.
+    # Seconds that three rounds take on two cores. The last case takes half an hour.
     return [
         _peers_case(models, "VGG16", 1, 1, 75),
         _runtimes_case(models, "VGG16", 1, 20),
@@ -97,7 +97,7 @@ def _images(models: Models, batch: int) -> Any:
 def _measure_peers(models: Models, batch: int, classes: Sequence[int], allowance: float) -> Measurement:
     begin = time.perf_counter()
     images = _images(models, batch)
-    # A loop over classes is right where its first and last are.
+    # A loop over classes is right if its first and last results are.
     checked = sorted({classes[0], classes[-1]})
     raw = models.explainer(images, checked, size="layer", normalize=None).maps
     contestants: dict[str, Callable[[], object]] = {PLAIN: RUNTIMES[ONNX_RUNTIME].make(models, images)}
@@ -109,7 +109,7 @@ def _measure_peers(models: Models, batch: int, classes: Sequence[int], allowance
             start = time.perf_counter()
             found = agreement(name, explain, raw, checked, images.shape[2:])
             known[name] = (time.perf_counter() - start) * len(classes) / len(checked)
-        except Exception as error:  # noqa: BLE001  # whatever a peer raises: it is named, and the others go on
+        except Exception as error:  # noqa: BLE001  # whatever a peer raises is reported, and the others go on
             missing[name] = why_missing(error)
             continue
         errors[name] = {"median": found.median, "worst": found.worst}
@@ -119,7 +119,7 @@ def _measure_peers(models: Models, batch: int, classes: Sequence[int], allowance
             missing[name] = f"other maps: relative error {found.median:.1g}, at worst {found.worst:.1g}"
     agreeing = set(PEERS) & set(contestants) - {FASTCAM}
     if FASTCAM not in contestants or (len(errors) > 1 and not agreeing):
-        sys.exit(f"fastcam agrees with no peer: {missing}")
+        sys.exit(f"fastcam does not agree with any peer: {missing}")
     timings = interleave(contestants, Pace(allowance - (time.perf_counter() - begin)), known=known)
     return Measurement.of(timings, facts={"errors": errors, "maps": batch * len(classes)}, missing=missing)
 
@@ -129,7 +129,7 @@ def _asked(explain: Callable[[Sequence[int]], object], classes: Sequence[int]) -
 
 
 def why_missing(error: Exception) -> str:
-    """Return why a peer cannot take part, in a line."""
+    """Return in one line why a peer cannot take part."""
     if isinstance(error, ImportError):
         return f"not installed ({error})"
     lines = str(error).strip().splitlines()
@@ -147,7 +147,7 @@ def _measure_runtimes(models: Models, batch: int, allowance: float) -> Measureme
         try:
             run = runtime.make(models, images)
             errors[name] = float(np.abs(run() - expected).max())
-        except Exception as error:  # noqa: BLE001  # whatever a runtime raises: it is named, and the others go on
+        except Exception as error:  # noqa: BLE001  # whatever a runtime raises is reported, and the others go on
             missing[name] = why_missing(error)
             continue
         if errors[name] <= 1e-3:
@@ -165,12 +165,12 @@ def peer_cases(record: Record) -> list[str]:
 
 
 def best_peer(medians: dict[str, float]) -> str | None:
-    """Return the fastest of the peers, whatever it is."""
+    """Return the fastest peer."""
     return min((name for name in PEERS if name in medians and name != FASTCAM), key=medians.__getitem__, default=None)
 
 
 def comparison(record: Record) -> str:
-    """Return the table of peers: milliseconds, and how many times fastcam's."""
+    """Return the table of peers: milliseconds, and the ratio to fastcam's."""
     keys = peer_cases(record)
     names = [PLAIN, *PEERS]
     rows: list[list[object]] = []
@@ -185,7 +185,7 @@ def comparison(record: Record) -> str:
             times = medians[name] / medians[FASTCAM]
             cells.append(f"{figures(medians[name] * 1e3)} ({figures(low * 1e3)}..{figures(high * 1e3)}), {times:.2f}x")
         rows.append(cells)
-    return markdown(["ms (quartiles), times fastcam's", *keys], rows)
+    return markdown(["ms (quartiles), ratio to fastcam", *keys], rows)
 
 
 def summary(record: Record) -> str:
@@ -232,12 +232,12 @@ def _agreements(record: Record) -> str:
             rows.append(
                 [name, f"{max(each['median'] for each in found):.1e}", f"{max(each['worst'] for each in found):.1e}"]
             )
-    header = ["heatmaps, before they were timed", "relative error, median map", "worst map"]
+    header = ["heatmaps, checked before timing", "relative error, median map", "worst map"]
     return markdown(header, rows) if rows else ""
 
 
 def _goals(record: Record) -> str:
-    """Say how many times faster fastcam is than the fastest peer and than the textbook code; below 1: slower."""
+    """Return lines comparing fastcam with the fastest peer and the textbook code; below 1: slower."""
     lines = []
     for key in peer_cases(record):
         medians = record.medians(key)

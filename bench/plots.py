@@ -1,4 +1,4 @@
-"""The pictures of the questions: bars beside each other, and lines over a size."""
+"""The plots of the questions: bars side by side, and lines over a size."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Panel:
 
 
 def bars(panels: Sequence[Panel], label: str, *, columns: int = 2, best: str = "low") -> Figure:
-    """Draw panels of horizontal bars, the best on top, each with its number.
+    """Draw panels of horizontal bars, the best on top, each with its value.
 
     ``best`` says which is the best, the "low" or the "high" value, or "" to keep the order. In ``label``, {own} is the
-    contestant that the others are measured by, where panels differ in it.
+    contestant to which the others are compared, if it differs between panels.
     """
     figure, axes = _grid(panels, columns, height=lambda panel: 0.3 * len(panel.values) + 1.0)
     for axis, panel in zip(axes, panels, strict=False):
@@ -90,7 +90,7 @@ def curves(panels: Sequence[Curves], label: str, *, columns: int = 2) -> Figure:
 
 
 def _grid(panels: Sequence[Any], columns: int, height: Any) -> tuple[Figure, list[Any]]:
-    """Return a figure with a place for each panel, as high as the highest of its row."""
+    """Return a figure with axes for each panel, as high as the highest in its row."""
     from matplotlib.figure import Figure
 
     columns = min(columns, len(panels))

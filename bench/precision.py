@@ -1,12 +1,12 @@
-"""What float16 changes: ``python -m bench.precision [MODEL ...]``.
+"""The effect of float16: ``python -m bench.precision [MODEL ...]``.
 
-Exports EfficientNet-Lite0, or the classifiers that are named, with ``precision="fp32"`` and ``"fp16"``, explains views
-of scikit-image's photos (whole, four corners, middle, and each of these mirrored) for the three best classes of the
-float32 file, and writes results/precision.json: size of the files, whether the best class is the same, the largest
+Exports EfficientNet-Lite0, or the named classifiers, with ``precision="fp32"`` and ``"fp16"``, explains views
+of scikit-image's photos (whole, four corners, middle, and each of these mirrored) for the top three classes of the
+float32 file, and writes results/precision.json: file sizes, whether the top class is the same, the largest
 difference of a logit, and the relative L2 error of raw maps and of heatmaps.
 
-ONNX Runtime's CPU provider computes most of float16's ops in float32 and rounds what they give, some of it: what is
-measured is the rounding of weights and values, not of the sums inside an op, which GPUs do in float32, too.
+ONNX Runtime's CPU provider computes most float16 ops in float32 and rounds some of their results: this measures the
+rounding of weights and values, not of the sums inside an op, which GPUs also compute in float32.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _TARGET = "top3"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", type=Path, metavar="MODEL", help=".keras, .h5 or .onnx")
-    parser.add_argument("--preprocess", help="of the models that are named, where they do not say")
+    parser.add_argument("--preprocess", help="of the named models, if they do not define it")
     arguments = parser.parse_args()
     sources: dict[str, tuple[Any, Any]] = {model.stem: (model, arguments.preprocess) for model in arguments.models} or {
         "EfficientNet-Lite0": (lite0(), PREPROCESSING)
@@ -54,13 +54,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         results = {name: _compare(*source, Path(folder), views) for name, source in sources.items()}
     rows = [_row(name, figures) for name, figures in results.items()]
-    header = ["network", "images", "file", "same best class", "logit, largest", "maps, median", "largest", "heatmaps"]
+    header = ["network", "images", "file", "same top class", "logit, largest", "maps, median", "largest", "heatmaps"]
     print(table(header, rows))
     print(f"written to {save('precision', PACKAGES, results)}")
 
 
 def _views() -> Iterator[NDArray[np.uint8]]:
-    """Yield the photos whole and in parts of three quarters of their sides, as they are and mirrored."""
+    """Yield the photos whole and in crops of three quarters of their sides, unchanged and mirrored."""
     for name in _PHOTOS:
         photo = read_image(str(files("skimage") / "data" / name))
         height, width = (side * 3 // 4 for side in photo.shape[:2])
@@ -99,7 +99,7 @@ def _normalized(maps: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _summary(expected: NDArray[np.float32], found: NDArray[np.float32]) -> dict[str, float]:
-    """Return median and largest of the relative L2 errors of single maps; blank ones have none."""
+    """Return median and maximum of the relative L2 errors of individual maps; blank ones have none."""
     norms = np.linalg.norm(expected, axis=(2, 3))
     errors = np.linalg.norm(found - expected, axis=(2, 3))[norms > 0] / norms[norms > 0]
     return {"median": float(np.median(errors)), "largest": float(errors.max())}

@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md, its pictures, and the README's table and picture, from the results alone."""
+"""Writes docs/benchmarks.md, its plots, and the README's table and plot, only from the results."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ _PICTURES = Path("docs") / "benchmarks"
 _INTRODUCTION = """\
 # Benchmarks
 
-Written by `python -m bench report` from the samples of `python -m bench`, wins and losses alike. How it is measured:
+Written by `python -m bench report` from the samples of `python -m bench`, wins and losses alike. Method:
 
-- Contestants run in turns within one process, in bursts; the first runs of a burst do not count, because the threads of
-  the one before go on spinning for a while. A change of the machine's speed meets all of them.
-- What a contestant computes is checked before it is timed. One that is missing, fails or disagrees is named.
-- Figures are medians, with the first and third quartile; ratios are ratios of medians. Of a contestant that takes more
-  than ten seconds there are few samples.
+- Contestants run in turn within one process, in bursts; the first runs of a burst do not count, because the previous
+  contestant's threads keep spinning for a while. A change in the machine's speed affects all of them.
+- A contestant's results are checked before it is timed. One that is missing, fails or disagrees is listed.
+- Figures are medians, with the first and third quartile; ratios are ratios of medians. Contestants that take more than
+  ten seconds have few samples.
 - Every sample is kept in `bench/results/`, with the machine and the versions.
 
-`python -m bench all --minutes 20` measures all of it anew, as far as the time goes; called again it goes on.
+`python -m bench all --minutes 20` measures everything again, as far as the time allows; a second call continues.
 """
 
 
 def write_report(root: Path, *, quick: bool = False) -> list[Path]:
-    """Write what there are results for, and return the files.
+    """Write everything that has results, and return the files.
 
     Parameters
     ----------
     root
         The project's folder.
     quick
-        From the results of quick runs, into the folder of results, to look at: never into the documents.
+        Use the results of quick runs and write into the results folder, only to look at, never into the documents.
     """
     records = {
         name: record
@@ -50,7 +50,7 @@ def write_report(root: Path, *, quick: bool = False) -> list[Path]:
     written = []
     for name, record in records.items():
         path = pictures / f"{name}.png"
-        # No date and version inside: the same results are the same bytes.
+        # No date or version inside: the same results give the same bytes.
         find_question(name).draw(record).savefig(path, dpi=110, metadata={"Software": None})
         written.append(path)
     document = target / "docs" / "benchmarks.md"
@@ -84,7 +84,7 @@ def _section(question: Question, record: Record) -> str:
 
 
 def setting(record: Record) -> str:
-    """Say when and on what it was measured."""
+    """Return when and on what machine it was measured."""
     machine = record.machine
     first, last = record.dates
     day = first if first == last else f"{first} to {last}"
@@ -96,7 +96,7 @@ def setting(record: Record) -> str:
 
 
 def _left_out(record: Record) -> str:
-    """Name who did not take part, and what was not measured."""
+    """List contestants that did not take part, and cases that were not measured."""
     absent: dict[str, list[str]] = {}
     for key, case in record.cases.items():
         for name, reason in case["missing"].items():
@@ -107,14 +107,14 @@ def _left_out(record: Record) -> str:
 
 
 def readme_part(record: Record) -> str:
-    """Return what the README shows: one table and one picture."""
+    """Return the README's section: one table and one plot."""
     days = record.dates[-1]
     return (
-        f"Heatmaps by fastcam and by its peers, the same weights and images; medians of runs by turns, the peers as "
+        f"Heatmaps by fastcam and by its peers, the same weights and images; medians of interleaved runs, the peers as "
         f"times {FASTCAM}'s:\n\n{summary(record)}\n\n"
-        f"![The same as bars](docs/benchmarks/peers.png)\n\n"
+        f"![The same as a bar chart](docs/benchmarks/peers.png)\n\n"
         f"*`python -m bench peers`, {days}, {record.machine['processors']} processors of {_article(record)}"
-        f"{record.machine['processor']}. The other questions, their commands and machines, wins and losses: "
+        f"{record.machine['processor']}. Other benchmarks, their commands and machines, wins and losses: "
         f"[docs/benchmarks.md](docs/benchmarks.md).*\n"
     )
 
@@ -124,12 +124,12 @@ def _article(record: Record) -> str:
 
 
 def fill(text: str, part: str) -> str:
-    """Put the part between the README's markers.
+    """Insert the section between the README's markers.
 
     Raises
     ------
     ValueError
-        The markers are not there, or more than once.
+        The markers are missing or not unique.
     """
     if text.count(_BEGIN) != 1 or text.count(_END) != 1:
         raise ValueError(f"README.md needs one {_BEGIN.strip()} and one {_END}")

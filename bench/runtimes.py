@@ -1,4 +1,4 @@
-"""The plain forward pass in the runtimes that a user could pick, with the same weights."""
+"""The plain forward pass in the runtimes that a user could choose, with the same weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Forward = Callable[[], NDArray[Any]]
 
 @dataclass(frozen=True)
 class Runtime:
-    """What has to be installed, and from models and images (N,C,H,W) to what gives scores (N,classes)."""
+    """The package to install, and a function from models and images (N,C,H,W) to a scoring function."""
 
     package: str
     make: Callable[[Models, Floats], Forward]
@@ -35,7 +35,7 @@ def open_session(model: Path, threads: int) -> onnxruntime.InferenceSession:
 
 
 def plain_file(models: Models) -> Path:
-    """Write the classifier as it is before fastcam meets it, ending in a softmax."""
+    """Write the original classifier, ending in a softmax."""
     path = models.folder / "plain.onnx"
     if not path.exists():
         onnx.save(models.network.to_onnx(), path)
@@ -93,7 +93,7 @@ def _openvino(models: Models, images: Floats) -> Forward:
     return lambda: np.asarray(compiled([images])[0])
 
 
-# In a process of its own: the converter brings its own protobuf, which aborts where TensorFlow's is loaded.
+# In a separate process: the converter has its own protobuf, which aborts if TensorFlow's is loaded.
 _CONVERT_TO_MNN = """
 import sys
 from MNN.tools import mnnconvert

@@ -1,6 +1,6 @@
-"""How the cost of a heatmap grows: with the batch, the size of the image, channels, classes and threads.
+"""How the cost of a heatmap grows: with batch size, image size, channels, classes and threads.
 
-Plain forward pass and scores + heatmap in turns, as in `overhead`, of a small VGG one of whose sizes changes.
+Plain forward pass and scores + heatmap in turn, as in `overhead`, for a small VGG with one size varied.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from .runtimes import ONNX_RUNTIME, RUNTIMES
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ASKS = "batch 1..64, image size, channels, number of classes, threads"
+ASKS = "batch size 1..64, image size, channels, number of classes, threads"
 PACKAGES = ("fastcam", "numpy", "onnxruntime")
 PLAIN, EXPLAINED = "plain forward pass", "scores + heatmap"
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A network, and how it is asked."""
+    """A network and how it is called."""
 
     network: Vgg
     threads: int
@@ -53,7 +53,7 @@ def cases(settings: Settings) -> list[Case]:
     }
     if settings.quick:
         axes = {axis: workloads[:2] for axis, workloads in list(axes.items())[:2]}
-    # Every second point first: a run that is cut short still shows the course.
+    # Every second point first: a run that is cut short still shows the trend.
     points = [
         (axis, size, workload, number) for axis, found in axes.items() for number, (size, workload) in enumerate(found)
     ]

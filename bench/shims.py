@@ -1,9 +1,9 @@
-"""What the peers import and do not need for Grad-CAM, where it cannot be had.
+"""Stand-ins for modules that the peers import but do not need for Grad-CAM, if they cannot be installed.
 
 pytorch-grad-cam imports torchvision for the pictures of its tutorials, and torchvision has no wheel for every build of
 torch. xplique imports tensorflow-probability for another method, and pins a TensorFlow that is older than this one.
-tf-keras-vis imports a module of scipy by the name that it had before 2022. Empty modules take their places, and only
-where the real ones are missing.
+tf-keras-vis imports a module of scipy by its name before 2022. Empty modules replace them, only if the real ones are
+missing.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _STAND_INS = {
 
 
 def install() -> None:
-    """Put the stand-ins into place; what is installed stays."""
+    """Install the stand-ins; real modules take precedence."""
     missing = {name for name in _STAND_INS if importlib.util.find_spec(name.partition(".")[0]) is None}
     for name in [name for name in _STAND_INS if name in missing]:
         parent, _, child = name.rpartition(".")
         module = ModuleType(name)
-        # Something of the package may be asked for its specification later on.
+        # A module of the package may be queried for its specification later.
         module.__spec__ = importlib.util.spec_from_loader(name, loader=None)
         for member in _STAND_INS[name]:
             setattr(module, member, None)

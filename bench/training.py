@@ -1,8 +1,8 @@
-"""What it saves that the frozen network computes its features once: `python -m bench.training`.
+"""How much time is saved by computing the frozen network's features once: `python -m bench.training`.
 
-An epoch of a head for 15 classes, by Keras' `fit`: on the features that `fastcam.finetune` keeps, and through the
-frozen VGG16 that they came from. Both learn from the same photos; which weights the network has makes no difference to
-the time. Prints both, and what a training of 30 epochs takes either way.
+Times an epoch of a head for 15 classes, with Keras' `fit`: on the features that `fastcam.finetune` stores, and
+through the frozen VGG16 that computes them. Both learn from the same photos; the network's weights do not affect the
+time. Prints both, and the time of 30 epochs either way.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """fastcam: image classifiers that explain themselves, wherever ONNX runs.
 
-The way of the data::
+The path of the data::
 
     Keras model / .keras / .h5 / .onnx
-      -> export      one .onnx file: scores, activations, and the gradients of the scores that are asked for
+      -> export      one .onnx file: scores, activations, and the gradients of the requested scores
       -> Explainer   the file in ONNX Runtime, and a fused kernel for the heatmaps
       -> Explanation scores, heatmaps, overlays
 
@@ -20,7 +20,7 @@ import lazy_loader
 
 
 def _refuse_sub_interpreters() -> None:
-    """Raise ImportError in a sub-interpreter, where the compiled modules would wait for ever while they are loaded."""
+    """Raise ImportError in a sub-interpreter, where loading the compiled modules would hang."""
     for name in ("_interpreters", "_xxsubinterpreters"):  # since Python 3.13, and before
         try:
             interpreters = importlib.import_module(name)
@@ -28,7 +28,7 @@ def _refuse_sub_interpreters() -> None:
             continue
         if interpreters.get_current() != interpreters.get_main():
             raise ImportError(
-                "fastcam does not run in a sub-interpreter, and neither does NumPy: import it in the main interpreter "
+                "fastcam does not run in a sub-interpreter, nor does NumPy: import it in the main interpreter "
                 "(with mod_wsgi: WSGIApplicationGroup %{GLOBAL})"
             )
         return
@@ -36,8 +36,8 @@ def _refuse_sub_interpreters() -> None:
 
 _refuse_sub_interpreters()
 
-# `__init__.pyi` is the one list of public names. They are loaded when first used: onnx alone takes longer to import
-# than a service that only runs an Explainer should wait.
+# `__init__.pyi` is the only list of public names. They are loaded on first use: importing onnx alone takes longer
+# than a service that only runs an Explainer should have to wait.
 _load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 

@@ -1,4 +1,4 @@
-"""Start of the command line, which also reports errors and Ctrl-C while modules are still being loaded."""
+"""Entry point of the command line; it also reports errors and Ctrl-C while modules are still being loaded."""
 
 from __future__ import annotations
 

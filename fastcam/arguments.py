@@ -1,4 +1,4 @@
-"""Checks of arguments that several public functions share, and keywords under their former names."""
+"""Argument checks that several public functions share, and keywords under their former names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _Result = TypeVar("_Result")
 
 
 def shown(value: object) -> str:
-    """Return the repr of a value for an error message: short, and whatever the value's own repr does."""
+    """Return the repr of a value for an error message: short, and safe whatever the value's own repr does."""
     try:
         text = repr(value)
     except Exception:  # noqa: BLE001 - the value is the caller's, and so is its repr
@@ -44,7 +44,7 @@ def check_path(name: str, value: object, wanted: str = "a path") -> Path:
 
 
 def is_path(text: str) -> bool:
-    """Return whether a file could have this name: it is not empty and has no characters that file systems lack."""
+    """Return whether a file could have this name: it is not empty and contains no forbidden characters."""
     try:
         return bool(text) and b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
@@ -52,10 +52,10 @@ def is_path(text: str) -> bool:
 
 
 def check_integer(name: str, value: object, least: int, most: int | None = None) -> int:
-    """Return a whole number, NumPy's included; raises ArgumentError if it is none or lies outside of the bounds."""
+    """Return an integer, including NumPy's; raise ArgumentError if it is not one or is outside the bounds."""
     bounds = f"{least} or more" if most is None else f"{least} to {most}"
     try:
-        # Numbers only: a Path has no __index__, and a bool is not meant as a number.
+        # Only numbers: a Path has no __index__, and a bool is not meant as a number.
         number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
     except Exception:  # noqa: BLE001 - the value is the caller's
         number = None
@@ -70,7 +70,7 @@ def check_count(name: str, value: object) -> int:
 
 
 def check_number(name: str, value: object, allowed: Callable[[float], bool], wanted: str) -> float:
-    """Return a finite number, NumPy's included; raises ArgumentError if it is none or not allowed."""
+    """Return a finite number, including NumPy's; raise ArgumentError if it is not one or is not allowed."""
     try:
         number = math.nan if isinstance(value, bool | str | bytes) else float(value)  # type: ignore[arg-type]
     except Exception:  # noqa: BLE001 - the value is the caller's
@@ -93,7 +93,7 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
 
 
 def check_flag(name: str, value: object) -> bool:
-    """Return True or False, NumPy's included; raises ArgumentError for anything else."""
+    """Return True or False, including NumPy's; raise ArgumentError for anything else."""
     if type(value).__name__ not in ("bool", "bool_"):
         raise ArgumentError(f"{name}={shown(value)}: give True or False")
     return bool(value)
@@ -139,7 +139,7 @@ def check_classes(name: str, value: object) -> object:
 
 
 def check_pair(name: str, value: object) -> tuple[int, int]:
-    """Return two whole numbers, at least 1, of a list, tuple or array; raises ArgumentError for anything else."""
+    """Return two integers, at least 1, from a list, tuple or array; raise ArgumentError for anything else."""
     try:
         height, width = (check_integer(name, side, 1) for side in value)  # type: ignore[attr-defined]
     except Exception:  # noqa: BLE001 - the caller's object may raise anything when it is iterated
@@ -153,7 +153,7 @@ def check_text_or_pair(name: str, value: object) -> str | tuple[int, int]:
 
 
 def optional(check: Check) -> Check:
-    """Return a check that also takes None."""
+    """Return a check that also accepts None."""
     return lambda name, value: None if value is None else check(name, value)
 
 

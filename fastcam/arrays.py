@@ -1,4 +1,4 @@
-"""The types of arrays, by what they hold."""
+"""Array types, named by their contents."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ HalfOrFloats: TypeAlias = NDArray[np.float32] | NDArray[np.float16]
 Doubles: TypeAlias = NDArray[np.float64]
 Indices: TypeAlias = NDArray[np.int64]
 Pixels: TypeAlias = NDArray[np.uint8]
-"""Pictures, their components last, and tables of colours."""
+"""Pictures with their components last, and colour tables."""
 Bytes: TypeAlias = NDArray[np.uint8]
 """Raw memory."""

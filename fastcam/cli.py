@@ -29,8 +29,8 @@ from .preprocessing import Preprocessing
 from .web.runtime import PACKAGE
 from .web.site import build_site
 
-# Exit statuses other than 0 and click's own 2 for an invalid command line: the work or a part of it was refused; and
-# Ctrl-C, by the convention of shells.
+# Exit statuses other than 0 and click's own 2 for an invalid command line: the work failed, at least in part; and
+# Ctrl-C, by shell convention.
 _REFUSED, _INTERRUPTED = 1, 130
 
 # How `info` describes a precision.
@@ -38,7 +38,7 @@ _PRECISION_FACTS = {"fp32": "float32", "fp16": "float16, gradients float32"}
 
 # Seconds between two lines of progress if there is no terminal to draw a bar on.
 _LOG_SECONDS = 10.0
-# At most this many failures are listed by name, and the top classes of as many images.
+# At most this many failures, and the top classes of at most this many images, are listed.
 _LISTED = 10
 
 # Not every version of click declares it as generic at run time.
@@ -49,7 +49,7 @@ else:
 
 
 class _Path(_ParamType):
-    """The path of a file or folder; an empty string, as from an unset variable, is refused."""
+    """The path of a file or folder; an empty string, as from an unset variable, is rejected."""
 
     name = "path"
 
@@ -192,7 +192,7 @@ def commands() -> None:
     "--class-weights/--no-class-weights",
     default=True,
     show_default=True,
-    help="Weight photos so that every class counts the same.",
+    help="Weight photos so that every class counts equally.",
 )
 @click.option(
     "--validation-split",
@@ -286,7 +286,7 @@ def train(data_dir: Path, weights: str, **options: Any) -> None:
     type=click.Choice(list(METHODS)),
     default="gradcam",
     show_default=True,
-    help="What --draw draws by.",
+    help="Method for --draw.",
 )
 @click.option("--signed", is_flag=True, help="With --draw: keep the evidence against a class, -1..1.")
 @click.option(
@@ -301,7 +301,7 @@ def train(data_dir: Path, weights: str, **options: Any) -> None:
     show_default=True,
     help="required: an ordinary input, for runtimes other than ONNX Runtime.",
 )
-@click.option("--raw-outputs", is_flag=True, help="With --draw: give activations and weights, too.")
+@click.option("--raw-outputs", is_flag=True, help="With --draw: also output activations and weights.")
 def export(model: Path, out: Path, layer: Sequence[str], preprocess: str | None, **options: Any) -> None:
     """Export MODEL (.keras, .h5 or .onnx) to OUT, a single ONNX file that explains itself.
 
@@ -377,7 +377,7 @@ def export(model: Path, out: Path, layer: Sequence[str], preprocess: str | None,
     help="Device to run the model on: auto, cpu, cuda, cuda:1 or tensorrt.",
 )
 @click.option("--report/--no-report", default=True, show_default=True, help="Write report.html and its thumbnails.")
-@click.option("--resume", is_flag=True, help="Continue an earlier run in DIR, or extend it by new images.")
+@click.option("--resume", is_flag=True, help="Continue an earlier run in DIR, or add new images to it.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print each line of results.jsonl to standard output as it is written."
 )
@@ -452,8 +452,8 @@ def info(file: Path, as_json: bool) -> None:
 def web(file: Path, out: Path, title: str | None, archive: Path | None) -> None:
     """Write a static page that explains photos with FILE in the browser: no photo leaves the machine.
 
-    FILE was exported with --draw heatmaps --picture input --target required. ONNX Runtime Web comes from npm and is
-    checked by its hash; the page loads nothing from elsewhere. Any web server serves DIR, GitHub Pages for one.
+    FILE must be exported with --draw heatmaps --picture input --target required. ONNX Runtime Web comes from npm and is
+    checked by its hash; the page loads nothing from elsewhere. Any web server serves DIR, for example GitHub Pages.
     """
     site = build_site(file, out, title=title, archive=archive)
     _say(f"wrote {site.folder}: {', '.join(f'{part} {_megabytes(size)}' for part, size in site.bytes.items())}")
@@ -470,16 +470,19 @@ def web(file: Path, out: Path, title: str | None, archive: Path | None) -> None:
     help="Where to run it.",
 )
 @click.option(
-    "--picture", type=_FILE, metavar="PNG", help="Run nothing: write the test's picture, for a program of your own."
+    "--picture", type=_FILE, metavar="PNG", help="Do not run it: write the test's picture, for a program of your own."
 )
 @click.option(
-    "--answer", type=_FILE, metavar="FILE", help="Run nothing: check the heatmap that it wrote, as raw float32."
+    "--answer",
+    type=_FILE,
+    metavar="FILE",
+    help="Do not run it: check your program's heatmap, raw float32.",
 )
 def selftest(file: Path, runtime: str, picture: Path | None, answer: Path | None) -> int:
-    """Check that a runtime computes the scores and the heatmap that FILE expects of it.
+    """Check that a runtime computes the scores and the heatmap that FILE expects.
 
-    FILE, exported with --draw, carries a test input, and a class other than the top one to explain. The exit status is
-    1 where the answer differs.
+    FILE, exported with --draw, contains a test input and a class to explain, other than the top one. The exit status
+    is 1 if the result differs.
     """
     if picture is not None:
         _say(f"wrote {picture}: explain class {write_selftest_picture(file, picture)}")
@@ -510,7 +513,7 @@ def _passed(passed: bool, tolerance: float) -> int:
     metavar="DIR",
     help="Folder for the model and the pictures.",
 )
-@click.option("--web", "in_browser", is_flag=True, help="Then open a page that explains your own photos.")
+@click.option("--web", "in_browser", is_flag=True, help="Then open a page on which you can explain your own photos.")
 def demo(out: Path, in_browser: bool) -> None:
     """Explain four photos with a trained EfficientNet-Lite0, and write overlays and a contact sheet.
 
@@ -555,7 +558,7 @@ class _Bar:
         from tqdm import tqdm
 
         if self._bar is None:
-            # The images of an earlier run, or the first one, do not count for the rate.
+            # Images of an earlier run, and the first image, do not count towards the rate.
             self._bar = tqdm(total=progress.total, initial=progress.done, unit="img", dynamic_ncols=True)
         self._bar.set_postfix({"failed": progress.failed} if progress.failed else {}, refresh=False)
         self._bar.update(progress.done - self._bar.n)
@@ -564,7 +567,7 @@ class _Bar:
 
 
 class _Log:
-    """A plain line of progress every few seconds."""
+    """A plain progress line every few seconds."""
 
     def __init__(self) -> None:
         self._first: tuple[float, int] | None = None
@@ -586,7 +589,7 @@ class _Log:
 
 
 class _TrainingBar:
-    """A progress bar on the terminal for each step of a training."""
+    """A progress bar on the terminal for each step of training."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -609,7 +612,7 @@ class _TrainingBar:
 
 
 class _TrainingLog:
-    """A line per epoch, and one at the end of every other step."""
+    """One line per epoch, and one at the end of every other step."""
 
     def __call__(self, progress: fastcam.TrainingProgress) -> None:
         if progress.logs:
@@ -637,7 +640,7 @@ def _print_classes(progress: fastcam.JobProgress) -> None:
 
 
 def _described(item: Mapping[str, Any]) -> str:
-    """Return a class of results.jsonl with its probability, or its score where there is no probability."""
+    """Return a class from results.jsonl with its probability, or its score if there is no probability."""
     probability = item["probability"]
     return f"{item['label']} " + (f"{item['score']:.3g}" if probability is None else f"{probability:.1%}")
 
@@ -729,7 +732,7 @@ def _echo(text: str, *, err: bool = False) -> None:
         raise
     except OSError as error:
         if err:
-            # There is nowhere to report this.
+            # There is no place to report this.
             return
         _discard_output()
         raise WriteError(f"standard output cannot be written: {error.strerror}") from None
@@ -741,7 +744,7 @@ def _discard_output() -> None:
 
 
 def _printable(text: str) -> str:
-    """Escape what a file name may contain and a terminal would obey, or cannot show.
+    """Escape characters of file names that a terminal would interpret or cannot show.
 
     That includes line breaks: a name must not look like a line of output.
     """
@@ -749,18 +752,18 @@ def _printable(text: str) -> str:
 
 
 def main() -> None:
-    """Run the command line; a refusal is one line on standard error and exit status 1."""
+    """Run the command line; errors are one line on standard error and exit status 1."""
     # Pillow's warnings about damaged pictures are redundant: the pictures are explained, or listed as failed.
     warnings.filterwarnings("ignore", module=r"PIL\b")
     _open_missing_streams()
     with suppress(ValueError):
-        # Only the main thread can do this, and it always is, except in tests.
+        # Only the main thread can do this, which this always is except in tests.
         signal.signal(signal.SIGINT, _Interruptions())
     sys.exit(_status())
 
 
 class _Interruptions:
-    """Ctrl-C: the first one ends the work in order, later ones do not disturb that, and the third one does not wait."""
+    """Ctrl-C: the first one ends the work cleanly, the second one changes nothing, and the third one does not wait."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -769,7 +772,7 @@ class _Interruptions:
         self._count += 1
         if self._count == 1:
             raise KeyboardInterrupt
-        # Not through click or print, which may hold a lock at this moment.
+        # Not through click or print, which may hold a lock at this point.
         with suppress(OSError):
             os.write(2, b"fastcam: stopping\n")
         if self._count > 2:
@@ -781,7 +784,7 @@ def _open_missing_streams() -> None:
     """Open an empty stream in place of each missing standard stream, before another file takes its number."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - open until the process ends
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - stays open
 
 
 def _status() -> int:
@@ -797,6 +800,6 @@ def _status() -> int:
         _say("fastcam: interrupted; continue `fastcam explain` or `fastcam train` with --resume", err=True)
         return _INTERRUPTED
     except BrokenPipeError:
-        # The reader of standard output, for example `head`, has gone.
+        # The reader of standard output, for example `head`, is gone.
         _discard_output()
         return _REFUSED

@@ -1,7 +1,7 @@
-"""Every exception of the package.
+"""All exceptions of the package.
 
 Each is a `FastcamError` and also the builtin that it refines, so callers can catch either. A message says what was
-wrong, where (value, node, layer, image or file), and what to do. Pickled errors, as process pools send them, keep their
+wrong, where (value, node, layer, image or file), and what to do. Pickled errors, as sent by process pools, keep their
 type, message and attributes.
 """
 
@@ -16,7 +16,7 @@ class FastcamError(Exception):
     """Base of every error that fastcam raises."""
 
     def __reduce__(self) -> Any:
-        # Exceptions are pickled as a call of their class with `args`, which need not be what `__init__` takes.
+        # Exceptions are pickled as a call of their class with `args`, which may differ from what `__init__` takes.
         reduced: tuple[Any, ...] = super().__reduce__()  # type: ignore[assignment]  # never the name of a global
         _, args, *state = reduced
         return _restored, (type(self), args), *state

@@ -29,7 +29,7 @@ Identity = tuple[int, int]
 
 # A temporary file that `replacing` writes.
 PART = re.compile(r"\..+\.[0-9a-f]{32}\.part", re.DOTALL)
-# A new temporary file is locked within microseconds; one that is older and not locked has lost its writer.
+# A new temporary file is locked within microseconds; an older one without a lock has lost its writer.
 _ABANDONED_SECONDS = 60
 
 # Flags that Windows does not have. Opening a pipe without O_NONBLOCK waits for its writer.
@@ -76,7 +76,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
                 _remove_abandoned(path)
             with temporary.open("xb") as file:
                 with contextlib.suppress(OSError):
-                    # Where the file system has no locks, what a killed process leaves behind is kept.
+                    # If the file system has no locks, files left behind by killed processes are kept.
                     _lock(file)
                 _keep_permissions(path, temporary)
                 yield file
@@ -100,7 +100,7 @@ def _keep_permissions(path: Path, temporary: Path) -> None:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove temporary files of ``path`` whose writers were killed: a live writer holds a lock on its file."""
+    """Remove temporary files of ``path`` whose writers were killed; a live writer holds a lock on its file."""
     for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         with contextlib.suppress(OSError):
             if not PART.fullmatch(part.name) or time.time() - part.lstat().st_mtime < _ABANDONED_SECONDS:
@@ -146,7 +146,7 @@ def locked(folder: Path) -> Iterator[None]:
 def refuse_links(folder: Path, names: Iterable[str]) -> None:
     """Raise WriteError if one of these files or folders in ``folder`` is a link: writing would change its target.
 
-    A file with a second name (a hard link) is refused as well.
+    A file with a second name (a hard link) is rejected as well.
     """
     for name in names:
         path = folder / name
@@ -172,7 +172,7 @@ def open_unlinked(path: Path, mode: str) -> BinaryIO:
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a regular file to read it.
 
-    Unlike a check before the call, this cannot wait for ever on a pipe that took the file's place.
+    Unlike a check before the call, this cannot block forever on a pipe that took the file's place.
 
     Raises
     ------
@@ -204,7 +204,7 @@ def digest(parts: Iterable[bytes | memoryview]) -> str:
 
 
 def identity(path: str | os.PathLike[str]) -> Identity:
-    """Return what tells a file or folder from all others, whatever its path; raises OSError."""
+    """Return what identifies a file or folder, whatever its path; raises OSError."""
     status = os.stat(path)  # noqa: PTH116 - Path would change names like "a/../b"
     return status.st_dev, status.st_ino
 
@@ -218,8 +218,8 @@ def walk(
 ) -> Iterator[tuple[str, list[str]]]:
     """Yield ``folder`` and every folder below it, each with the names of its other entries, unsorted.
 
-    Breadth first, so that each folder is reached the shortest way; a folder that several links lead to is visited once.
-    Hidden entries are left out. The depth is limited only by the file system.
+    Breadth first, so that each folder is reached by the shortest path; a folder that several links lead to is visited
+    once. Hidden entries are skipped. The depth is limited only by the file system.
 
     Parameters
     ----------
@@ -227,7 +227,7 @@ def walk(
     report : callable
         Called with the error of each folder that cannot be read.
     exclude : collection of Identity
-        Folders that are left out with everything below them.
+        Folders that are skipped with everything below them.
     follow_links : bool
         Whether to enter folders through symbolic links.
     """

@@ -1,12 +1,13 @@
 """A model as a graph that can be queried and edited.
 
-All edits go through the methods of `Graph`, which keep its indices (who makes a value, who reads it, which names are
-taken) up to date: no index can go stale, and every edit takes time in proportion to what it changes, not to the size of
-the graph. The nodes themselves are `onnx.NodeProto`: read their fields freely, but never write them.
+All edits go through the methods of `Graph`, which keep its indices (which node computes a value, which nodes read
+it, which names are taken) up to date: no index can go stale, and every edit takes time in proportion to what it
+changes, not to the size of the graph. The nodes themselves are `onnx.NodeProto`: read their fields freely, but never
+write them.
 
-The weights lie beside the nodes as NumPy arrays, outside any protobuf message: a VGG16 is passed around,
-shape-inferred and rewritten as a few kilobytes of nodes, and its 537 MB are neither copied nor serialised until the
-file is written.
+The weights are stored separately from the nodes as NumPy arrays, outside any protobuf message: VGG16 is
+passed around, shape-inferred and rewritten as a few kilobytes of nodes, and its 537 MB are neither copied nor
+serialised until the file is written.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Dim = int | str | None
 
 _T = TypeVar("_T")
 
-# Shape arithmetic (Reshape, Slice, Pad ...) reads small constants; inference needs their values, and only theirs.
+# Shape arithmetic (Reshape, Slice, Pad ...) reads small constants; inference needs only the values of these.
 _INFERENCE_CONSTANT_SIZE = 64
 
 # Ops that the checker rejects, and importers replace.
@@ -37,7 +38,7 @@ _DEFAULT_DOMAINS = ("", "ai.onnx")
 
 
 class TensorType(NamedTuple):
-    """Element type and shape of a value; a dimension is a number, a symbol, or None when nothing is known."""
+    """Element type and shape of a value; a dimension is a number, a symbol, or None if nothing is known."""
 
     dtype: np.dtype[Any]
     shape: tuple[Dim, ...]
@@ -75,13 +76,13 @@ class _NodeOrder:
             link = link.after
 
     def snapshot(self) -> tuple[onnx.NodeProto, ...]:
-        """Return the nodes in order; made anew only after a change."""
+        """Return the nodes in order; rebuilt only after a change."""
         if self._snapshot is None:
             self._snapshot = tuple(self)
         return self._snapshot
 
     def insert_before(self, place: onnx.NodeProto | None, node: onnx.NodeProto) -> None:
-        """Insert ``node`` before ``place``; None stands for the end."""
+        """Insert ``node`` before ``place``; None means at the end."""
         if node in self:
             raise ValueError(f"node {node.name!r} is already part of the graph")
         following = self._end if place is None else self._links[id(place)]
@@ -91,7 +92,7 @@ class _NodeOrder:
         self._snapshot = None
 
     def following(self, node: onnx.NodeProto) -> onnx.NodeProto | None:
-        """Return the node behind ``node``; None for the last."""
+        """Return the node after ``node``; None for the last."""
         return self._links[id(node)].after.node
 
     def remove(self, node: onnx.NodeProto) -> None:
@@ -122,7 +123,7 @@ class Graph:
     types : dict of str to TensorType
         Results of the last shape inference, by value name; `infer_types` refreshes them.
     defaults : dict of str to ndarray
-        Values of the inputs that a caller may leave out.
+        Values of the inputs that a caller may omit.
     domains : dict of str to int
         Versions of further operator sets.
     maps : dict of str to tuple of int
@@ -150,14 +151,15 @@ class Graph:
         self.defaults: dict[str, Array] = dict(defaults or {})
         self.domains: dict[str, int] = dict(domains or {})
         self.maps: dict[str, tuple[int, int, int]] = dict(maps or {})
-        # Every name that a node has ever read or made, the next number of each stem, and the small constants by value.
+        # Every name that a node has ever read or written, the next number of each stem, and the small constants by
+        # value.
         self._seen: set[str] = set()
         self._numbers: dict[str, int] = {}
         self._small: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._set_nodes(nodes)
 
     def copy(self, **changes: Any) -> Graph:
-        """Return a graph with its own nodes, which shares the arrays; ``changes`` replace arguments of `Graph`."""
+        """Return a graph with its own nodes that shares the arrays; ``changes`` replace arguments of `Graph`."""
         parts: dict[str, Any] = {
             "nodes": self.nodes,
             "constants": self.constants,
@@ -175,7 +177,7 @@ class Graph:
 
     @property
     def nodes(self) -> tuple[onnx.NodeProto, ...]:
-        """The nodes in topological order, as they are now."""
+        """The current nodes in topological order."""
         return self._order.snapshot()
 
     def holds(self, node: onnx.NodeProto) -> bool:
@@ -183,20 +185,20 @@ class Graph:
         return node in self._order
 
     def producer(self, value: str) -> onnx.NodeProto | None:
-        """Return the node that makes ``value``; None for inputs and constants."""
+        """Return the node that computes ``value``; None for inputs and constants."""
         return self._producers.get(value)
 
     def readers(self, value: str) -> list[onnx.NodeProto]:
-        """Return the nodes that read ``value``, each once, in the order in which they came to read it."""
+        """Return the nodes that read ``value``, each once, in the order in which they started reading it."""
         return list({id(node): node for node in self._uses.get(value, {}).values()}.values())
 
     def only_reader(self, value: str) -> onnx.NodeProto | None:
-        """Return the node that alone reads ``value``; None where none or several do, or the graph's outputs."""
+        """Return the only node that reads ``value``; None if none or several do, or if it is an output of the graph."""
         readers = self.readers(value)
         return readers[0] if len(readers) == 1 and value not in self.outputs else None
 
     def producers(self) -> Mapping[str, onnx.NodeProto]:
-        """Return the node behind every computed value, a view that follows all edits."""
+        """Return the producer of every computed value, as a view that follows all edits."""
         return MappingProxyType(self._producers)
 
     def type(self, value: str) -> TensorType:
@@ -205,7 +207,7 @@ class Graph:
         Raises
         ------
         ModelError
-            When shape inference could not determine it.
+            Shape inference could not determine it.
         """
         if value in self.constants:
             array = self.constants[value]
@@ -223,14 +225,14 @@ class Graph:
         return self.type(value).shape
 
     def rank(self, value: str) -> int | None:
-        """Return the number of dimensions of ``value``, None where inference could not determine it."""
+        """Return the number of dimensions of ``value``, or None if inference could not determine it."""
         if value in self.constants:
             return self.constants[value].ndim
         known = self.types.get(value) or self.inputs.get(value)
         return None if known is None else len(known.shape)
 
     def dtype(self, value: str) -> np.dtype[Any] | None:
-        """Return the element type of ``value``, None where inference could not determine it."""
+        """Return the element type of ``value``, or None if inference could not determine it."""
         return self.type(value).dtype if self.rank(value) is not None else None
 
     # Edits
@@ -244,11 +246,11 @@ class Graph:
         self._insert(place, nodes)
 
     def insert_after(self, place: onnx.NodeProto, *nodes: onnx.NodeProto) -> None:
-        """Insert nodes behind the node ``place``."""
+        """Insert nodes after the node ``place``."""
         self._insert(self._order.following(place), nodes)
 
     def remove(self, *nodes: onnx.NodeProto) -> None:
-        """Remove nodes; what read their outputs has to read something else by the next `check` or `prune`."""
+        """Remove nodes; readers of their outputs must read other values by the next `check` or `prune`."""
         for node in nodes:
             self._order.remove(node)
             for output in node.output:
@@ -258,19 +260,19 @@ class Graph:
                 self._drop_use(name, node, index)
 
     def replace(self, node: onnx.NodeProto, *nodes: onnx.NodeProto) -> None:
-        """Put nodes in the place of one; they may make values of the same names."""
+        """Replace a node by several; they may compute values with the same names."""
         following = self._order.following(node)
         self.remove(node)
         self._insert(following, nodes)
 
     def rewrite(self, node: onnx.NodeProto, op: str, inputs: Sequence[str], **attributes: Any) -> onnx.NodeProto:
-        """Replace a node by one of another op that makes the same values under the same name, and return that."""
+        """Replace a node by one with another op that computes the same values, keeping its name; return it."""
         new = helper.make_node(op, inputs, list(node.output), name=node.name, **attributes)
         self.replace(node, new)
         return new
 
     def set_input(self, node: onnx.NodeProto, index: int, value: str) -> None:
-        """Let a node read ``value`` as its input number ``index``."""
+        """Make a node read ``value`` as its input number ``index``."""
         self._drop_use(node.input[index], node, index)
         node.input[index] = value
         self._add_use(value, node, index)
@@ -285,7 +287,7 @@ class Graph:
             self._add_use(name, node, index)
 
     def set_output(self, node: onnx.NodeProto, index: int, value: str) -> None:
-        """Let output number ``index`` of a node be called ``value``; those who read the old name keep reading it."""
+        """Rename output number ``index`` of a node to ``value``; readers of the old name keep reading it."""
         if self._producers.get(node.output[index]) is node:
             del self._producers[node.output[index]]
         node.output[index] = value
@@ -299,7 +301,7 @@ class Graph:
         node.attribute.extend([*kept, *new])
 
     def replace_by_constants(self, node: onnx.NodeProto, arrays: Iterable[Array]) -> None:
-        """Remove a node and let its outputs be constants."""
+        """Remove a node and make its outputs constants."""
         self.constants.update({name: array for name, array in zip(node.output, arrays, strict=True) if name})
         self.remove(node)
 
@@ -308,7 +310,7 @@ class Graph:
         self.rename_all({old: new})
 
     def rename_all(self, names: Mapping[str, str]) -> None:
-        """Give values new names everywhere, all at once: two may swap theirs."""
+        """Rename values everywhere, all at once: two may swap names."""
         nodes = {id(node): node for old in names if (node := self._producers.get(old)) is not None}
         for old in names:
             self._producers.pop(old, None)
@@ -324,11 +326,11 @@ class Graph:
         self.maps.update([(new, self.maps.pop(old)) for old, new in names.items() if old in self.maps])
 
     def replace_uses(self, old: str, new: str, *, outputs: bool = True) -> None:
-        """Let every reader of ``old``, the graph's outputs included if asked, read ``new`` instead."""
+        """Make every reader of ``old``, optionally including the graph's outputs, read ``new`` instead."""
         self.replace_all_uses({old: new}, outputs=outputs)
 
     def replace_all_uses(self, names: Mapping[str, str], *, outputs: bool = True) -> None:
-        """Let the readers of several values read others instead, all at once; see `replace_uses`."""
+        """Make the readers of several values read others instead, all at once; see `replace_uses`."""
         moved = [(new, self._uses.pop(old)) for old, new in names.items() if old != new and old in self._uses]
         for new, uses in moved:
             for (_, index), node in uses.items():
@@ -339,12 +341,12 @@ class Graph:
             self.outputs = [names.get(name, name) for name in self.outputs]
 
     def detach(self, value: str, made: str, read: str) -> onnx.NodeProto:
-        """Free the name ``value``: its producer makes ``made`` instead, and its readers read ``read``.
+        """Free the name ``value``: its producer writes ``made`` instead, and its readers read ``read``.
 
         Returns
         -------
         onnx.NodeProto
-            The producer, behind which nodes between the two may be inserted.
+            The producer, after which nodes between the two can be inserted.
         """
         producer = self._producers[value]
         self.replace_uses(value, read)
@@ -352,13 +354,13 @@ class Graph:
         return producer
 
     def prune(self) -> None:
-        """Drop what the outputs do not need, and bring the nodes into an order that depends on the outputs alone."""
+        """Drop what the outputs do not need, and sort the nodes into an order that depends only on the outputs."""
         self._set_nodes(needed_nodes(self, self.outputs))
         self.constants = {name: a for name, a in self.constants.items() if name in self._uses or name in self.outputs}
         self.types = {name: type_ for name, type_ in self.types.items() if name in self._producers}
 
     def emit(self, op: str, *inputs: str, stem: str = "", **attributes: Any) -> str:
-        """Append a node of one output and return the name of the value it makes."""
+        """Append a node with one output and return the name of its value."""
         output = self.unused_name(stem or f"{op}_out")
         self.append(helper.make_node(op, list(inputs), [output], name=output, **attributes))
         return output
@@ -368,7 +370,7 @@ class Graph:
         value = np.asarray(array)
         key = _content(value)
         known = self.constants.get(self._small.get(key, ""))
-        # A pass may have given the name another value since.
+        # A pass may have changed the value of the name since.
         if key[2] and known is not None and _content(known) == key:
             return self._small[key]
         name = self.unused_name(stem)
@@ -378,7 +380,7 @@ class Graph:
         return name
 
     def unused_name(self, stem: str) -> str:
-        """Return ``stem``, or ``stem`` with the first number that makes it a new value name."""
+        """Return ``stem``, or ``stem`` with the first number that makes it a unique value name."""
         name, number = stem, self._numbers.get(stem, 1)
         while name in self._seen or name in self.constants or name in self.inputs:
             name, number = f"{stem}_{number}", number + 1
@@ -389,7 +391,7 @@ class Graph:
     def _set_nodes(self, nodes: Iterable[onnx.NodeProto]) -> None:
         self._order = _NodeOrder()
         self._producers: dict[str, onnx.NodeProto] = {}
-        # By value: the node that reads it, by the node's identity and the position among its inputs.
+        # Per value: the nodes that read it, by node identity and input position.
         self._uses: dict[str, dict[tuple[int, int], onnx.NodeProto]] = {}
         self._insert(None, nodes)
 
@@ -420,7 +422,7 @@ class Graph:
     # Checks, inference, messages
 
     def check(self) -> None:
-        """Raise ModelError where a node breaks ONNX's rules for its op, or reads a value that nothing makes."""
+        """Raise ModelError if a node violates ONNX's rules for its op, or reads a value that nothing computes."""
         context = onnx.checker.C.CheckerContext()
         context.ir_version = onnx.IR_VERSION
         context.opset_imports = {"": self.opset, **self.domains}
@@ -434,17 +436,17 @@ class Graph:
                 raise ModelError(f"node {node.name!r} ({node.op_type}) is not valid ONNX: {error}") from error
             missing = [name for name in node.input if name and name not in known]
             if missing:
-                raise ModelError(f"node {node.name!r} ({node.op_type}) reads {missing}, which nothing makes")
+                raise ModelError(f"node {node.name!r} ({node.op_type}) reads {missing}, which nothing computes")
         if not known.issuperset(self.outputs):
-            raise ModelError(f"nothing makes the outputs {sorted(set(self.outputs) - known)}")
+            raise ModelError(f"nothing computes the outputs {sorted(set(self.outputs) - known)}")
 
     def infer_types(self) -> None:
         """Refresh `types` by ONNX shape inference, without passing it the weights."""
         try:
             model = shape_inference.infer_shapes(self._without_weights(), data_prop=True)
         except Exception as error:  # the C++ checker throws several unrelated types
-            raise ModelError(f"shape inference refused the model: {error}") from error
-        # An output declared without a shape leaves inference with a second, empty entry: the informed one counts.
+            raise ModelError(f"shape inference rejected the model: {error}") from error
+        # For an output declared without a shape, inference returns a second, empty entry: keep the informative one.
         self.types = {info.name: _type_of(info) for info in model.graph.output if _has_shape(info)}
         self.types |= {info.name: _type_of(info) for info in model.graph.value_info if _has_shape(info)}
 
@@ -495,7 +497,7 @@ class Graph:
         known = self.types.get(name) or self.inputs.get(name)
         if known is None:
             return onnx.ValueInfoProto(name=name)
-        # Names that inference gave are no declaration: the next one may know more.
+        # Names given by inference are not declarations: the next inference may know more.
         shape = tuple(None if str(size).startswith("unk__") else size for size in known.shape)
         return _value_info(name, TensorType(known.dtype, shape))
 
@@ -512,12 +514,12 @@ def from_model(
     base_dir : str
         Folder of the model's external data.
     weights : iterable of (str, onnx.TensorProto), optional
-        Further constants by name, which the message has among its inputs.
+        Further constants by name, which are inputs of the message.
 
     Raises
     ------
     ModelError
-        When the message holds no graph, or its weights cannot be read.
+        The message holds no graph, or its weights cannot be read.
     """
     if not model.graph.node:
         raise ModelError("the model has no nodes: is it an ONNX model?")
@@ -544,7 +546,7 @@ def _refuse_unsupported(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         if any(item.HasField("g") or item.graphs for item in node.attribute):
             raise ModelError(
-                f"node {node.name!r} ({node.op_type}) holds a graph of its own: fastcam explains networks without "
+                f"node {node.name!r} ({node.op_type}) contains a subgraph: fastcam explains networks without "
                 "control flow. Export the model again with fixed conditions"
             )
     if graph.sparse_initializer:
@@ -552,12 +554,12 @@ def _refuse_unsupported(graph: onnx.GraphProto) -> None:
 
 
 def operator(node: onnx.NodeProto) -> str:
-    """Return the op of a node, with its domain in front unless that is ONNX's own."""
+    """Return the op of a node, prefixed with its domain unless that is ONNX's default."""
     return str(node.op_type if node.domain in _DEFAULT_DOMAINS else f"{node.domain}::{node.op_type}")
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
-    """Return the value of a node's attribute, text decoded, ``default`` where it is absent."""
+    """Return the value of a node's attribute, text decoded, or ``default`` if it is absent."""
     for item in node.attribute:
         if item.name == name:
             value = helper.get_attribute_value(item)
@@ -566,12 +568,12 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
 
 
 def needed_nodes(graph: Graph, outputs: Iterable[str]) -> list[onnx.NodeProto]:
-    """Return the nodes behind ``outputs`` in the order of a depth-first walk from them.
+    """Return the nodes that ``outputs`` depend on, in the order of a depth-first walk from them.
 
     Raises
     ------
     ModelError
-        When a value depends on itself.
+        A value depends on itself.
     """
     order: list[onnx.NodeProto] = []
     entered: set[int] = set()
@@ -611,7 +613,7 @@ def static_dims(graph: Graph, value: str, axes: Sequence[int]) -> tuple[int, ...
     Raises
     ------
     UnsupportedOpError
-        When one of them is not a fixed number.
+        One of them is not a fixed number.
     """
     shape = graph.shape(value)
     sizes = tuple(shape[axis] for axis in axes)
@@ -624,7 +626,7 @@ def static_dims(graph: Graph, value: str, axes: Sequence[int]) -> tuple[int, ...
 
 
 def _inferable(graph: Graph, node: onnx.NodeProto) -> tuple[list[onnx.NodeProto], dict[str, Array]]:
-    """Return nodes of the same type and shape, and constants for them, in place of one that ONNX infers badly."""
+    """Return nodes with the same type and shape, and their constants, in place of one that ONNX handles badly."""
     if operator(node) == "GroupNormalization":
         return [helper.make_node("Identity", node.input[:1], node.output)], {}
     if operator(node) == "Range":
@@ -636,7 +638,7 @@ def _inferable(graph: Graph, node: onnx.NodeProto) -> tuple[list[onnx.NodeProto]
     rank = graph.rank(node.input[0]) if sizes is not None else None
     if not axes or sizes is None or rank is None:
         return [node], {}
-    # Inference forgets the name of the batch: one pixel, spread over the new size, keeps it.
+    # Inference loses the name of the batch: expanding one pixel to the new size keeps it.
     name = node.output[0]
     whole = np.ones(rank, np.int64)
     whole[list(axes)] = sizes
@@ -649,7 +651,7 @@ def _inferable(graph: Graph, node: onnx.NodeProto) -> tuple[list[onnx.NodeProto]
 
 
 def _drawn_expand(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Return an Expand of drawn numbers: inference would write out that of integers, if it took all the memory."""
+    """Return an Expand of random numbers: inference would materialise one of integers, whatever its size."""
     value = graph.constants[node.input[0]]
     drawn, kind = f"{node.output[0]}/drawn", helper.np_dtype_to_tensor_dtype(value.dtype)
     uniform = helper.make_node("RandomUniform", [], [f"{drawn}/float"])
@@ -663,7 +665,7 @@ def _drawn_expand(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 
 def _open_range(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Return nodes that make a row of open length: inference would write a Range out, if it took all the memory."""
+    """Return nodes for a row of dynamic length: inference would materialise a Range, whatever its size."""
     known = [graph.type(name).dtype for name in node.input if graph.rank(name) is not None]
     zero = numpy_helper.from_array(np.zeros(1, known[0] if known else np.int64))
     length = f"{node.output[0]}/length"
@@ -675,7 +677,7 @@ def _open_range(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 
 def _renamed(mapping: dict[str, _T], names: Mapping[str, str]) -> dict[str, _T]:
-    """Return a mapping with new keys, in its order."""
+    """Return a mapping with new keys in the same order."""
     if mapping.keys().isdisjoint(names):
         return mapping
     return {names.get(key, key): value for key, value in mapping.items()}
@@ -686,7 +688,7 @@ def _tensors(arrays: Mapping[str, Array]) -> Iterator[onnx.TensorProto]:
 
 
 def _content(array: Array) -> tuple[str, tuple[int, ...], bytes]:
-    """Return what makes two small arrays equal; a large one has no bytes."""
+    """Return a key that is equal for equal small arrays; for a large one it omits the bytes."""
     return array.dtype.str, array.shape, array.tobytes() if array.size <= _INFERENCE_CONSTANT_SIZE else b""
 
 
@@ -695,7 +697,7 @@ def _steers_shapes(array: Array) -> bool:
 
 
 def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
-    """Copy a node without remarks: exporters note the source code that it came from, with its path."""
+    """Copy a node without its metadata: exporters record the source code that it came from, with its path."""
     clone = onnx.NodeProto()
     clone.CopyFrom(node)
     clone.ClearField("doc_string")

@@ -1,4 +1,4 @@
-"""Names of classes, in every form in which people keep them, and what `finetune` stores in its Keras files."""
+"""Class names in all common formats, and what `finetune` stores in its Keras files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from .errors import ArgumentError, ModelError
 from .preprocessing import Preprocessing
 
-# A member of the .keras archive in addition to those of Keras, which ignores it.
+# An additional member of the .keras archive, which Keras ignores.
 MEMBER = "fastcam.json"
 
 
@@ -42,7 +42,7 @@ def write_labels(path: Path, labels: Labels) -> None:
 
 
 def read_labels(path: Path) -> Labels | None:
-    """Read the labels of a Keras file; None where it has none.
+    """Read the labels of a Keras file; None if it has none.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def read_labels(path: Path) -> Labels | None:
         except (ArgumentError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
             raise ModelError(
                 f"{path}: its member {MEMBER}, with the class names, is damaged ({error}): train again, or remove the "
-                "member and give the names as classes"
+                "member and pass the names as classes"
             ) from None
 
 
@@ -71,7 +71,7 @@ def _names(classes: object) -> tuple[str, ...]:
 
 
 def class_names(source: object) -> list[str]:
-    """Return class names by index from any form in which people keep them.
+    """Return class names by index from any common format.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def class_names(source: object) -> list[str]:
 
 
 def stored_names(properties: Mapping[str, str]) -> tuple[str, ...] | None:
-    """Return the class names among a model's metadata, Ultralytics' ``names``: "{0: 'person', 1: 'car'}"."""
+    """Return the class names in a model's metadata, Ultralytics' ``names``: "{0: 'person', 1: 'car'}"."""
     try:
         return tuple(class_names(ast.literal_eval(properties["names"])))
     except (KeyError, ValueError, SyntaxError, MemoryError, RecursionError):
@@ -106,7 +106,7 @@ def stored_names(properties: Mapping[str, str]) -> tuple[str, ...] | None:
 
 
 def config_names(config: object) -> tuple[str, ...] | None:
-    """Return the class names of a Hugging Face configuration; None where it numbers its classes only."""
+    """Return the class names of a Hugging Face configuration; None if it only numbers its classes."""
     labels = getattr(config, "id2label", None)
     if not isinstance(labels, Mapping) or all(re.fullmatch(r"LABEL_\d+", str(name)) for name in labels.values()):
         return None
@@ -118,7 +118,7 @@ def config_names(config: object) -> tuple[str, ...] | None:
 
 def _read_names(path: Path) -> object:
     try:
-        # Editors put a byte order mark before the first line, and an empty line after the last.
+        # Editors may write a byte order mark before the first line and an empty line after the last.
         text = path.read_text(encoding="utf-8-sig").rstrip()
     except (OSError, ValueError) as error:
         raise ArgumentError(f"classes={str(path)!r} is not a readable UTF-8 text file: {error}") from error
@@ -139,7 +139,7 @@ _KEYS_OF_NAMES = ("id2label", "names", "class_indices", "classes")
 
 def _by_index(mapping: Mapping[Any, Any]) -> list[Any]:
     """Return the names in the order of their indices, whichever of the two is the key."""
-    # Names may be digits, too: {"0": 0, "1": 1}.
+    # Names may be digits as well: {"0": 0, "1": 1}.
     keyed = all(_is_index(key) for key in mapping) and not all(isinstance(name, int) for name in mapping.values())
     pairs = [(int(key), name) if keyed else (name, key) for key, name in mapping.items()]
     indices = [int(index) for index, _ in pairs if _is_index(index)]

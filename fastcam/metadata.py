@@ -1,4 +1,4 @@
-"""What an explained model's file says about itself, and how: the one place that knows the metadata keys."""
+"""What an explained model's file says about itself: the only module that knows the metadata keys."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .notes import Note
 from .preprocessing import Layout, Preprocessing
 
 FORMAT_VERSION = "1"
-# Files that draw their own heatmaps, or take pictures: readers of version 1 would miss outputs, or misread the input.
+# Files that draw their own heatmaps or take pictures: readers of version 1 would miss outputs or misread the input.
 DRAWING_VERSION = "2"
 READABLE_VERSIONS = (FORMAT_VERSION, DRAWING_VERSION)
 
-# Ranks that the input `target` can ask for: -1 the best class, -2 the second. TensorRT sorts at most 3840 classes, and
+# Ranks that the input `target` can request: -1 the top class, -2 the second. TensorRT sorts at most 3840 classes, and
 # nobody looks at a hundred maps.
 MAXIMUM_RANK = 100
 
-# A fixed batch beyond this is a mistake, or an attack: `target` alone would fill the memory.
+# A larger fixed batch is a mistake or an attack: `target` alone would fill the memory.
 LARGEST_BATCH = 2**16
 
 PRECISIONS = ("fp32", "fp16")
@@ -29,14 +29,14 @@ PRECISIONS = ("fp32", "fp16")
 # Sizes of the uint8 pictures that a file may take: the model's input size, or any.
 PICTURES = ("input", "any")
 
-# What turns logits into probabilities. "probabilities": the logits are probabilities already; "none": not known.
+# What turns logits into probabilities. "probabilities": the logits are probabilities already; "none": unknown.
 SCORE_ACTIVATIONS = ("softmax", "sigmoid", "none", "probabilities")
 
 _PREFIX = "fastcam."
 
 
 class LayerOutputs(NamedTuple):
-    """What the outputs of one explained layer are called."""
+    """Names of the outputs of one explained layer."""
 
     activations: str
     weights: str
@@ -51,7 +51,7 @@ def layer_outputs(position: int) -> LayerOutputs:
 
 @dataclass(frozen=True)
 class Metadata:
-    """Facts about an explained model that its graph does not tell.
+    """Facts about an explained model that its graph does not contain.
 
     Attributes
     ----------
@@ -63,7 +63,7 @@ class Metadata:
         Names by index.
     input_layout : "NHWC" or "NCHW"
     preprocessing : Preprocessing or None
-        None: it is not known how a picture becomes the model's input.
+        None if it is unknown how a picture becomes the model's input.
     score_activation : {"softmax", "sigmoid", "none", "probabilities"}
         What turns the logits into probabilities, see `SCORE_ACTIVATIONS`.
     framework : str
@@ -71,13 +71,13 @@ class Metadata:
     precision : {"fp32", "fp16"}
         What the network computes in; its gradients are always float32.
     notes : tuple of Note
-        What was done to the model, guessed about it, or left as it was.
+        What `export` changed, guessed or left unchanged.
     method : str or None
-        The method by which the file draws its own ``maps`` and ``heatmaps``; None where it draws none.
+        The method by which the file draws its own ``maps`` and ``heatmaps``; None if it draws none.
     signed : bool
         Whether ``heatmaps`` keep the evidence against a class: -1..1 instead of 0..1.
     picture : {None, "input", "any"}
-        Whether the input is uint8 pictures (N,H,W,3), and of what size.
+        Whether the input is uint8 pictures (N,H,W,3), and their size.
     """
 
     layers: tuple[str, ...]
@@ -95,7 +95,7 @@ class Metadata:
 
     @property
     def overflow_advice(self) -> str:
-        """What to do where a value is not finite."""
+        """What to do if a value is not finite."""
         if self.precision == "fp16":
             return 'float16 ends at 65504; export the model with precision="fp32"'
         return "check the model"
@@ -203,7 +203,7 @@ _READERS: dict[str, Any] = {
     "signed": lambda text: _one_of("", "true")(text) == "true",
     "picture": lambda text: _one_of("", *PICTURES)(text) or None,
 }
-# Entries that older files of this format lack.
+# Older files of this format lack these entries.
 _DEFAULTS = {
     _PREFIX + key: value
     for key, value in {"precision": "fp32", "notes": "[]", "method": "", "signed": "", "picture": ""}.items()

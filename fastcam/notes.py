@@ -1,4 +1,4 @@
-"""Notes: what `export` did to a model, or could not find out about it, that the model's owner should know."""
+"""Notes: what `export` did to a model or could not determine, for the model's owner."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ NOTE_KINDS: tuple[str, ...] = get_args(NoteKind)
 
 
 class Note(str):
-    """A sentence for the model's owner. It is an ordinary string, and its kind tells notes apart.
+    """A sentence for the model's owner. It is an ordinary string, with a kind that classifies it.
 
     Parameters
     ----------
     kind : NoteKind
         ===============  ==========================================================================
-        "batch"          the batch size is fixed, or was fixed and is open now
+        "batch"          the batch size is fixed, or was fixed and is dynamic now
         "checks"         a check of the exported file that was skipped, or what it found
         "classes"        the class names were completed or derived
         "float16"        constants that float16 cannot hold

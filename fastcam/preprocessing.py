@@ -52,7 +52,7 @@ class Preprocessing:
 
     @classmethod
     def of(cls, spec: str | Preprocessing | Mapping[str, Any]) -> Preprocessing:
-        """Return the preprocessing that a name, a mapping, or a Preprocessing stands for.
+        """Return the preprocessing described by a name, a mapping, or a Preprocessing.
 
         Parameters
         ----------
@@ -74,7 +74,7 @@ class Preprocessing:
         Raises
         ------
         ArgumentError
-            Unknown name, missing or unknown keys, or values that Preprocessing refuses.
+            Unknown name, missing or unknown keys, or values that Preprocessing rejects.
         """
         if isinstance(spec, Preprocessing):
             return spec
@@ -88,7 +88,7 @@ class Preprocessing:
         )
 
     def to_json(self) -> str:
-        """Return it as JSON: the same text for the same preprocessing, every float exact, with its name if known."""
+        """Return it as JSON: equal preprocessings give equal text, floats are exact, and a known name is included."""
         return json.dumps({"name": self.name, **asdict(self)}, sort_keys=True)
 
     @classmethod
@@ -138,7 +138,7 @@ KNOWN: dict[str, Preprocessing] = {
     "none": Preprocessing("RGB", (0, 0, 0), (1, 1, 1)),
 }
 
-# What keras.applications.imagenet_utils calls its modes.
+# Names of modes in keras.applications.imagenet_utils.
 _ALIASES = {"caffe": "vgg16", "tf": "symmetric", "torch": "imagenet"}
 
 
@@ -163,15 +163,15 @@ class Family(NamedTuple):
     Attributes
     ----------
     title : str
-        What people call them.
+        Their common name.
     pattern : str
         Regular expression that the start of their names matches, in lower case.
     preprocessing : str
-        What their published weights expect; "none" where the network holds the arithmetic.
+        What their published weights expect; "none" if the network contains the arithmetic.
     landmarks : tuple of Landmark
-        By which a network is recognised, the one nearest to the image first; empty where the arithmetic tells.
+        Layers by which a network is recognised, nearest to the image first; empty if the arithmetic identifies it.
     convolutions : int
-        Convolutions from the image to the first landmark, its own included.
+        Number of convolutions from the image to the first landmark, including its own.
     """
 
     title: str
@@ -191,7 +191,7 @@ class Family(NamedTuple):
         )
 
 
-# The first match counts.
+# The first match wins.
 FAMILIES = (
     Family(
         "VGG16 and VGG19",
@@ -295,7 +295,7 @@ FAMILIES = (
 
 
 def find_family(name: str) -> Family | None:
-    """Return the family of a network of keras.applications, by its name in any case."""
+    """Return the family of a network of keras.applications, by its name, ignoring case."""
     return next((family for family in FAMILIES if re.match(family.pattern, name.lower())), None)
 
 
@@ -320,7 +320,7 @@ def find_families(maps: Mapping[str, tuple[int, int, int]], size: tuple[int, int
 
 
 def _is_at(landmark: Landmark, found: tuple[int, int, int] | None, size: tuple[int, int]) -> bool:
-    """Return whether a layer's map has the landmark's channels and stride; unpadded layers cost some pixels."""
+    """Return whether a layer's map has the landmark's channels and stride; unpadded layers lose some pixels."""
     if found is None or landmark.channels not in (None, found[2]):
         return False
     exact = (size[0] / landmark.stride, size[1] / landmark.stride)

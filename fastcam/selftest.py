@@ -1,4 +1,4 @@
-"""The self-test that a file carries: an input that any language can compute, and what the file must answer.
+"""The self-test stored in a file: an input that any language can compute, and the expected results.
 
 Numbers separated by spaces in ``metadata_props``, so that no runtime needs a parser:
 
@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from .errors import FileFormatError
 
 _PREFIX = "fastcam.selftest."
-# About so many values of a heatmap's side are compared.
+# About this many values along each side of a heatmap are compared.
 _SIDE = 16
 
 
 @dataclass(frozen=True)
 class SelfTest:
-    """An input and the answer to it.
+    """An input and the expected results.
 
     Attributes
     ----------
@@ -82,11 +82,11 @@ class SelfTest:
         Raises
         ------
         FileFormatError
-            It has none, or they are damaged.
+            It has no self-test, or the self-test is damaged.
         """
         if _PREFIX + "input" not in properties:
             raise FileFormatError(
-                f"{name} holds no self-test: export the model again with draw='heatmaps' where onnxruntime is installed"
+                f"{name} holds no self-test: install onnxruntime and export the model again with draw='heatmaps'"
             )
         try:
             numbers = {
@@ -124,7 +124,7 @@ def sampling_step(height: int, width: int) -> int:
 
 
 def _error(found: NDArray[Any], expected: NDArray[np.float32]) -> float:
-    """Return the relative L2 error; of a zero expectation, the norm of what is found."""
+    """Return the relative L2 error; for an expected value of zero, the norm of the actual one."""
     if found.size != expected.size:
         return math.inf
     wanted = expected.astype(np.float64).ravel()

@@ -1,4 +1,4 @@
-"""Fixtures of several test files."""
+"""Fixtures shared by several test files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastcam.graph import Graph
 
 # TensorFlow's start-up report would drown the tests' output.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# With one worker per processor, more threads would only wait for each other.
+# With one worker per processor, more threads would only compete.
 if "PYTEST_XDIST_WORKER" in os.environ:
     for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         os.environ.setdefault(name, "1")
@@ -31,7 +31,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(scope="session", autouse=True)
 def every_exported_graph_runs_on_gpus() -> Iterator[None]:
-    """Whatever a test exports, in this process, holds only what CUDA and TensorRT take."""
+    """Every file that a test exports in this process contains only ops that CUDA and TensorRT run."""
 
     def write_checked(graph: Graph, *arguments: Any) -> int:
         reasons = reasons_against_gpus(graph)

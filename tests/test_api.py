@@ -1,4 +1,4 @@
-"""The public names, and what importing them costs."""
+"""The public names, and the cost of importing them."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_explaining_needs_neither_onnx_nor_tensorflow(tmp_path: Path) -> None:
 # From the ground up: each package may import those to its left.
 _PACKAGES = "ground kernels pictures exporting explaining folders training web demo cli __main__".split()
 _GROUND = set("errors arguments arrays files graph preprocessing notes metadata labels selftest".split())
-# What has to stay apart although the order would allow it.
+# Packages that must stay separate although the order would allow an import.
 _APART = {
     ("exporting", "kernels"),
     ("exporting", "pictures"),

@@ -55,7 +55,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def _run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own, as a shell would."""
+    """Run the command in a separate process, as a shell would."""
     command = [*_COMMAND, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
     assert "Traceback" not in done.stderr
@@ -111,7 +111,7 @@ def test_completion_scripts_complete(shell: str) -> None:
     script = _invoke("completion", shell).output
     assert f"_FASTCAM_COMPLETE={shell}_complete" in script
     if shutil.which(shell):
-        # What the shell itself thinks of the lines; the answers below are those that they ask for.
+        # The shell's own view of the lines; the results below are those that they request.
         subprocess.run([shell, "-n"], input=script, text=True, check=True)
     environment = {**os.environ, "_FASTCAM_COMPLETE": "bash_complete", "COMP_WORDS": "fastcam ex", "COMP_CWORD": "1"}
     assert _run(env=environment).stdout.split() == ["plain,explain", "plain,export"]
@@ -159,7 +159,7 @@ def test_former_names_of_options_are_taken_for_one_release(
     ],
 )
 def test_an_empty_path_is_refused(arguments: list[str]) -> None:
-    """As of a variable that is not set; it would mean the current folder."""
+    """As from an unset variable; it would mean the current folder."""
     result = _invoke(*arguments)
     assert result.exit_code == 2
     assert "the path is empty" in result.output
@@ -398,7 +398,7 @@ def test_a_log_gets_plain_lines_from_time_to_time(capsys: pytest.CaptureFixture[
     log = cli._Log()
     for done in (101, 110, 301, 320, 500):
         log(fastcam.JobProgress(done, 2, 10_000, {}))
-    # 100 images were there before; 200 in the 10 s since the first call, 399 in 24 s.
+    # 100 images were finished before; 200 in the 10 s since the first call, 399 in 24 s.
     assert capsys.readouterr().err.splitlines() == [
         "301 of 10000 images, 20.0/s, 08:04 left, 2 failed",
         "500 of 10000 images, 16.6/s, 09:31 left, 2 failed",
@@ -475,7 +475,7 @@ def test_repeated_interruptions_end_without_a_traceback(model: Path, tmp_path: P
 
 
 def test_the_first_interruption_is_raised_and_the_third_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Signals that arrive together are one, so a process cannot be relied on to see three."""
+    """Signals that arrive together are merged, so a process may not see all three."""
     said: list[bytes] = []
     ended: list[int] = []
     monkeypatch.setattr(os, "write", lambda _, text: said.append(text))
@@ -533,7 +533,7 @@ def test_demo_runs_in_the_folder(monkeypatch: pytest.MonkeyPatch, arguments: lis
     assert result.exit_code == 0
 
 
-# Refusals
+# Errors
 
 
 def test_a_refusal_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Mutated models and pictures at the doors: whatever comes, only FastcamError, and no file left behind."""
+"""Mutated models and pictures: whatever the input, only FastcamError is raised, and no file is left behind."""
 
 from __future__ import annotations
 

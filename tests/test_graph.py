@@ -75,11 +75,11 @@ def test_a_node_that_breaks_onnxs_rules_is_named() -> None:
 def test_a_value_that_nothing_makes_is_named() -> None:
     model = small_classifier().to_model()
     model.graph.node[1].input[0] = "ghost"
-    with pytest.raises(ModelError, match=r"\(Relu\) reads \['ghost'\], which nothing makes"):
+    with pytest.raises(ModelError, match=r"\(Relu\) reads \['ghost'\], which nothing computes"):
         from_model(model)
     model = small_classifier().to_model()
     model.graph.output[0].name = "ghost"
-    with pytest.raises(ModelError, match="nothing makes the outputs"):
+    with pytest.raises(ModelError, match="nothing computes the outputs"):
         from_model(model)
 
 
@@ -88,7 +88,7 @@ def test_what_shape_inference_refuses_is_refused(monkeypatch: pytest.MonkeyPatch
         raise RuntimeError("contradiction")
 
     monkeypatch.setattr("onnx.shape_inference.infer_shapes", refuse)
-    with pytest.raises(ModelError, match="shape inference refused the model: contradiction"):
+    with pytest.raises(ModelError, match="shape inference rejected the model: contradiction"):
         small_classifier()
 
 
@@ -99,7 +99,7 @@ def test_control_flow_and_sparse_weights_are_refused() -> None:
     x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2])
     y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2])
     c = helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, [])
-    with pytest.raises(ModelError, match=r"'choice' \(If\) holds a graph of its own"):
+    with pytest.raises(ModelError, match=r"'choice' \(If\) contains a subgraph"):
         from_model(helper.make_model(helper.make_graph([node], "g", [x, c], [y])))
     model = small_classifier().to_model()
     model.graph.sparse_initializer.add()
@@ -130,7 +130,7 @@ def test_a_sequence_input_is_refused() -> None:
 
 
 def test_a_scalar_stays_a_scalar() -> None:
-    """Gather by a scalar drops the axis; by a row of one number it would keep it."""
+    """Gather by a scalar drops the axis; an index of shape (1,) would keep it."""
     net = NetworkBuilder((2, 3))
     graph = net.build(net.add("Gather", net.input, net.constant(np.array(1)), axis=1, name="y"))
     assert graph.to_model().graph.initializer[0].dims == []
@@ -237,7 +237,7 @@ def test_a_graph_that_feeds_itself_is_refused() -> None:
 
 
 def _assert_indices_are_right(graph: Graph) -> None:
-    """Compare who makes and who reads each value with a search through all nodes."""
+    """Compare producer and readers of each value with a search through all nodes."""
     names = {name for node in graph.nodes for name in (*node.input, *node.output) if name}
     for name in names:
         makers = [node for node in graph.nodes if name in node.output]

@@ -1,4 +1,4 @@
-"""Class names in the forms in which people keep them."""
+"""Class names in all common formats."""
 
 from __future__ import annotations
 

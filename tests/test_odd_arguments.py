@@ -1,4 +1,4 @@
-"""Odd values for every argument of every public function: taken, or refused with a FastcamError."""
+"""Odd values for every argument of every public function: accepted, or rejected with a FastcamError."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Index:
 
 
 class _Broken:
-    """Raises whatever is asked of it."""
+    """Raises on every operation."""
 
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("__") and name not in ("__iter__", "__len__", "__index__", "__fspath__", "__array__"):
@@ -123,7 +123,7 @@ class _Doors:
         return fastcam.write_report(**{"folder": self.folder, **replaced})
 
     def finetune(self, **replaced: Any) -> object:
-        # One class: refused before Keras is needed.
+        # One class: rejected before Keras is needed.
         return fastcam.finetune(**{"data_dir": self.folder / "photos", "out": self.folder / "x.keras", **replaced})
 
     def preprocessing(self, **replaced: Any) -> object:
@@ -147,7 +147,7 @@ _ARGUMENTS: dict[str, str] = {
     "preprocessing": "order mean scale",
 }
 _CASES = [(door, name) for door, names in _ARGUMENTS.items() for name in names.split()]
-# Asked for, they start as many threads.
+# If requested, they start that many threads.
 _TOO_MANY = 64
 
 
@@ -162,7 +162,7 @@ def _attempt(call: Callable[..., object], name: str, value: object) -> None:
     except fastcam.FastcamError:
         pass
     except RuntimeError as error:
-        # What the callers' own objects raise may pass through.
+        # Exceptions from the callers' own objects may pass through.
         if not isinstance(value, _Broken | _Sequence | list) or "no item" not in str(error):
             raise
 

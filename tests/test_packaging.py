@@ -1,4 +1,4 @@
-"""The source distribution: what is tracked, and nothing else that lies in the work tree."""
+"""The source distribution: tracked files, and nothing else from the work tree."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def test_a_network_is_recognised_by_all_its_landmarks() -> None:
 
 @pytest.mark.parametrize("layer", _VGG)
 def test_a_network_with_a_few_names_of_a_family_is_not_of_it(layer: str) -> None:
-    """Names alone, other widths, and other strides are not enough."""
+    """Only the names, other widths, or other strides are not enough."""
     height, width, channels = _VGG[layer]
     for other in (
         None,
@@ -109,7 +109,7 @@ def test_every_network_of_keras_applications_has_a_family() -> None:
 
 @pytest.mark.slow
 def test_every_network_of_keras_applications_is_recognised() -> None:
-    """By its landmarks, where the arithmetic is not in the network."""
+    """By its landmarks, if the arithmetic is not in the network."""
     keras = pytest.importorskip("keras")
     for name in dir(keras.applications):
         family = find_family(name) if name[0].isupper() else None

@@ -50,7 +50,7 @@ def _save_photos(folder: Path, names: Sequence[str]) -> None:
 @pytest.mark.slow
 def test_the_readmes_blocks_run(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    # A block teaches a rule: this takes it back afterwards.
+    # A block registers a rule: this removes it afterwards.
     monkeypatch.setitem(VJPS, "Sin", VJPS["Relu"])
     shutil.copy(network, tmp_path / "dogs.keras")
     _save_photos(tmp_path, ["dog.jpg", "two_dogs.jpg"])
@@ -92,7 +92,7 @@ def test_the_readmes_commands_run(network: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_readmes_training_runs(tmp_path: Path) -> None:
-    """With one more option: a test downloads no weights."""
+    """With one more option: tests do not download weights."""
     keras = pytest.importorskip("keras", reason="needs tensorflow: pip install fastcam[train]")
     network = keras.applications.VGG16(weights=None, include_top=False, input_shape=(224, 224, 3))
     make_layers_he(network, seed=0)
@@ -119,6 +119,6 @@ def _run(commands: str, folder: Path) -> str:
 
 
 def test_the_readme_names_its_two_commands() -> None:
-    """`.ci/run` takes them from here."""
+    """`.ci/run` reads them from here."""
     for marker in ("demo", "test"):
         assert re.search(rf"^<!-- {marker} command -->\n```sh\n\S.*\n```$", _TEXT, re.MULTILINE), marker

@@ -43,7 +43,7 @@ ConvolutionLayer layer_of(std::array<std::size_t, 2> channels, std::array<std::s
     return layer;
 }
 
-// The threads of this process as those of somebody else.
+// The threads of this process, behind the interface for foreign threads.
 struct ProcessThreads {
     std::size_t threads;
 
@@ -104,12 +104,12 @@ void bind_convolutions(py::module_& module) {
         .value("gathered", Algorithm::gathered);
     module.def("convolution_supported", &convolution_supported);
     module.def("choose_algorithm", &choose_algorithm, py::arg("layer"), py::arg("height"), py::arg("width"));
-    // Nodes of a session find it by its number while the session opens.
+    // A session's nodes look it up by its number while the session opens.
     py::class_<Published<Convolution>>(module, "PublishedConvolution")
         .def(py::init(&published_convolution), py::arg("layer"), py::arg("algorithm"), py::arg("weights").noconvert(),
              py::arg("bias").noconvert(), py::arg("threads"))
         .def_property_readonly("number", &Published<Convolution>::number);
-    // None where a weight is not finite: zeros may not be skipped then. blocks: the weights, some rows at a time.
+    // None if a weight is not finite: zeros must not be skipped then. blocks: the weights, a few rows at a time.
     py::class_<Published<Dense>>(module, "PublishedDense")
         .def_static("publish", &published_dense, py::arg("inputs"), py::arg("outputs"), py::arg("bias").noconvert(),
                     py::arg("low"), py::arg("high"), py::arg("blocks"))

@@ -1,4 +1,4 @@
-// The module fastcam.kernels._cpu. Python validates with good messages; what is checked here again keeps every access
+// The module fastcam.kernels._cpu. Python validates with good messages; the checks repeated here keep every access
 // inside the arrays even when the module is called directly.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -54,7 +54,7 @@ Scalar scalar_of(const py::array& array, const char* name) {
     refuse(name, "neither float32 nor float16");
 }
 
-// Whether the axes except the first, in `order` from the outermost, have the strides of a dense array.
+// Whether the axes except the first, in `order`, outermost first, have the strides of a dense array.
 bool images_are_dense(const py::array& array, const std::vector<py::ssize_t>& order) {
     py::ssize_t expected = array.itemsize();
     for (auto axis = order.rbegin(); axis != order.rend(); ++axis) {

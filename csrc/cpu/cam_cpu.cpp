@@ -20,8 +20,8 @@ struct Release {
     void operator()(float* data) const { ::operator delete(data, alignment); }
 };
 
-// Uninitialised floats, aligned for the widest vectors. Each thread keeps a few for its next task: memory fresh from the
-// system costs a page fault per 4 KiB, more than the sums of a small image.
+// Uninitialised floats, aligned for the widest vectors. Each thread keeps a few for its next task: memory fresh from
+// the system costs a page fault per 4 KiB, more than the sums of a small image.
 class Floats {
 public:
     explicit Floats(std::size_t count) {
@@ -70,13 +70,13 @@ const void* image_of(const Batch& batch, std::size_t image) {
     return advance(batch.data, batch.scalar, static_cast<std::ptrdiff_t>(image) * batch.image_stride);
 }
 
-// The work of one image is cut into slices by its size alone, so that the order of summation, and with it every bit of
-// the result, is the same for any number of threads.
+// The division of an image into slices depends only on its size, so that the order of summation, and with it every bit
+// of the result, is the same for any number of threads.
 constexpr std::size_t slice_bytes = std::size_t{1} << 19;
 constexpr std::size_t most_slices = 16;
 constexpr std::size_t groups_per_thread = 8;
 constexpr std::size_t band_pixels = std::size_t{1} << 14;
-// Below this a second thread wakes up too late to be of use.
+// Below this, a second thread wakes up too late to help.
 constexpr std::size_t bytes_worth_a_thread = std::size_t{1} << 20;
 
 struct Span {
@@ -103,10 +103,10 @@ public:
                count_.maps * per_map * size_of(job_.weights.scalar);
     }
 
-    // Floats that each slice but the first needs for its share.
+    // Floats that each slice except the first needs for its share.
     std::size_t share_size() const { return sums_channels() ? count_.maps * area_ : 0; }
 
-    // Sums one slice: into the maps themselves, or into `share` where slices of channels cover the same pixels.
+    // Sums one slice: into the maps themselves, or into `share` if slices of channels cover the same pixels.
     void sum_slice(std::size_t image, std::size_t slice, float* share) const {
         if (sums_channels()) {
             sum_channels(image, part_of(job_.channels, slices_, slice), slice == 0 ? map_of(image, 0) : share);
@@ -238,7 +238,7 @@ private:
     const std::size_t slices_;
 };
 
-// Where an output position falls between two input positions: pixel centres at half, edges repeated.
+// Where an output position falls between two input positions: half-pixel centres, edges repeated.
 struct Position {
     std::uint32_t low;
     std::uint32_t high;
@@ -275,7 +275,7 @@ public:
 
     std::size_t bands() const { return bands_; }
 
-    // As a measure of work: blending a pixel takes as long as reading about 32 bytes.
+    // Measure of work: blending a pixel takes as long as reading about 32 bytes.
     std::size_t bytes_per_map() const {
         return job_.size.area() * ((job_.heatmaps ? sizeof(float) : 0) + (job_.overlays ? 32 : 0));
     }
@@ -305,7 +305,7 @@ public:
     }
 
 private:
-    // The two rows of the map around the current output row, already stretched to its width.
+    // The two rows of the map around the current output row, already resized to its width.
     struct Lines {
         const float* map;
         float* low;
@@ -398,7 +398,7 @@ std::optional<std::size_t> render(Count count, const MapJob& map_job, const View
                 for (std::size_t band = 0; band < views.bands(); ++band) draw(image * count.maps + map, band);
             }
         };
-        // Neighbours by one thread: what the kernels fetch ahead at the end of an image is the start of the next.
+        // Adjacent images on one thread: what the kernels prefetch at the end of an image is the start of the next.
         const std::size_t groups = std::min(count.images, groups_per_thread * threads);
         for_each(groups, threads, [&](std::size_t group) {
             const Span images = part_of(count.images, groups, group);

@@ -20,13 +20,13 @@ constexpr std::size_t alignment = 64;
 
 constexpr std::size_t round_up(std::size_t count, std::size_t unit) { return (count + unit - 1) / unit * unit; }
 
-// A stride of an odd number of cache lines: neighbouring rows do not compete for the same lines of the cache.
+// A stride of an odd number of cache lines: adjacent rows do not compete for the same cache lines.
 constexpr std::size_t stride_for(std::size_t floats) {
     const std::size_t lines = round_up(floats, cache_line_floats) / cache_line_floats;
     return (lines | 1) * cache_line_floats;
 }
 
-// Floats on huge pages where there are enough of them: the kernels walk over hundreds of small pages otherwise.
+// Floats on huge pages if there are enough of them: otherwise the kernels traverse hundreds of small pages.
 class Floats {
 public:
     explicit Floats(std::size_t count)
@@ -57,7 +57,7 @@ void for_each(const ParallelFor& parallel, std::size_t tasks, const Body& body) 
     parallel.run(parallel.pool, tasks, task, const_cast<Body*>(&body));
 }
 
-// body(slot, task) for each task: tasks that run at a time have different slots, hence scratch memory of their own. A
+// body(slot, task) for each task: tasks that run concurrently have different slots, hence separate scratch memory. A
 // slot takes the next task when it has finished one, so that a slow processor takes fewer.
 template <class Body>
 void for_each_in_slots(const ParallelFor& parallel, std::size_t slots, std::size_t tasks, const Body& body) {
@@ -69,7 +69,7 @@ void for_each_in_slots(const ParallelFor& parallel, std::size_t slots, std::size
 
 std::size_t slots_for(std::size_t threads) { return std::max<std::size_t>(threads, 1); }
 
-// Part `index` of `count` things that are cut into `parts` parts of about equal size.
+// Part `index` of `count` items divided into `parts` parts of about equal size.
 struct Range {
     std::size_t begin;
     std::size_t end;
@@ -83,8 +83,8 @@ struct Range {
 // Layers with more input channels are split by positions: see WinogradPlan.
 constexpr std::size_t most_channels_by_tiles = 128;
 
-// The matrices of weights, one per position, cut into panels of columns: a panel is (depth, panel width). Columns are
-// output channels; the last panel is filled up with zeros to whole vectors. Panels lie in memory in the order in which
+// The matrices of weights, one per position, divided into panels of columns: a panel is (depth, panel width). Columns
+// are output channels; the last panel is padded with zeros to whole vectors. Panels are stored in the order in which
 // they are used.
 struct Panels {
     std::size_t lanes;
@@ -164,9 +164,9 @@ bool is_pointwise_layer(const ConvolutionLayer& layer) {
            layer.pad_bottom == 0 && layer.pad_right == 0 && layer.input_layout == Layout::channels_last;
 }
 
-// Maps of this many rows and more have enough tiles of 6x6 for their larger transforms to pay.
+// Maps with at least this many rows have enough 6x6 tiles for their larger transforms to pay off.
 constexpr std::size_t least_rows_6x6 = 56;
-// The transforms of Winograd's algorithm cost more than they save below.
+// Below this, the transforms of Winograd's algorithm cost more than they save.
 constexpr std::size_t least_winograd_channels = 16;
 constexpr std::size_t most_channels_first = 4;
 
@@ -259,7 +259,7 @@ void transform_weights(const Prepared& prepared, const WinogradShape& shape, con
     }
 }
 
-// The panel's weights in the order in which windows are gathered: as the input lies in memory.
+// The panel's weights in the order in which windows are gathered: following the input's memory layout.
 void pack_weights(const Prepared& prepared, const float* weights, std::size_t panel) {
     const Panels& panels = prepared.panels;
     const ConvolutionLayer& layer = prepared.layer;
@@ -314,7 +314,7 @@ struct Call {
 
 // ---- Winograd
 
-// How the outputs of a batch fall into tiles. Tiles are numbered through all images.
+// How the outputs of a batch are divided into tiles. Tiles are numbered across all images.
 struct Tiles {
     std::size_t results;
     std::size_t down;
@@ -333,7 +333,7 @@ struct Tiles {
 };
 
 // Transformed inputs, (positions, tiles, channels), and their products with the weights, (positions, tiles, columns),
-// of some tiles that are computed at a time.
+// of the tiles that are computed at a time.
 struct TileMemory {
     std::size_t input_stride;  // from tile to tile
     std::size_t input_position_stride;
@@ -351,12 +351,12 @@ struct TileMemory {
 
 constexpr std::size_t most_tiles_by_tiles = 56;
 
-// How the tiles of a call are worked on; results do not depend on it.
+// How the tiles of a call are processed; results do not depend on it.
 //
-// Split by tiles: a task does everything for some tiles, panel by panel, in memory that stays in the level 2 cache of its
-// processor. Every task reads all weights, hence for few channels.
-// Split by positions: three passes over some tiles (inputs, products, outputs), with one product matrix per position and
-// panels as a task; every weight is read once per pass.
+// Split by tiles: a task does everything for some tiles, panel by panel, in memory that stays in its processor's L2
+// cache. Every task reads all weights, so this is for few channels.
+// Split by positions: three passes over some tiles (inputs, products, outputs), with one product matrix per position
+// and panels as a task; every weight is read once per pass.
 struct WinogradPlan {
     bool by_tiles;
     std::size_t passes;          // by positions: groups of tiles, one after the other; by tiles: tasks
@@ -367,7 +367,7 @@ struct WinogradPlan {
     WinogradPlan(const Prepared& prepared, const Tiles& tiles, std::size_t threads) {
         constexpr std::size_t most_cached_floats = std::size_t{288} << 10;
         const Panels& panels = prepared.panels;
-        // Tiles are rows of a product. Fewer at a time would spend too long on fetching the weights.
+        // Tiles are rows of a product. With fewer at a time, fetching the weights would take too long.
         const std::size_t block = round_up(12, prepared.kernels.most_rows);
         const std::size_t tiles_by_positions = 9 * block;
         const std::size_t busy = 4 * slots_for(threads);
@@ -416,9 +416,9 @@ public:
     }
 
 private:
-    // Direct convolution of inputs up to the largest float stays finite as long as the result is; the transforms add up to
-    // 225 times the largest input, and their inverse up to 4500 times the largest product. A tile with results that are
-    // not finite is computed once more with its inputs scaled by a power of two, which changes no digit of them.
+    // Direct convolution of inputs up to the largest float stays finite as long as the result is; the transforms add up
+    // to 225 times the largest input, and their inverse up to 4500 times the largest product. A tile with results that
+    // are not finite is computed again with its inputs scaled by a power of two, which changes none of their digits.
     static constexpr float rescue_scale = 0x1p-60f;
 
     float* inputs(std::size_t slot) const { return call_.scratch + slot * memory_.floats; }
@@ -466,7 +466,7 @@ private:
         });
     }
 
-    // Where the products of a panel start in a row of products.
+    // Offset of a panel's products in a row of products.
     std::size_t product_column(std::size_t panel) const { return plan_.by_tiles ? 0 : panels_.first_column(panel); }
 
     void transform_input(std::size_t slot, std::size_t index, std::size_t tile, float scale) const {
@@ -529,7 +529,7 @@ private:
 
 // ---- matrix products
 
-// How the results of a call are cut: rows are the pixels of the output, columns its channels.
+// How the results of a call are divided: rows are the pixels of the output, columns its channels.
 struct ProductPlan {
     bool gather;
     std::size_t row_parts;
@@ -542,7 +542,7 @@ struct ProductPlan {
     ProductPlan(const Prepared& prepared, std::size_t rows, std::size_t threads) {
         constexpr std::size_t most_cached_floats = std::size_t{256} << 10;
         constexpr std::size_t most_blocks = 8;
-        // Rows that lie a multiple of this apart compete for the same lines of the level 1 cache.
+        // Rows that are a multiple of this apart compete for the same lines of the L1 cache.
         constexpr std::size_t bad_stride = 1024;
         const ConvolutionLayer& layer = prepared.layer;
         const Panels& panels = prepared.panels;
@@ -604,12 +604,12 @@ private:
                prepared_.finish(channel));
     }
 
-    // Neighbouring results of one row of one image.
+    // Adjacent results of one row of one image.
     struct Run {
         std::size_t image;
         std::size_t row;
         Range columns;
-        std::size_t first;  // number of the first result among those that are gathered
+        std::size_t first;  // index of the first result among those that are gathered
     };
 
     void gather(Range rows, float* windows) const {
@@ -629,7 +629,8 @@ private:
         }
     }
 
-    // Position in the input of a window's first row or column plus `tap`; numbers before the first become very large.
+    // Position in the input of a window's first row or column plus `tap`; positions before the first wrap to very large
+    // numbers.
     static std::size_t tapped(std::size_t result, std::size_t stride, std::size_t tap, std::size_t pad) {
         return result * stride + tap - pad;
     }
@@ -639,7 +640,7 @@ private:
         const std::size_t part = layer_.kernel_width * channels;
         for (std::size_t column = run.columns.begin; column < run.columns.end; ++column) {
             float* target = windows + (run.first + column - run.columns.begin) * plan_.left_stride;
-            // Taps inside of the image: [begin, end).
+            // Taps inside the image: [begin, end).
             const std::size_t start = column * layer_.stride;
             const std::size_t begin = std::min(layer_.pad_left - std::min(layer_.pad_left, start), layer_.kernel_width);
             const std::size_t inside = call_.width + layer_.pad_left - std::min(call_.width + layer_.pad_left, start);
@@ -679,7 +680,7 @@ private:
     // One row of the input as tap `tap` of the windows of `columns` sees it.
     void gather_line(const float* line, std::size_t tap, Range columns, float* target) const {
         const std::size_t stride = layer_.stride;
-        // Columns whose tap lies inside of the image: [begin, end).
+        // Columns whose tap is inside the image: [begin, end).
         const std::size_t before = layer_.pad_left - std::min(layer_.pad_left, tap);
         const std::size_t inside = call_.width + layer_.pad_left - std::min(call_.width + layer_.pad_left, tap);
         const std::size_t begin = std::clamp((before + stride - 1) / stride, columns.begin, columns.end);

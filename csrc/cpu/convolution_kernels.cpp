@@ -14,12 +14,12 @@ constexpr std::size_t most_rows = 6;  // 12 + 2 + 1 of 16
 constexpr std::size_t most_rows = 12;  // 24 + 2 + 1 of 32
 #endif
 
-// How far ahead of a product its panel is fetched, into the level 1 cache and into the level 2 cache. The panels of layers
+// How far ahead of a product its panel is prefetched into the L1 cache and into the L2 cache. The panels of layers
 // with many channels come from main memory.
 constexpr std::size_t near_floats = 32 * lanes;
 constexpr std::size_t far_floats = 384 * lanes;
 
-// The sums of one row and of those before it. Nested, not an array: GCC keeps arrays of vectors in memory.
+// The sums of one row and of the rows before it. Nested, not an array: GCC keeps arrays of vectors in memory.
 template <std::size_t Rows, std::size_t Vectors>
 struct Sums {
     Sums<Rows - 1, Vectors> before{};
@@ -30,7 +30,7 @@ struct Sums {
 template <std::size_t Vectors>
 struct Sums<0, Vectors> {};
 
-// The left matrix, row by row. Addresses are few bases plus small multiples of the stride: there are not enough
+// The left matrix, row by row. Addresses are a few bases plus small multiples of the stride: there are not enough
 // registers for a pointer per row.
 struct RowMajor {
     static constexpr bool rows_are_contiguous = true;
@@ -41,7 +41,7 @@ struct RowMajor {
     const float* third;
     std::size_t stride;
     std::size_t stride3;
-    const float* next;  // the rows that follow, which are fetched meanwhile
+    const float* next;  // the following rows, which are prefetched meanwhile
 
     RowMajor(const float* left, std::size_t left_stride, std::size_t rows)
         : first(left),
@@ -94,7 +94,7 @@ template <std::size_t Rows, std::size_t Vectors, class Left>
     }
 }
 
-// How sums leave the registers.
+// How sums are stored.
 struct Store {
     float* result;
     std::size_t stride;
@@ -107,7 +107,7 @@ struct Store {
 };
 
 inline Vector clip(Vector value, Vector low, Vector high) {
-    // In this order of operands NaN passes through.
+    // With this order of operands NaN passes through.
     value = low > value ? low : value;
     return high < value ? high : value;
 }
@@ -190,7 +190,7 @@ inline void multiply_some(std::size_t rows, const float* first, std::size_t stri
     }
 }
 
-// Blocks of about equal height: a last block of one row would keep the multipliers waiting for each other.
+// Blocks of about equal height: a last block of one row would stall the multipliers.
 template <std::size_t Vectors, class Left, class Output>
 inline void multiply_blocks(const Product& product, const Output& output) {
     const std::size_t row_step = Left::rows_are_contiguous ? product.left_stride : 1;
@@ -298,7 +298,7 @@ struct LoadInside {
     }
 };
 
-// A pointer per pixel, to zeros for pixels outside of the image.
+// A pointer per pixel, to zeros for pixels outside the image.
 template <std::size_t Size>
 struct LoadBorder {
     const float* const (*pixels)[Size];
@@ -307,7 +307,7 @@ struct LoadBorder {
     Vector operator()(std::size_t row, std::size_t column) const { return load(pixels[row][column] + channel); }
 };
 
-// With what a tile rarely needs: fewer channels than lanes, a scale.
+// With features that a tile rarely needs: fewer channels than lanes, a scale.
 template <std::size_t Size>
 struct LoadScaled {
     const float* const (*pixels)[Size];
@@ -371,7 +371,7 @@ void transform_input(const TileInput& tile) {
     const float* pixels[size][size];
     for (std::size_t i = 0; i < size; ++i) {
         for (std::size_t j = 0; j < size; ++j) {
-            // A row or column before the first becomes a very large number.
+            // A row or column before the first wraps to a very large number.
             const std::size_t row = static_cast<std::size_t>(tile.row + static_cast<std::ptrdiff_t>(i));
             const std::size_t column = static_cast<std::size_t>(tile.column + static_cast<std::ptrdiff_t>(j));
             const bool in_image = row < tile.height && column < tile.width;
@@ -389,7 +389,7 @@ void transform_input(const TileInput& tile) {
     }
 }
 
-// The results of one vector of channels of a tile. Whole: the vector has no lanes behind the last channel.
+// The results of one vector of channels of a tile. Whole: the vector has no lanes past the last channel.
 template <class Winograd, bool Pool, bool Whole>
 [[gnu::always_inline]] inline void transform_output_vector(const TileOutput& tile, const Finish& finish,
                                                            std::size_t channel, Vector& not_finite) {

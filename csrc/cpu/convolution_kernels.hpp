@@ -8,7 +8,7 @@ namespace fastcam {
 // A row of a panel is this many vectors wide, except in the last panel, which may be one vector wide.
 constexpr std::size_t panel_vectors = 2;
 
-// What happens to each result of a convolution: clip(scale * sum + bias + residual, low, high).
+// Applied to each result of a convolution: clip(scale * sum + bias + residual, low, high).
 struct Finish {
     const float* bias;  // a whole number of vectors
     float scale;        // a power of two; for matrix products: 1
@@ -28,14 +28,14 @@ struct Product {
     std::size_t result_stride;  // from row to row
 };
 
-// Where the results of a finished product go: `columns` of them per row, at most vectors * lanes.
+// Destination of the results of a product: `columns` of them per row, at most vectors * lanes.
 struct Target {
     const float* residual;  // as `result` of the product, same stride; or null
     std::size_t columns;
 };
 
-// Input of one tile of Winograd's algorithm: (T, T) pixels whose first is at (row, column), which may lie outside of
-// the image, where zeros are read.
+// Input of one tile of Winograd's algorithm: (T, T) pixels, the first at (row, column), which may be outside the
+// image, where zeros are read.
 struct TileInput {
     const float* image;  // (height, width, channels)
     std::size_t height;
@@ -54,7 +54,7 @@ struct TileOutput {
     const float* products;
     std::size_t position_stride;
     std::size_t channels;
-    std::size_t rows;     // of the tile that lie inside the image, before pooling
+    std::size_t rows;     // of the tile that are inside the image, before pooling
     std::size_t columns;
     float* result;        // the tile's first pixel
     const float* residual;  // same strides; or null

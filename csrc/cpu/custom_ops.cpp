@@ -59,7 +59,7 @@ private:
     std::int64_t last_ = 0;
 };
 
-// A Status that ONNX Runtime returned, on its way out of our code.
+// A Status that ONNX Runtime returned, propagated out of our code.
 struct Failure {
     ort::Status* status;
 };
@@ -68,7 +68,7 @@ void check(ort::Status* status) {
     if (status != nullptr) throw Failure{status};
 }
 
-// Exceptions end here: those that call this are C.
+// Exceptions stop here: the callers are C.
 template <class Body>
 ort::Status* guarded(const ort::Api& api, Body&& body) noexcept {
     try {
@@ -157,7 +157,7 @@ public:
         return shape;
     }
 
-    // Their function that reads takes no constant.
+    // ONNX Runtime's reading function is not const-correct.
     float* data(const ort::Value* value) const {
         void* data = nullptr;
         check(api_.GetTensorMutableData(const_cast<ort::Value*>(value), &data));
@@ -173,7 +173,7 @@ public:
     }
 
 private:
-    // A failure is kept for the end: what calls this does not know of it.
+    // A failure is kept for the end: the caller cannot handle it.
     struct Pool {
         const ort::Api& api;
         ort::KernelContext* context;
@@ -288,7 +288,7 @@ ort::CustomOp described_op() {
     return op;
 }
 
-// Sessions refer to the domain without owning it: one serves all of them, for as long as the process lives.
+// Sessions refer to the domain without owning it: one serves all of them for the lifetime of the process.
 ort::CustomOpDomain* domain_of_process(const ort::Api& api) {
     static const ort::CustomOp convolution = described_op<Convolution>(), dense = described_op<Dense>();
     static ort::CustomOpDomain* const domain = [&] {
@@ -322,7 +322,7 @@ FASTCAM_EXPORT fastcam::onnxruntime::Status* RegisterCustomOps(fastcam::onnxrunt
     using namespace fastcam;
     const ort::Api* api = base->GetApi(ort::api_version);
     if (api == nullptr) {
-        // Every version has its first entry.
+        // Every version has the first entry.
         return base->GetApi(1)->CreateStatus(ort::fail, "fastcam's convolutions need ONNX Runtime 1.20 or newer");
     }
     return guarded(*api, [&] { check(api->AddCustomOpDomain(options, domain_of_process(*api))); });

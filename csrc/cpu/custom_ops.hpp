@@ -1,7 +1,8 @@
 // Layers that the nodes of an ONNX Runtime session run.
 //
 // A node of the op "Convolution" or "Dense" of the domain "fastcam" names a published layer by its number: the weights
-// reach the op without passing through the model. RegisterCustomOps, which this library exports, adds the ops to a session.
+// reach the op without passing through the model. RegisterCustomOps, which this library exports, adds the ops to a
+// session.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +14,7 @@
 namespace fastcam {
 
 // A layer, Convolution or Dense, that nodes find by its number while this object lives. A session that has opened keeps
-// its own share.
+// its own reference.
 template <class Layer>
 class Published {
 public:

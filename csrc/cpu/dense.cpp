@@ -14,13 +14,13 @@
 namespace fastcam {
 namespace {
 
-// Inputs whose products are summed before they are added to the result: shorter sums are more exact, and the weights of
-// a block stay in the cache from image to image.
+// Number of inputs whose products are summed before they are added to the result: shorter sums are more exact, and the
+// weights of a block stay in the cache from image to image.
 constexpr std::size_t block_inputs = 512;
 
 std::size_t ceil_div(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
 
-// Zeros that begin a cache line, in large pages.
+// Zeros aligned to cache lines, in large pages.
 class ZeroedFloats {
 public:
     explicit ZeroedFloats(std::size_t count) : memory_(std::calloc(count * sizeof(float) + line, 1), &std::free) {
@@ -39,7 +39,7 @@ private:
     float* first_;
 };
 
-// The inputs of an image that are not zero, block by block.
+// The non-zero inputs of an image, block by block.
 struct Listed {
     std::uint32_t* rows;   // within the whole layer
     float* values;
@@ -85,7 +85,7 @@ struct Dense::State {
             listed.begins[block] = count;
             const std::size_t end = std::min(inputs, (block + 1) * block_inputs);
             for (std::size_t row = block * block_inputs; row < end; ++row) {
-                // Written always, kept where it counts: no branch to guess.
+                // Always written, kept only if non-zero: no branch to predict.
                 listed.rows[count] = static_cast<std::uint32_t>(row);
                 listed.values[count] = input[row];
                 count += input[row] != 0;  // NaN too

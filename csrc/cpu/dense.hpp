@@ -1,9 +1,10 @@
-// A dense layer that reads the weights of inputs other than zero only.
+// A dense layer that reads only the weights of non-zero inputs.
 //
-// Behind a ReLU most inputs are zeros (of VGG16's first dense layer, which has 411 MB of weights, 80 to 90 % on photos),
-// and a product with zero changes no sum: at small batches, where reading the weights takes the time, that many are saved.
+// After a ReLU most inputs are zeros (of VGG16's first dense layer, which has 411 MB of weights, 80 to 90 % on photos),
+// and a product with zero changes no sum: at small batch sizes, where reading the weights dominates, that share is
+// saved.
 //
-// A result depends on its own image only, bit for bit, as in convolution.hpp.
+// A result depends only on its own image, bit for bit, as in convolution.hpp.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +23,7 @@ public:
     Dense(Dense&&) noexcept;
     Dense& operator=(Dense&&) noexcept;
 
-    // rows: (count, outputs), the weights of inputs `first` and following ones. False where one of them is not finite:
+    // rows: (count, outputs), the weights of inputs `first` and following ones. False if one of them is not finite:
     // its product with zero is not zero, and such a layer must not be run.
     bool set_rows(std::size_t first, std::size_t count, const float* rows);
     void set_bias(const float* bias);

@@ -6,12 +6,13 @@
 namespace fastcam {
 namespace {
 
-// As many sums at a time as hide the latency of a multiply-add. Named, not an array: GCC keeps arrays of vectors in memory.
+// Enough concurrent sums to hide the latency of a multiply-add. Named, not an array: GCC keeps arrays of vectors in
+// memory.
 #define FASTCAM_FOR_EACH_SUM(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7)
 constexpr std::size_t columns_at_a_time = 8 * lanes;
 static_assert(strip_columns % columns_at_a_time == 0, "a strip is cut evenly");
 
-// How many rows ahead weights are fetched: rows are skipped, so that the processor cannot guess the next.
+// How many rows ahead weights are fetched: rows are skipped, so the processor cannot predict the next one.
 constexpr std::size_t rows_ahead = 8;
 constexpr std::size_t line_floats = 16;
 

@@ -14,7 +14,7 @@ void prefer_huge_pages(void* memory, std::size_t bytes) {
     const auto address = reinterpret_cast<std::uintptr_t>(memory);
     const std::uintptr_t begin = address / huge_page * huge_page;
     const std::uintptr_t end = (address + bytes + huge_page - 1) / huge_page * huge_page;
-    // A failure costs time only.
+    // A failure only costs time.
     static_cast<void>(madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE));
 #else
     static_cast<void>(memory);

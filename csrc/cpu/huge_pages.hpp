@@ -1,4 +1,4 @@
-// A hint to the system, on Linux: back memory that is walked over in large strides with few large pages. Under
+// A hint to the system, on Linux: back memory that is traversed in large strides with a few large pages. Under
 // virtualisation this halves the time of a convolution.
 #pragma once
 

@@ -1,8 +1,8 @@
 // The part of ONNX Runtime's C API that the custom op uses.
 //
-// ONNX Runtime's wheels come without its header. Its ABI is stable: the function table of a version only ever grows at its
-// end, so an entry keeps its place for good. Here are the entries in use, by place; the others are unnamed slots. Names of
-// functions and fields are ONNX Runtime's, whose documentation says what they do. Where its header is installed,
+// ONNX Runtime's wheels come without its header. Its ABI is stable: the function table of a version only ever grows at
+// its end, so an entry never moves. The entries in use are listed here by position; the others are unnamed slots.
+// Functions and fields have ONNX Runtime's names; see its documentation. If its header is installed,
 // csrc/tests/check_onnxruntime_api.cpp compares the two.
 #pragma once
 
@@ -68,7 +68,7 @@ struct Api {
 };
 
 struct ApiBase {
-    // Null where this ONNX Runtime is older than the version.
+    // Null if this ONNX Runtime is older than the version.
     const Api* (*GetApi)(std::uint32_t version);
     const char* (*GetVersionString)();
 };

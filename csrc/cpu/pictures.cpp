@@ -9,14 +9,14 @@
 namespace fastcam {
 namespace {
 
-// What each output is a weighted sum of: `taps` inputs from `first` on. All have as many, some of weight 0.
+// Each output is a weighted sum of `taps` inputs from `first` on. All have the same number, some with weight 0.
 struct Filter {
     std::size_t taps;
     std::vector<std::uint32_t> first;
     std::vector<std::int32_t> coefficients;  // (outputs, taps)
 };
 
-// The inputs that the triangle around an output's centre reaches.
+// The inputs within the triangle around an output's centre.
 struct Reach {
     double centre;
     std::size_t first;
@@ -61,7 +61,7 @@ Filter make_filter(std::size_t inputs, std::size_t outputs) {
             weights[tap] = triangle.weight(reach, tap);
             total += weights[tap];
         }
-        // At the far edge the taps begin earlier, so that none is outside.
+        // At the far edge the taps start earlier, so that none is outside.
         const std::size_t first = std::min(reach.first, inputs - taps);
         filter.first[output] = static_cast<std::uint32_t>(first);
         std::int32_t* const coefficients = filter.coefficients.data() + output * taps + (reach.first - first);
@@ -72,7 +72,7 @@ Filter make_filter(std::size_t inputs, std::size_t outputs) {
     return filter;
 }
 
-// The rows of a picture at the target's width, each made once, when it is first asked for. Only the last few are kept.
+// The rows of a picture at the target's width, each computed once, on first use. Only the last few are kept.
 class Stretched {
 public:
     Stretched(const SimdKernels& kernels, const PrepareJob& job, std::size_t kept)
@@ -82,7 +82,7 @@ public:
         last_row_.push_back(0);  // the kernel reads one byte past the end
     }
 
-    // Rows have to be asked for in order, and not more than `kept` back.
+    // Rows must be requested in order, at most `kept` back.
     const std::uint8_t* row(std::size_t index) {
         for (; made_ <= index; ++made_) {
             const std::uint8_t* const source =

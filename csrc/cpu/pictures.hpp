@@ -13,15 +13,15 @@ struct PrepareJob {
     Size source;
     Size target;
     const float* levels;  // (3, 256): what each component becomes, in the order of the input's channels
-    bool reversed_order;  // whether the input's channels are those of the picture from the last to the first
+    bool reversed_order;  // whether the input has the picture's channels in reverse order
     bool channels_last;
-    float* input;  // (target, 3) where the channels are last, else (3, target)
+    float* input;  // (target, 3) if the channels are last, else (3, target)
 };
 
-// Rounding must not carry the weights of a pixel beyond what 32 bits hold.
+// Rounding must not make the weights of a pixel overflow 32 bits.
 constexpr std::size_t most_shrinking = std::size_t{1} << 21;
 
-// Resizes with an antialiased triangle filter, in 8 bits per pass as Pillow's BILINEAR and with its very roundings, and
+// Resizes with an antialiased triangle filter, in 8 bits per pass, with exactly the rounding of Pillow's BILINEAR, and
 // looks the levels up. Neither side shrinks more than `most_shrinking` times.
 void prepare(const PrepareJob& job);
 

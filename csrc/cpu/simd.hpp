@@ -1,6 +1,6 @@
 // One vector of floats, as wide as the instruction set that the including file is compiled for.
-// Everything has internal linkage, and nothing of the C++ library that emits code is used: a function shared between
-// files that are compiled for different instruction sets would be kept by the linker in one version for all.
+// Everything has internal linkage, and nothing from the C++ library that emits code is used: of a function shared
+// between files compiled for different instruction sets, the linker would keep one version for all.
 #pragma once
 
 #include <cstddef>
@@ -48,7 +48,7 @@ inline Vector multiply_add(Vector a, Vector b, Vector c) {
 inline float to_float(float value) { return value; }
 
 inline float to_float(Half half) {
-    // The exponent is moved by a multiplication, which also renormalises subnormal halves.
+    // A multiplication shifts the exponent; it also renormalises subnormal halves.
     std::uint32_t bits = static_cast<std::uint32_t>(half.bits & 0x7fff) << 13;
     float value;
     __builtin_memcpy(&value, &bits, sizeof value);
@@ -109,16 +109,16 @@ inline void store_few(Vector vector, float* target, std::size_t count) {
 #endif
 }
 
-// No pointer behind an array may be formed, but any address may be fetched: hence the integer.
+// A pointer past an array must not be formed, but any address may be prefetched: hence the integer.
 inline const void* address_ahead(const float* from, std::size_t floats) {
     return reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(from) + floats * sizeof(float));
 }
 
-// Into the level 1 cache, or the level 2 cache.
+// Into the L1 cache, or the L2 cache.
 inline void prefetch_near(const float* from, std::size_t floats) { __builtin_prefetch(address_ahead(from, floats), 0, 3); }
 inline void prefetch_far(const float* from, std::size_t floats) { __builtin_prefetch(address_ahead(from, floats), 0, 2); }
 
-// The elements of a row that its whole vectors leave over, zeros in the other lanes. Reads inside the row only.
+// The elements of a row left over by its whole vectors, zeros in the other lanes. Reads only inside the row.
 template <class T>
 inline Vector load_rest(const T* row, std::size_t columns) {
     const std::size_t rest = columns % lanes;

@@ -7,7 +7,7 @@
 namespace fastcam {
 namespace {
 
-// What one tile keeps in registers: sums of maps x vectors (channels first) or maps x rows (channels last).
+// The contents of one tile, in registers: sums of maps x vectors (channels first) or maps x rows (channels last).
 constexpr std::size_t tile_maps = 4;
 #if defined(__AVX512F__)
 constexpr std::size_t tile_vectors = 6;  // 24 sums + 6 vectors of a row + 1 coefficient of the 32 registers
@@ -17,14 +17,14 @@ constexpr std::size_t tile_vectors = 3;  // 12 + 3 + 1 of 16
 constexpr std::size_t tile_rows = 2;
 #endif
 
-// How far ahead of the dot products memory is fetched.
+// How far ahead of the dot products memory is prefetched.
 constexpr std::size_t dot_prefetch_bytes = 16 * 1024;
 
-// Rows summed without a break. Sums of sums lose less to rounding than one long sum.
+// Rows per partial sum. Sums of sums lose less to rounding than one long sum.
 constexpr std::size_t most_rows_per_block = 128;
 
-// How the columns of a row fall into vectors. The last vector starts early enough to end with the row; the columns that
-// it shares with the one before are computed twice, in separate places of the scratch memory.
+// How the columns of a row are divided into vectors. The last vector starts early enough to end with the row; the
+// columns that it shares with the one before are computed twice, in separate places of the scratch memory.
 struct Columns {
     std::size_t count;
 
@@ -32,8 +32,8 @@ struct Columns {
     std::size_t start(std::size_t vector) const { return count < lanes ? 0 : least(vector * lanes, count - lanes); }
 };
 
-// Some neighbouring vectors of a row, few enough for a block of rows to stay in the cache while the maps take their turns
-// with it: each row is read from memory once.
+// Adjacent vectors of a row, few enough for a block of rows to stay in the cache while each map uses it: each row is
+// read from memory once.
 struct Panel {
     Columns columns;
     std::size_t first;
@@ -43,14 +43,14 @@ struct Panel {
     // From `origin`, in elements.
     std::size_t start(std::size_t vector) const { return columns.start(first + vector) - origin(); }
     std::size_t width() const { return least(start(vectors - 1) + lanes, columns.count); }
-    // Blocks of about equal height: the last one fetches as much of the next image as that one needs for a start.
+    // Blocks of about equal height: the last one prefetches as much of the next image as its first block needs.
     std::size_t rows_per_block(std::size_t rows) const {
         const std::size_t most = least(block_floats / width(), most_rows_per_block);
         const std::size_t blocks = (rows + most - 1) / most;
         return (rows + blocks - 1) / blocks;
     }
 
-    // Copies sums from one vector after the other to one column after the other.
+    // Reorders sums from vector by vector to column by column.
     void unpack(const float* scratch, float* sums) const {
         if (columns.count < lanes) {
             for (std::size_t column = 0; column < columns.count; ++column) sums[column] = scratch[column];
@@ -83,22 +83,23 @@ struct LoadFew {
     }
 };
 
-// Into the level 2 cache: two blocks do not fit into the first.
+// Into the L2 cache: two blocks do not fit into L1.
 template <class T>
 inline void prefetch(const T* from, std::size_t elements_ahead) {
-    // An address behind the array is harmless here; the sum is formed as an integer as no such pointer may be formed.
+    // An address past the array is harmless here; it is computed as an integer because such a pointer must not be
+    // formed.
     const auto address = reinterpret_cast<std::uintptr_t>(from) + elements_ahead * sizeof(T);
     __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 2);
 }
 
-// Fetches what neighbouring vectors, starting at `starts`, will find `elements_ahead`: one request per cache line.
+// Prefetches what adjacent vectors, starting at `starts`, will read `elements_ahead`: one request per cache line.
 template <std::size_t Count, class T>
 inline void prefetch_all(const T* row, const std::size_t (&starts)[Count], std::size_t elements_ahead) {
     constexpr std::size_t vectors_per_line = 64 / (lanes * sizeof(T));
     for (std::size_t v = 0; v < Count; v += vectors_per_line) prefetch(row + starts[v], elements_ahead);
 }
 
-// Rows of a panel: `first` is its origin in the first row.
+// Rows of a panel; `first` is its origin in the first row.
 template <class T>
 struct Block {
     const T* first;
@@ -107,8 +108,8 @@ struct Block {
     std::size_t prefetch_ahead;  // elements from this block to the next; 0: none
 };
 
-// While a block is computed, the next one is fetched: of each `count` rows, turn `index` fetches one, so that memory is
-// kept busy during the turns of all maps.
+// While a block is computed, the next one is prefetched: of each `count` rows, turn `index` fetches one, so that memory
+// stays busy during the turns of all maps.
 struct Turn {
     std::size_t index;
     std::size_t count;
@@ -177,9 +178,9 @@ inline void for_each_tile(std::size_t vectors, const Tile& tile) {
     }
 }
 
-// Some rows of one map at a time, in order: where nothing is used twice, memory is read fastest like that.
-// term(row, start, total) adds the row's vector that starts there to the total; it has to hold what it needs by value, or
-// the compiler reads it anew for each vector, as it might have been stored over.
+// A few rows of one map at a time, in order: memory is read fastest this way if nothing is used twice.
+// term(row, start, total) adds the row's vector that starts there to the total; it has to hold its captures by value,
+// or the compiler reloads them for each vector, because they might have been overwritten.
 template <std::size_t Rows, class Term>
 inline void add_rows(const Panel& panel, const Term& term, float* sums) {
     const auto add = [&](std::size_t start, float* target) {
@@ -218,7 +219,7 @@ void weighted_map(const Block<T>& block, const Panel& panel, const float* coeffi
     });
 }
 
-// One tile of columns for all maps in turn, while the tile is in the level 1 cache.
+// One tile of columns for all maps in turn, while the tile is in the L1 cache.
 template <std::size_t Vectors, class T, class Load>
 void weighted_columns(const Block<T>& block, const Panel& panel, std::size_t first_vector, std::size_t maps,
                       Coefficients coefficients, Load load_vector, float* scratch) {
@@ -501,7 +502,7 @@ Range relu(float* map, std::size_t count) {
     return {low, high};
 }
 
-// The share of the positive values in the sum of all magnitudes.
+// The share of positive values in the sum of all magnitudes.
 float positive_share(const float* map, std::size_t count) {
     Vector positives{};
     Vector negatives{};
@@ -516,7 +517,7 @@ float positive_share(const float* map, std::size_t count) {
     for (std::size_t rest = i; rest < count; ++rest) (map[rest] > 0 ? positive : negative) += map[rest];
     constexpr double largest = 3.402823466e38;
     if (!(positive <= largest && negative >= -largest)) {
-        // The sum of a lane was beyond float32.
+        // The sum of a lane exceeded float32's range.
         positive = negative = 0;
         for (std::size_t value = 0; value < count; ++value) (map[value] > 0 ? positive : negative) += map[value];
     }
@@ -553,11 +554,11 @@ void interpolate_rows(const float* __restrict top, const float* __restrict botto
     for (std::size_t x = 0; x < width; ++x) target[x] = top[x] + fraction * (bottom[x] - top[x]);
 }
 
-// Adding and taking away 1.5 * 2^23 (2^52) rounds to the nearest integer, ties to even, as numpy.rint does.
+// Adding and subtracting 1.5 * 2^23 (2^52) rounds to the nearest integer, ties to even, as numpy.rint does.
 constexpr float round_float = 0x1.8p23f;
 constexpr double round_double = 0x1.8p52;
 
-// Where in the palette each value is.
+// The palette index of each value.
 void palette_indices(const float* values, std::size_t width, std::int32_t* indices) {
     const auto index_of = [](auto value, auto zero, auto one) {
         const auto positive = value > zero ? value : zero;  // zero for NaN
@@ -577,7 +578,7 @@ void blend_row(const float* values, const std::uint8_t* pixels, std::size_t widt
     if (width == 0) return;
     palette_indices(values, width, scratch);
     const std::size_t last = width - 1;
-    // In double, as the specification: in float32 some values would be rounded the other way.
+    // In double, as the specification: in float32 some values would be rounded differently.
     for (std::size_t x = 0; x < last; ++x) {
         ExactPixel tint;
         __builtin_memcpy(&tint, tints[scratch[x]].components, sizeof tint);
@@ -592,7 +593,7 @@ void blend_row(const float* values, const std::uint8_t* pixels, std::size_t widt
     }
 }
 
-// Rounded weights may add up to a little more than one, hence the limit of 255.
+// Rounded weights may sum to slightly more than one, hence the limit of 255.
 constexpr std::int32_t filter_half = std::int32_t{1} << (filter_bits - 1);
 
 void filter_columns(const std::uint8_t* row, const std::uint32_t* first, const std::int32_t* coefficients,

@@ -15,8 +15,8 @@ enum class Normalization { none, max, minmax };
 enum class Scalar { float32 = 0, float16 = 1 };
 constexpr int scalar_count = 2;
 
-// Columns that are summed at a time, and floats of a block of them, at most. A block and the sums stay in the level 2
-// cache.
+// Maximum number of columns that are summed at a time, and of floats in a block of them. A block and the sums stay in
+// the L2 cache.
 constexpr std::size_t panel_columns = 384;
 constexpr std::size_t block_floats = std::size_t{1} << 14;
 
@@ -27,10 +27,10 @@ constexpr std::size_t scratch_floats(std::size_t columns, std::size_t maps) {
     return block_floats + maps * (padded < panel_columns ? padded : panel_columns);
 }
 
-// Fractional bits of the weights that a picture is resized with.
+// Fractional bits of the weights for resizing a picture.
 constexpr int filter_bits = 22;
 
-// A colour times its weight in the overlay, and a component to spare, so that a pixel is one vector.
+// A colour times its weight in the overlay, and a spare component, so that a pixel is one vector.
 struct Tint {
     double components[4];
 };
@@ -46,15 +46,15 @@ struct SimdKernels {
                                     float* scratch, float* sums, std::size_t sums_stride);
     WeightedRowSum weighted_row_sum[scalar_count];
 
-    // sums[m][j] = sum over r of weights[m][r][j] * rows[r][j].  rows: T, weights: U, dense but for the stride from map
-    // to map (elements).  scratch, sums: as above.
+    // sums[m][j] = sum over r of weights[m][r][j] * rows[r][j].  rows: T, weights: U, dense except for the stride from
+    // map to map (elements).  scratch, sums: as above.
     using ElementRowSum = void (*)(const void* rows, const void* weights, std::size_t row_count, std::size_t columns,
                                    std::size_t weights_map_stride, std::size_t maps, float* scratch, float* sums,
                                    std::size_t sums_stride);
     ElementRowSum element_row_sum[scalar_count][scalar_count];
 
-    // sums[m][r] = sum over j of weights[m][r][j] * rows[r][j].  rows: T dense; weights: U, rows and maps as far apart
-    // as the strides (elements) say.
+    // sums[m][r] = sum over j of weights[m][r][j] * rows[r][j].  rows: T dense; weights: U, rows and maps spaced by
+    // the strides (elements).
     using RowDots = void (*)(const void* rows, std::size_t row_count, std::size_t columns, const void* weights,
                              std::size_t weights_row_stride, std::size_t weights_map_stride, std::size_t maps,
                              float* sums, std::size_t sums_stride);
@@ -70,7 +70,7 @@ struct SimdKernels {
     void (*add)(const float* source, std::size_t count, float* target);
 
     // ReLU, then normalisation, in place; *evidence = sum of the positive values / sum of the magnitudes before the
-    // ReLU, 0 for a map of zeros. False, with all left as it is, when the map holds NaN or infinity.
+    // ReLU, 0 for a map of zeros. False, with everything unchanged, if the map holds NaN or infinity.
     bool (*finish)(float* map, std::size_t count, Normalization normalization, float* evidence);
 
     // Whether every |value| <= limit, and none is NaN.
@@ -83,13 +83,14 @@ struct SimdKernels {
     // target = top + fraction * (bottom - top)
     void (*interpolate_rows)(const float* top, const float* bottom, float fraction, std::size_t width, float* target);
 
-    // One row of the overlay: rest * pixel + tint of the value.  pixels, overlay: (width, 3); tints: 256; scratch: width.
+    // One row of the overlay: rest * pixel + tint of the value.  pixels, overlay: (width, 3); tints: 256; scratch:
+    // width.
     void (*blend_row)(const float* values, const std::uint8_t* pixels, std::size_t width, const Tint* tints,
                       double rest, std::int32_t* scratch, std::uint8_t* overlay);
 
     // One row of a picture at another width: pixel x is the sum over t of coefficients[x][t] * row[first[x] + t],
-    // rounded.  row: pixels of three bytes, and a byte that may be read behind the last; target: (width, 3) and a byte
-    // that may be written behind.
+    // rounded.  row: pixels of three bytes, and a byte after the last that may be read; target: (width, 3) and a byte
+    // after the last that may be written.
     void (*filter_columns)(const std::uint8_t* row, const std::uint32_t* first, const std::int32_t* coefficients,
                            std::size_t taps, std::size_t width, std::uint8_t* target);
 

@@ -19,7 +19,7 @@ class ThreadPool::Job {
 public:
     Job(std::size_t tasks, const std::function<void(std::size_t)>& body) : tasks_(tasks), body_(body) {}
 
-    // Takes tasks until none is left. `body_` is touched only after a task was won, hence while wait() still blocks.
+    // Takes tasks until none is left. `body_` is accessed only after claiming a task, hence while wait() still blocks.
     void work() {
         for (std::size_t task = next_++; task < tasks_; task = next_++) {
             try {
@@ -78,7 +78,7 @@ void ThreadPool::enlist(const std::shared_ptr<Job>& job, std::size_t helpers) {
         try {
             while (workers_.size() < helpers) workers_.emplace_back([this] { work(); });
         } catch (const std::system_error&) {
-            // The system grants no more threads: those that exist, and the caller, do the work.
+            // The system grants no more threads: the existing ones and the caller do the work.
         }
         queue_.insert(queue_.end(), std::min(helpers, workers_.size()), job);
     }
@@ -110,7 +110,7 @@ std::unique_ptr<ThreadPool>& pool_of_process() {
 }
 
 #if defined(__unix__) || defined(__APPLE__)
-// The parent's pool is abandoned, not destroyed: its threads do not exist here and its mutex may be held for ever.
+// The parent's pool is abandoned, not destroyed: its threads do not exist here and its mutex may be held forever.
 void replace_pool_in_child() {
     static_cast<void>(pool_of_process().release());
     pool_of_process() = std::make_unique<ThreadPool>();

@@ -1,4 +1,4 @@
-// A small pool of threads that live as long as the process; the calling thread always works along.
+// A small pool of threads that live as long as the process; the calling thread always takes part.
 #pragma once
 
 #include <condition_variable>
@@ -19,8 +19,8 @@ public:
     ThreadPool(const ThreadPool&) = delete;
     ThreadPool& operator=(const ThreadPool&) = delete;
 
-    // Calls body(0) ... body(tasks - 1), each once, on at most `threads` threads, and returns when all have ended.
-    // Safe from many threads at once. The first exception of a task is rethrown here; the others still run.
+    // Calls body(0) ... body(tasks - 1), each once, on at most `threads` threads, and returns when all have finished.
+    // May be called from many threads at once. The first exception of a task is rethrown here; the others still run.
     void run(std::size_t tasks, std::size_t threads, const std::function<void(std::size_t)>& body);
 
     // The pool of this process. A forked child gets a new one: threads do not survive a fork.

@@ -1,6 +1,6 @@
-// Python module `_cuda`: launches of the kernels, and the calls of the CUDA runtime that a device layer needs. Addresses,
-// streams and events are integers; their owner is the Python side. What CUDA refuses raises DeviceError, a launch
-// KernelError, with CUDA's own words.
+// Python module `_cuda`: launches of the kernels, and the calls of the CUDA runtime that a device layer needs.
+// Addresses, streams and events are integers; their owner is the Python side. CUDA errors raise DeviceError, failed
+// launches KernelError, with CUDA's own message.
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -35,7 +35,7 @@ std::string words_of(cudaError_t status) {
 
 void check(cudaError_t status, const char* what) {
     if (status == cudaSuccess) return;
-    cudaGetLastError();  // the next call shall not report this one
+    cudaGetLastError();  // clears the error, so that the next call does not report it
     throw DeviceFailure(std::string(what) + ": " + words_of(status));
 }
 

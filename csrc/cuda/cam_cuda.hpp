@@ -1,4 +1,4 @@
-// The kernels of cam_kernels.cuh as nvcc compiled them: a table for each part of that file. No CUDA header.
+// The kernels of cam_kernels.cuh, compiled by nvcc: one table for each part of that file. No CUDA header.
 #pragma once
 
 #include <cstddef>

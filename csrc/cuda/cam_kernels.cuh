@@ -1,15 +1,15 @@
 // Grad-CAM on the GPU: activations and weights in, maps, heatmaps and overlays out, in two launches.
 //
-// Compiled by nvcc, by NVRTC and, behind tests/cuda_shim.hpp, by a C++ compiler: no #include, no CUDA header. Only
+// Compiled by nvcc, by NVRTC and, with csrc/tests/cuda_shim.hpp, by a C++ compiler: no #include, no CUDA header. Only
 // the extern "C" functions at the end are called from outside, each with one structure; kernels/launches.py packs these
 // structures, chooses the kernel and its geometry, and says why.
 //
-// First launch (channel, pooled, element): each block sums a slice of the channels of one image over some pixels, for up
-// to `Maps` maps, into `partials`: (images, maps, parts, pixels). Second launch (view): each block adds the parts of one
-// map in their order, normalises it, and draws a rectangle of its heatmap. Nothing is added by atomics, and the slices
-// depend on the shape of one image alone: the same bits whatever the batch.
+// First launch (channel, pooled, element): each block sums a slice of the channels of one image over some pixels, for
+// up to `Maps` maps, into `partials`: (images, maps, parts, pixels). Second launch (view): each block adds the parts of
+// one map in order, normalises it, and draws a rectangle of its heatmap. There are no atomic additions, and the slices
+// depend only on the shape of one image: results are bit-identical for any batch.
 
-// The parts of this file that a compilation needs: kernels of one type of activations, or those that are for all.
+// The parts of this file to compile: the kernels for one type of activations, or those for all types.
 #define CAM_ANY 0
 #define CAM_FLOAT32 1
 #define CAM_FLOAT16 2
@@ -17,7 +17,7 @@
 
 #define CAM_INLINE __device__ __forceinline__
 
-// Types as they are in memory.
+// Types in memory.
 
 struct Half {
     unsigned short bits;
@@ -27,7 +27,7 @@ struct Bfloat {
 };
 
 constexpr int type_float32 = 0;
-constexpr int type_float16 = 1;  // and 2: bfloat16
+constexpr int type_float16 = 1;  // 2: bfloat16
 
 CAM_INLINE float to_float(float value) { return value; }
 
@@ -39,7 +39,7 @@ CAM_INLINE float to_float(Half value) {
     asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
     return result;
 #else
-    // The exponent is moved by a multiplication, which also renormalises subnormal halves.
+    // A multiplication shifts the exponent; it also renormalises subnormal halves.
     const float moved = __uint_as_float(static_cast<unsigned>(value.bits & 0x7fff) << 13) * 0x1p112f;
     const unsigned bits = __float_as_uint(moved) | (moved >= 0x1p16f ? 0x7f800000u : 0u);  // infinity or NaN
     return __uint_as_float(bits | static_cast<unsigned>(value.bits & 0x8000) << 16);
@@ -50,7 +50,7 @@ constexpr double largest_float = 3.402823466e38;
 
 CAM_INLINE bool is_finite(float value) { return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u; }
 
-// `Count` neighbouring elements, loaded at once.
+// `Count` adjacent elements, loaded at once.
 
 template <int Bytes>
 struct Word;
@@ -105,7 +105,7 @@ private:
     }
 };
 
-// An element of a type that only the call knows. Slower: for shapes that do not come in packs.
+// An element whose type is only known at run time. Slower: for shapes that do not consist of packs.
 struct Any {};
 template <>
 struct Pack<Any, 1> {
@@ -152,7 +152,7 @@ struct Source<Any> {
 
 constexpr int warp_threads = 32;
 constexpr unsigned all_lanes = 0xffffffffu;
-// Threads of a block, at most; launches.py knows this number.
+// Maximum threads per block; launches.py has the same number.
 constexpr int most_threads = 256;
 
 extern __shared__ uint4 shared_memory[];
@@ -167,8 +167,8 @@ CAM_INLINE int warps() { return threads() / warp_threads; }
 CAM_INLINE int least(int a, int b) { return a < b ? a : b; }
 
 // Sums `Count` values over the lanes of a warp, Count a power of two: lane l returns the total of value
-// l / (32 / Count). Each exchange halves the number of values that a lane is in charge of: Count + 4 shuffles at most
-// instead of 5 * Count.
+// l / (32 / Count). Each exchange halves the number of values that a lane is responsible for: at most Count + 4
+// shuffles instead of 5 * Count.
 template <int Offset = warp_threads / 2, int Count>
 CAM_INLINE float sum_over_lanes(const float (&values)[Count]) {
     if constexpr (Offset == 0) {
@@ -198,20 +198,20 @@ struct SumCall {
     int channels;
     int pixels;
     int maps;
-    int slices;          // of the channels
-    int slice_channels;  // of each but the last
-    int tiles;           // of the pixels
-    int tile_blocks;     // that share them: 1 where a block has to pool gradients before, and does so once
-    int tile_size;       // "first": packs of a tile; "last": pixels of a tile
-    int group;           // "first": channels after which packs and channels begin together again
+    int slices;          // number of slices of the channels
+    int slice_channels;  // channels per slice, except in the last one
+    int tiles;           // number of tiles of the pixels
+    int tile_blocks;     // blocks that share the tiles: 1 if a block has to pool gradients first, which it does once
+    int tile_size;       // "first": packs per tile; "last": pixels per tile
+    int group;           // "first": number of channels after which packs and channels align again
     int rows;            // "first": groups that a block reads at once
     int parts;
     int values_type;
     int weights_type;
-    int scratch_size;  // floats of shared memory, behind pooled weights or in the place of others
+    int scratch_size;  // floats of shared memory, after pooled weights, or in place of other weights
 };
 
-// What one block works on.
+// The work of one block.
 template <int Maps>
 struct Share {
     int first_map;
@@ -223,7 +223,7 @@ struct Share {
     int channels;
 
     explicit CAM_INLINE Share(const SumCall& call) {
-        // Blocks that read the same activations for other maps are neighbours: the second finds them in the cache.
+        // Blocks that read the same activations for other maps are adjacent: the second one finds them in the cache.
         const int map_tiles = (call.maps + Maps - 1) / Maps;
         int block = static_cast<int>(blockIdx.x);
         first_map = block % map_tiles * Maps;
@@ -237,7 +237,7 @@ struct Share {
         channels = least(call.slice_channels, call.channels - first_channel);
     }
 
-    // Of the first activation of the image.
+    // Offset of the first activation of the image.
     CAM_INLINE long long image_index(const SumCall& call) const {
         return static_cast<long long>(image) * call.channels * call.pixels;
     }
@@ -247,7 +247,7 @@ struct Share {
     }
 };
 
-// Where the weights of the slice lie in shared memory, in floats.
+// Offset of the slice's weights in shared memory, in floats.
 struct Stored {
     int channel_stride;
     int map_stride;
@@ -267,7 +267,7 @@ CAM_INLINE void fetch_weights(const SumCall& call, const Share<Maps>& share, Sto
     __syncthreads();
 }
 
-// target[r] = mean of row r of (rows, columns), which begin at element `start`.
+// target[r] = mean of row r of (rows, columns), starting at element `start`.
 template <class W, int Count>
 CAM_INLINE void mean_rows(Source<W> source, long long start, int rows, int columns, int stride, float* target) {
     constexpr int together = 4;
@@ -351,7 +351,7 @@ CAM_INLINE void make_weights(const SumCall& call, const Share<Maps>& share, Stor
     if constexpr (!Pooled) {
         fetch_weights(call, share, stored, target);
     } else {
-        // What is contiguous, and where it starts, in whole packs.
+        // Number and offset of contiguous elements, in whole packs.
         const bool packed = Last ? call.channels % 4 == 0 && call.slice_channels % 4 == 0 : call.pixels % 4 == 0;
         if (packed && call.weights_type == type_float32) {
             pool_gradients<Last, float, 4>(call, share, stored, target);
@@ -361,18 +361,18 @@ CAM_INLINE void make_weights(const SumCall& call, const Share<Maps>& share, Stor
     }
 }
 
-// Channels first. A group of channels is a row of packs: `group` is the least number of channels that fills whole packs
-// (7 x 7 float32: 4 channels, 49 packs), so that loads are aligned whatever the number of pixels. Thread t keeps pack
+// Channels first. A group of channels is a row of packs: `group` is the smallest number of channels that fills whole
+// packs (7 x 7 float32: 4 channels, 49 packs), so that loads are aligned for any number of pixels. Thread t keeps pack
 // t % tile_size of every `rows`-th group: its elements are the same pixels each time, and it adds them in registers. A
-// pack holds elements of one channel, or of two: those before `boundary` and those behind.
+// pack holds elements of one channel, or of two: those before `boundary` and those after it.
 
 struct Place {
     int row;
-    int pack;      // in the tile
+    int pack;      // index in the tile
     bool active;
-    int offset;    // of the pack in the group, in elements
-    int channel;   // of its first element, in the group
-    int boundary;  // elements of that channel
+    int offset;    // of the pack within the group, in elements
+    int channel;   // of its first element, within the group
+    int boundary;  // number of elements of that channel
 
     CAM_INLINE Place(const SumCall& call, int tile, int count) {
         row = thread() / call.tile_size;
@@ -386,7 +386,7 @@ struct Place {
     }
 };
 
-// Floats between the weights of two channels: with no padding, 16 maps would meet in two banks of shared memory.
+// Floats between the weights of two channels: without padding, 16 maps would share two banks of shared memory.
 template <int Maps>
 constexpr int padded_maps = Maps < 8 ? Maps : Maps + 4;
 
@@ -450,7 +450,7 @@ CAM_INLINE void add_packs(Source<T> source, long long at, long long stride, int 
     }
 }
 
-// Adds the rows of a block, and the channels of a group where one tile holds all of it, in their order.
+// Adds the rows of a block, and the channels of a group if one tile holds all of it, in order.
 template <int Maps, int Count>
 CAM_INLINE void store_sums(const SumCall& call, const Share<Maps>& share, const Place& place, int tile, float* scratch,
                            const float (&sums)[Maps][Count]) {
@@ -489,7 +489,7 @@ CAM_INLINE void store_sums(const SumCall& call, const Share<Maps>& share, const 
     __syncthreads();
 }
 
-// How many groups a thread adds.
+// Number of groups that a thread adds.
 CAM_INLINE int turns(const SumCall& call, const Place& place, int channels) {
     const int groups = channels / call.group;
     return place.active && place.row < groups ? (groups - place.row + call.rows - 1) / call.rows : 0;
@@ -513,7 +513,8 @@ CAM_INLINE void sum_first(const SumCall& call) {
         const float* const coefficients = weights + (place.row * call.group + place.channel) * stored.channel_stride;
         const int count = turns(call, place, share.channels);
         float sums[Maps][Count] = {};
-        // Sixteen maps leave no registers for two weights of each: launches.py then takes groups of one channel only.
+        // With sixteen maps there are no registers for two weights each: launches.py then uses groups of one channel
+        // only.
         if (Maps < 16 && call.group > 1) {
             add_packs<true>(source, at, stride, count, coefficients, weights_stride, place.boundary, sums);
         } else {
@@ -523,7 +524,7 @@ CAM_INLINE void sum_first(const SumCall& call) {
     }
 }
 
-// Each activation has its own weight: the same walk over both.
+// Each activation has its own weight: both are traversed alike.
 template <class T, int Count, int Maps>
 CAM_INLINE void element_first(const SumCall& call) {
     const Share<Maps> share(call);
@@ -557,7 +558,8 @@ CAM_INLINE void element_first(const SumCall& call) {
     store_sums(call, share, place, share.tile, shared_floats(), sums);
 }
 
-// Channels last. A warp takes a few pixels at a time, its lanes the channels, and adds over the lanes at the end.
+// Channels last. A warp processes a few pixels at a time, with its lanes over the channels, and sums over the lanes at
+// the end.
 
 template <int Pixels, int Maps>
 CAM_INLINE void store_dots(const SumCall& call, const Share<Maps>& share, int first_pixel, int end,
@@ -582,7 +584,7 @@ CAM_INLINE void sum_last(const SumCall& call) {
     make_weights<true, Pooled>(call, share, stored, weights);
     const Source<T> source(call.activations, call.values_type);
     const long long start = share.image_index(call) + share.first_channel;
-    // Tiles follow each other: one block takes them all where it pooled the gradients, and one tile otherwise.
+    // A block processes all tiles in turn if it pooled the gradients, otherwise one tile.
     const int end = call.tile_blocks == 1 ? call.pixels : least(call.pixels, (share.tile + 1) * call.tile_size);
     for (int first = share.tile * call.tile_size + warp() * together; first < end; first += warps() * together) {
         float sums[together * Maps] = {};
@@ -690,14 +692,14 @@ CAM_INLINE Between between(int position, int inputs, int outputs) {
     return {static_cast<int>(low), static_cast<float>(at - low * scale) / static_cast<float>(scale)};
 }
 
-// Shared memory of a block, from its start.
+// Layout of a block's shared memory.
 struct ViewMemory {
     double* kept;     // 256: (1 - alpha) * pixel
     double* tints;    // 256 * 3: alpha * colour
     Between* across;  // tile_columns
     Between* down;    // tile_rows
     float* extremes;  // 5 * warps
-    float* map;       // pixels, where cached
+    float* map;       // pixels, if cached
 
     explicit CAM_INLINE ViewMemory(const ViewCall& call) {
         kept = reinterpret_cast<double*>(shared_memory);
@@ -719,7 +721,7 @@ public:
         float low = __uint_as_float(0x7f800000u);
         float high = 0;
         float bad = 0;
-        float totals[2] = {0, 0};  // of the positive values, and of the magnitudes of the others
+        float totals[2] = {0, 0};  // of positive values, and of the magnitudes of the others
         for (int pixel = thread(); pixel < pixels_; pixel += threads()) {
             const float sum = add_parts(pixel);
             if (!is_finite(sum)) bad = 1;
@@ -735,7 +737,7 @@ public:
         low_ = call.normalization == normalization_minmax ? low : 0.0f;
         span_ = high - low_;
         if (cache_) {
-            // Each thread meets the pixels that it wrote itself.
+            // Each thread reads the pixels that it wrote itself.
             for (int pixel = thread(); pixel < pixels_; pixel += threads()) cache_[pixel] = normalized(cache_[pixel]);
         }
         __syncthreads();
@@ -791,7 +793,7 @@ private:
         }
     }
 
-    // The warps' totals are added in their order, by every thread.
+    // Every thread adds the warps' totals in order.
     static CAM_INLINE float positive_share(float* found, float (&totals)[2]) {
 #pragma unroll
         for (int offset = warp_threads / 2; offset > 0; offset /= 2) {
@@ -806,7 +808,7 @@ private:
         double positive = 0;
         double negative = 0;
         for (int w = 0; w < warps(); ++w) {
-            // A sum beyond float32 counts as its largest number.
+            // A sum beyond float32's range counts as its largest number.
             positive += is_finite(found[2 * w]) ? found[2 * w] : largest_float;
             negative += is_finite(found[2 * w + 1]) ? found[2 * w + 1] : largest_float;
         }
@@ -823,7 +825,7 @@ private:
     bool finite_;
 };
 
-constexpr int drawn_at_once = 4;  // pixels of a thread: one store of 16 bytes
+constexpr int drawn_at_once = 4;  // pixels per thread: one 16-byte store
 
 CAM_INLINE void interpolate(const ViewCall& call, const ViewMemory& memory, const MapValues& values, int y, int x,
                             int count, float (&heat)[drawn_at_once]) {
@@ -843,8 +845,8 @@ CAM_INLINE void interpolate(const ViewCall& call, const ViewMemory& memory, cons
     }
 }
 
-// round((1 - alpha) * pixel + alpha * colour), ties to even, in float64 as the specification: both products were made
-// beforehand, and are rounded before they are added.
+// round((1 - alpha) * pixel + alpha * colour), ties to even, in float64 like the specification: both products are
+// precomputed, so they are rounded before they are added.
 CAM_INLINE unsigned blend(const ViewMemory& memory, unsigned pixel, int color, int channel) {
     return static_cast<unsigned>(__double2int_rn(__dadd_rn(memory.kept[pixel], memory.tints[color * 3 + channel])));
 }
@@ -903,7 +905,7 @@ CAM_INLINE void view(const ViewCall& call) {
         for (int i = thread(); i < 256; i += threads()) memory.kept[i] = __dmul_rn(kept, i);
         for (int i = thread(); i < 768; i += threads()) memory.tints[i] = __dmul_rn(call.alpha, call.palette[i]);
     }
-    const MapValues values(call, memory, map);  // waits for the tables too
+    const MapValues values(call, memory, map);  // also waits for the tables
 
     float* const target = call.maps + static_cast<long long>(map) * values.pixels();
     const long long step = static_cast<long long>(call.tiles) * threads();
@@ -949,16 +951,16 @@ CAM_INLINE void view(const ViewCall& call) {
 struct PrepareCall {
     const unsigned char* images;  // (images, pixels, channels)
     float* input;                 // (images, pixels, channels), or (images, channels, pixels)
-    long long values;             // of all images
-    long long pixels;             // of one image
+    long long values;             // in all images
+    long long pixels;             // in one image
     int channels;
     int channels_last;
     int reversed_order;
-    float mean[3];   // in the order of the network's channels
+    float mean[3];   // in the network's channel order
     float scale[3];
 };
 
-// A thread makes four neighbouring values of the input.
+// A thread computes four adjacent values of the input.
 CAM_INLINE void prepare(const PrepareCall& call) {
     constexpr int count = 4;
     const long long first = (static_cast<long long>(blockIdx.x) * threads() + thread()) * count;
@@ -991,7 +993,7 @@ struct CheckCall {
     long long columns;
 };
 
-// A block takes a row.
+// One block per row.
 CAM_INLINE void check_rows(const CheckCall& call) {
     const float* const row = call.rows + blockIdx.x * call.columns;
     float bad[1] = {0};
@@ -1017,9 +1019,9 @@ CAM_INLINE void check_rows(const CheckCall& call) {
     call.finite[blockIdx.x] = all == 0;
 }
 
-// The list of kernels: name, structure, blocks that shall fit on a processor at once, body.
-// 4 blocks are 64 registers a thread and 32 warps, 3 are 80 and 24, 2 are 128 and 16: with four or more loads of 16 bytes
-// on their way from each thread, 32 KiB at least, which is more than bandwidth times latency asks of a processor.
+// The list of kernels: name, structure, minimum resident blocks per multiprocessor, body.
+// 4 blocks mean 64 registers per thread and 32 warps, 3 mean 80 and 24, 2 mean 128 and 16: with four or more 16-byte
+// loads in flight per thread, that is at least 32 KiB, more than a multiprocessor's bandwidth times latency requires.
 
 #define CAM_FOR_ANY(X)                                                        \
     X(cam_view, ViewCall, 4, view)                                            \

@@ -1,4 +1,4 @@
-// Times one convolution layer per line of the standard input, and answers with one line each: for bench/convolution.py.
+// Times one convolution layer per line of standard input, and answers with one line each, for bench/convolution.py.
 //
 // A line: batch height width input_channels output_channels kernel stride channels_first residual pool threads
 //         instruction_set algorithm runs      (algorithm: auto, winograd_4x4, winograd_6x6, pointwise or gathered)
@@ -40,7 +40,7 @@ ParallelFor pool_of(std::size_t threads) {
     return {run, reinterpret_cast<void*>(static_cast<std::uintptr_t>(threads)), threads};
 }
 
-// Memory as in a session whose first run is over.
+// Memory as in a session after its first run.
 class Floats {
 public:
     explicit Floats(std::size_t count) : values_(static_cast<float*>(::operator new((count + 1) * sizeof(float), unit))) {
@@ -64,7 +64,7 @@ private:
     std::unique_ptr<float, Free> values_;
 };
 
-// Seconds. Other programs disturb processor time less, but it adds up the time of all threads.
+// Seconds. Other programs affect processor time less, but it sums the time of all threads.
 double now(std::size_t threads) {
     if (threads == 1) return static_cast<double>(std::clock()) / CLOCKS_PER_SEC;
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();

@@ -1,4 +1,4 @@
-// The kernels of cam_kernels.cuh as a library of C functions, for the tests in Python.
+// The kernels of cam_kernels.cuh as a library of C functions, for the Python tests.
 #include "cuda_shim.hpp"
 
 #include "../cuda/cam_kernels.cuh"
@@ -30,7 +30,7 @@ const Entry& entry_of(const char* name, std::size_t size) {
 
 }  // namespace
 
-// False, with a message, where the launch failed.
+// False, with a message, if the launch failed.
 extern "C" bool shim_launch(const char* kernel, unsigned blocks, unsigned threads, std::size_t shared_bytes,
                             const void* arguments, std::size_t size, int order, char* message,
                             std::size_t message_size) {

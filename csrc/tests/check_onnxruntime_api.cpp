@@ -1,4 +1,4 @@
-// Compares onnxruntime_api.hpp with ONNX Runtime's own header, where that is installed (Debian: libonnxruntime-dev).
+// Compares onnxruntime_api.hpp with ONNX Runtime's own header, if installed (Debian: libonnxruntime-dev).
 // Compiling it is the test.
 #include <onnxruntime_c_api.h>
 

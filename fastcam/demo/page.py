@@ -41,7 +41,7 @@ def build_page(folder: Path) -> Site:
 
 
 def open_page(folder: Path, say: Callable[[str], None] = print) -> None:
-    """Build the page, serve it to this machine alone and open it in the browser, until Ctrl-C."""
+    """Build the page, serve it to this machine only and open it in the browser, until Ctrl-C."""
     site = build_page(folder)
     with make_server(site.folder) as server:
         url = f"http://localhost:{server.server_port}/"

@@ -1,6 +1,6 @@
 """The demo: a trained ImageNet network explains real photos, with nothing downloaded.
 
-Weights, photos and class names all come with packages of the [demo] extra. The way of the data:
+Weights, photos and class names all come with packages of the [demo] extra. The path of the data:
 
     weights (.pth) -> state dict -> ONNX network -> export -> Explainer -> overlays and a contact sheet
 """
@@ -60,7 +60,8 @@ class DemoResult:
     seconds
         Wall time of each stage, in order.
     overhead
-        Median time of scores and heatmap over that of the plain forward, same photo and threads; 1.02 = 2 % more.
+        Median time of scores and heatmap divided by that of the plain forward pass, same photo and threads; 1.02 = 2 %
+        more.
     """
 
     model: Path

@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 DEFAULT_METHOD = "gradcam"
 # Pixels of one heatmap: a gigabyte of float32.
 LARGEST_HEATMAP = 2**28
-# Numbers in one image of the input: a quarter of a gigabyte of float32, of which a call holds several.
+# Numbers in one image of the input: a quarter of a gigabyte of float32; a call holds several of them.
 _LARGEST_INPUT = 2**26
 
-# Element type and rank of what the file gives: once, and of every layer.
+# Element type and rank of the outputs: those of the file, and those of every layer.
 _OUTPUTS = {"logits": ("float", 2), "targets": ("int64", 2)}
 _PER_TARGET = ("targets", "weights", "gradients", "maps", "heatmaps", "overlays")
 _LAYER_OUTPUTS = {"activations": ("float", 4), "weights": ("float", 3)}
-# Of a file that draws its own heatmaps.
+# For a file that draws its own heatmaps.
 _DRAWN_OUTPUTS = {"maps": ("float", 4), "heatmaps": ("float", 4)}
 
 
 class Value(NamedTuple):
-    """An input or output of the file; ``shape`` holds a number, or a name or None where a dimension is open."""
+    """An input or output of the file; ``shape`` holds numbers, and a name or None for a dynamic dimension."""
 
     name: str
     type: str
@@ -39,22 +39,22 @@ class Value(NamedTuple):
 
 
 class ExplainedModel:
-    """Facts of a file that a session has opened.
+    """Facts about a file that a session has opened.
 
     Attributes
     ----------
     path : Path
     metadata : Metadata
     inputs, outputs : dict of str to Value
-        Inputs (but the target) and outputs.
+        Inputs (except the target) and outputs.
     input_name : str
     image_shape : tuple of int
         Shape of one image of the model's input.
     fixed_batch : int or None
-        Number of images that the file takes, None for any.
+        Number of images that the file takes; None for any.
     class_count : int
     draws_only : bool
-        Whether the file gives the maps that it draws, and no activations and weights.
+        Whether the file returns the maps that it draws, without activations and weights.
 
     Raises
     ------
@@ -79,7 +79,7 @@ class ExplainedModel:
         batch, *sides = image.shape
         self.image_shape: tuple[int, ...] = tuple(sides)
         if self.metadata.picture is not None:
-            # The input may be of any size; the heatmaps are of the network's.
+            # The input may be of any size; the heatmaps have the network's.
             self.image_shape = (*self.outputs["heatmaps"].shape[2:], 3)
         self.fixed_batch: int | None = batch if isinstance(batch, int) else None
         if self.fixed_batch is not None and not 0 < self.fixed_batch <= LARGEST_BATCH:
@@ -96,7 +96,7 @@ class ExplainedModel:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Methods that the file can be explained by."""
+        """Methods by which the file can be explained."""
         if self.draws_only and self.metadata.method is not None:
             return (self.metadata.method,)
         return tuple(METHODS) if self.has_gradients else (DEFAULT_METHOD,)
@@ -106,14 +106,14 @@ class ExplainedModel:
         return self.image_shape[self.metadata.input_layout.index(axis) - 1]
 
     def output_shape(self, name: str, images: int, maps: int) -> tuple[Any, ...]:
-        """Return the shape of an output for this number of images and of maps per image; open dimensions stay names."""
+        """Return the shape of an output for this number of images and maps per image; dynamic ones stay names."""
         rows = (images, maps) if name.partition("_")[0] in _PER_TARGET else (images,)
         return (*rows, *self.outputs[name].shape[len(rows) :])
 
     def fetched(self, positions: Sequence[int], second: str) -> tuple[str, ...]:
         """Return the outputs that explain these layers: logits and targets, then activations and ``second`` of each.
 
-        Of a file that gives nothing but its own maps: logits, targets and maps.
+        For a file that returns only its own maps: logits, targets and maps.
         """
         if self.draws_only:
             return (*_OUTPUTS, "maps")
@@ -126,17 +126,17 @@ class ExplainedModel:
         Raises
         ------
         ArgumentError
-            There is no such method, or the file lacks the gradients that it needs.
+            There is no such method, or the file lacks the gradients for it.
         """
         find_method(method)
         if method not in self.methods and self.draws_only:
             raise ArgumentError(
                 f"{self.path} draws its maps by method={self.methods[0]!r} and holds nothing for {method!r}: "
-                f"give method={self.methods[0]!r}, or export the model again with raw_outputs=True"
+                f"pass method={self.methods[0]!r}, or export the model again with raw_outputs=True"
             )
         if method not in self.methods:
             raise ArgumentError(
-                f"method={method!r} needs the full gradients, and {self.path} holds pooled ones: "
+                f"method={method!r} needs the full gradients, but {self.path} holds pooled ones: "
                 'export the model again with gradients="full"'
             )
         return "weights" if method == DEFAULT_METHOD else "gradients"
@@ -179,7 +179,7 @@ def _signature(
         )
     except UnicodeDecodeError as error:
         raise FileFormatError(f"{path}: a name in it is damaged ({error}): export the model again") from error
-    # Where it has no default it counts as an input.
+    # If it has no default it counts as an input.
     inputs.pop("target", None)
     return inputs, outputs
 

@@ -39,20 +39,20 @@ Images: TypeAlias = "ImageSource | npt.NDArray[np.floating[Any]] | Sequence[Imag
 class Explainer:
     """Runs a model written by `fastcam.export` and draws why it decided.
 
-    One Explainer may be called from many threads at once; each call gives what it would give alone.
+    One Explainer may be called from many threads at once; each call returns what it would return alone.
 
     Parameters
     ----------
     path : path
         The .onnx file.
     device : {"auto", "cpu", "cuda", "openvino", "tensorrt"}
-        Where to run; the second GPU is "cuda:1" or "tensorrt:1". "auto" takes the first GPU where driver, provider,
-        cuDNN and kernels are there. Where a GPU is there and one of them is missing it takes the CPU and warns once,
-        saying what is missing; where there is no GPU it takes the CPU. "openvino" is the CPU by the openvino package,
-        in float32: a few percent faster for some networks.
+        Where to run; the second GPU is "cuda:1" or "tensorrt:1". "auto" takes the first GPU if driver, provider,
+        cuDNN and kernels are available. If there is a GPU but one of these is missing, it takes the CPU and warns once,
+        saying what is missing; without a GPU it takes the CPU. "openvino" is the CPU through the openvino package, in
+        float32: a few percent faster for some networks.
     providers : sequence, optional
         ONNX Runtime execution providers (names, or pairs of name and options) instead of ``device``. The first must
-        really be in use. Options of CUDA are ONNX Runtime's, but for ``use_tf32``, which is 0 unless given: TF32 is
+        actually be in use. Options for CUDA are ONNX Runtime's, except that ``use_tf32`` defaults to 0: TF32 is
         faster and changes the third digit of heatmaps. ``enable_cuda_graph=1`` captures a CUDA graph for each size of
         batch: faster for small networks, but nothing else in the process may use the GPU while one is captured.
     threads : int, optional
@@ -109,7 +109,7 @@ class Explainer:
         self._first_layer = self._model.fetched([0], "weights")
 
     def __reduce__(self) -> Any:
-        # Sessions cannot be copied: a copy, or one in another process, opens the file again.
+        # Sessions cannot be copied: a copy, or an Explainer in another process, opens the file again.
         return _reopened, (type(self), self._arguments)
 
     @property
@@ -141,7 +141,7 @@ class Explainer:
 
     @property
     def signature(self) -> tuple[dict[str, tuple[Any, ...]], dict[str, tuple[Any, ...]]]:
-        """Shapes of inputs (but the target) and outputs by name; a text or None is an open dimension."""
+        """Shapes of inputs (except the target) and outputs by name; a string or None is a dynamic dimension."""
         inputs, outputs = (
             {name: value.shape for name, value in part.items()} for part in (self._model.inputs, self._model.outputs)
         )
@@ -154,7 +154,7 @@ class Explainer:
 
     @property
     def precision(self) -> str:
-        """What the network computes in, "fp32" or "fp16"; its gradients are float32 always."""
+        """What the network computes in, "fp32" or "fp16"; its gradients are always float32."""
         return self._model.metadata.precision
 
     @property
@@ -169,7 +169,7 @@ class Explainer:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Methods that this file can be explained by: all of them where it gives full gradients."""
+        """Methods by which this file can be explained: all of them if it has full gradients."""
         return self._model.methods
 
     @property
@@ -179,7 +179,7 @@ class Explainer:
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """Class names by index, None where `export` was given none."""
+        """Class names by index; None if the file has none."""
         return self._model.metadata.classes
 
     @property
@@ -199,12 +199,12 @@ class Explainer:
 
     @property
     def preprocessing(self) -> Preprocessing | None:
-        """How a picture becomes the model's input; None where the file does not say."""
+        """How a picture becomes the model's input; None if the file does not say."""
         return self._model.metadata.preprocessing
 
     @property
     def notes(self) -> tuple[Note, ...]:
-        """What `export` did to the model, guessed about it, or left as it was."""
+        """What `export` changed, guessed or left unchanged."""
         return self._model.metadata.notes
 
     def prepare(
@@ -240,13 +240,13 @@ class Explainer:
         channels = self._model.side("C")
         if channels not in (1, 3):
             raise ImageError(
-                f"{self.path} takes images of {channels} channels, and pictures have 1 or 3: give a preprocessed "
+                f"{self.path} takes images of {channels} channels, but pictures have 1 or 3: pass a preprocessed "
                 f"float32 batch (N, {_sides(self._image_shape)})"
             )
         if self.preprocessing is None:
             raise ImageError(
                 f"{self.path} does not say how a picture becomes the model's input: "
-                "export it again with preprocess=..., or give a preprocessed float32 batch"
+                "export it again with preprocess=..., or pass a preprocessed float32 batch"
             )
         return prepare(pictures, self.preprocessing, self.input_size, self.input_layout, channels)
 
@@ -300,39 +300,40 @@ class Explainer:
     ) -> Explanation | DeviceExplanation:
         """Score images and explain the scores.
 
-        Grad-CAM (Selvaraju et al. 2017, eq. 1 and 2): ReLU(sum over channels of alpha times activations), alpha being
-        the mean over the map of the gradient of the target's logit. The other methods weigh differently.
+        Grad-CAM (Selvaraju et al. 2017, eq. 1 and 2): ReLU(sum over channels of alpha times activations), where alpha
+        is the mean over the map of the gradient of the target's logit. The other methods use different weights.
 
         Parameters
         ----------
         images
             A path, PIL image or uint8 array (H,W,3), a list that mixes them, or a preprocessed float32 batch. On CUDA
-            also an array on the device, of CuPy, torch or whatever has ``__dlpack__`` or ``__cuda_array_interface__``:
-            a preprocessed float32 batch, or uint8 pictures (N,H,W,3) of the input's size. It is not copied to the host.
+            also an array on the device, from CuPy, torch or anything with ``__dlpack__`` or
+            ``__cuda_array_interface__``: a preprocessed float32 batch, or uint8 pictures (N,H,W,3) of the input's size.
+            It is not copied to the host.
         target
-            What to explain: None, the top class; "top3" (any number), the best three; a class index or name; a list of
+            What to explain: None, the top class; "top3" (any number), the top three; a class index or name; a list of
             those, for every image; one list per image; or an array (N,K) of indices.
         method
             "gradcam"; or, with a file exported with ``gradients="full"``, "gradcam++" (Chattopadhay et al. 2018, eq. 5
             and 19), "xgradcam" (Fu et al. 2020), "hirescam" (Draelos and Carin 2020) or "layercam" (Jiang et al. 2021,
             eq. 5 and 6).
         layer
-            Which of the file's layers, `layers`; None, the first. For a list of them the heatmap is the mean of theirs,
+            One of the file's `layers`; None, the first. For a list of layers the heatmap is the mean of theirs,
             normalised again, and ``maps`` have the size of the largest.
         size
             Size of the heatmaps: "input", the model's input; "layer", the explained layer; or (height, width).
         normalize
             "max" divides each map by its maximum, "minmax" maps its range to 0..1, None leaves it raw.
         batch_size
-            Largest number of images in a batch; bounds the memory. On CUDA a batch that does not fit
-            into the memory is halved, and so are all later ones.
+            Maximum number of images per batch; limits the memory. On CUDA a batch that does not fit
+            into memory is halved, and so are all later ones.
         timeout
-            Seconds that the call may take, None for no limit. A model that never ends is stopped between two of its
+            Seconds that the call may take; None for no limit. A running model is stopped between two of its
             nodes.
         value_range
             The values of black and white in pictures of more than 8 bits, such as (0, 4095) for 12-bit radiographs.
         on_device : bool
-            Leave the results on the CUDA device, for other libraries to take without a copy. For methods "gradcam" and
+            Leave the results on the CUDA device, for other libraries to use without a copy. For methods "gradcam" and
             "hirescam", and one layer.
 
         Returns
@@ -355,7 +356,7 @@ class Explainer:
         TimeLimitError
             The call took longer than ``timeout``.
         DeviceError
-            Not even one image fits into the device's memory.
+            Not even a single image fits into the device's memory.
         """
         limit = TimeLimit(timeout)
         chosen_size = self._checked_size(size)
@@ -375,7 +376,7 @@ class Explainer:
                 raise
             shape = (len(pictures), targets.shape[1], *(chosen_size or self.input_size))
             raise ArgumentError(
-                f"not enough memory: heatmaps {shape} take {math.prod(shape) * 4 / 2**30:.3g} GiB ({error}). Ask for "
+                f"not enough memory: heatmaps {shape} take {math.prod(shape) * 4 / 2**30:.3g} GiB ({error}). Request "
                 "fewer or smaller ones"
             ) from error
         if on_device:
@@ -395,7 +396,7 @@ class Explainer:
         )
 
     def _read(self, images: Any, value_range: ValueRange) -> tuple[list[Pixels | None], Inputs]:
-        """Return the pictures, None for those that were not given as such on the host, and what the engine takes."""
+        """Return the pictures (None for images not given as host pictures) and the engine's input."""
         if isinstance(images, np.ndarray) and images.dtype.kind == "f":
             tensor = self._checked_batch(images)
             return [None] * len(tensor), Tensors(tensor)
@@ -403,12 +404,12 @@ class Explainer:
             on_device = self._on_device(images)
             return [None] * len(on_device), on_device
         pictures = [read_image(source, value_range=value_range) for source in _as_list(images)]
-        # What the file does not say is found out before anything is enqueued.
+        # Missing facts about the file are reported before anything is enqueued.
         self._prepared([])
         return list(pictures), Pictures(pictures, self._prepared)
 
     def _on_device(self, images: Any) -> DeviceInputs:
-        """Return an array on a device, which fits the model."""
+        """Return an array on a device after checking that it fits the model."""
         shape = tuple(int(side) for side in images.shape)
         kind = str(images.dtype).rpartition(".")[2]  # torch has its own types: torch.float32
         pixels = tuple(self._model.side(axis) for axis in "HWC")
@@ -423,7 +424,7 @@ class Explainer:
         return DeviceInputs(images, shape[0], "pixels" if kind == "uint8" else "input")
 
     def _positions(self, layer: str | Sequence[str]) -> list[int]:
-        """Return the numbers of the layers that are named."""
+        """Return the numbers of the named layers."""
         names = [layer] if isinstance(layer, str) else list(layer)
         for name in names:
             if name not in self.layers:
@@ -436,7 +437,7 @@ class Explainer:
         return [self.layers.index(name) for name in names]
 
     def _checked_size(self, size: Any) -> tuple[int, int] | None:
-        """Return the heatmaps' size, None for the layer's own."""
+        """Return the heatmaps' size; None for the layer's own."""
         if isinstance(size, str) and size == "input":
             return self.input_size
         if isinstance(size, str) and size == "layer":
@@ -454,9 +455,7 @@ class Explainer:
     def _checked_batch(self, batch: npt.NDArray[Any]) -> Floats:
         """Return a preprocessed batch as float32 of the model's shape."""
         if self._model.metadata.picture is not None:
-            raise ImageError(
-                f"{self.path} takes pictures: give paths, or uint8 arrays (H,W,3), not preprocessed floats"
-            )
+            raise ImageError(f"{self.path} takes pictures: pass paths or uint8 arrays (H,W,3), not preprocessed floats")
         if batch.ndim != 4 or batch.shape[1:] != self._image_shape:
             raise ImageError(
                 f"the batch has shape {batch.shape}; the model takes (N, {', '.join(map(str, self._image_shape))}), "
@@ -486,13 +485,13 @@ def _checked_threads(threads: int | None) -> int | None:
     processors = os.cpu_count() or 1
     if threads is not None and threads > processors:
         raise ArgumentError(
-            f"threads={threads!r}: this machine has {processors} processors: give 1 to {processors}, or leave it out"
+            f"threads={threads!r}: this machine has {processors} processors: give 1 to {processors}, or omit it"
         )
     return threads
 
 
 def _reopened(kind: type[Explainer], arguments: dict[str, Any]) -> Explainer:
-    """Return an Explainer that was pickled."""
+    """Restore a pickled Explainer."""
     return kind(**arguments)
 
 
@@ -503,7 +502,7 @@ def _checked_convolutions(convolutions: Any) -> str:
 
 
 def _as_list(images: Any) -> list[Any]:
-    """Return the single pictures: a list's items, an array's (N,H,W,3) rows, or the one that is given."""
+    """Return the individual pictures: a list's items, the rows of an array (N,H,W,3), or the single one."""
     if isinstance(images, np.ndarray):
         return list(images) if images.ndim == 4 else [images]
     return list(images) if isinstance(images, list | tuple) else [images]

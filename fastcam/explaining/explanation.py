@@ -1,4 +1,4 @@
-"""`Explanation`: scores and heatmaps of pictures, ready to look at."""
+"""`Explanation`: scores and heatmaps of pictures, ready to view."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import matplotlib.figure
     from PIL import Image
 
-# Below this share, a map normalised to its maximum shows a remainder as if it were the reason.
+# Below this share, a map normalised to its maximum presents a negligible remainder as if it were the reason.
 WEAK_EVIDENCE = 0.05
 
 ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | Pixels"
@@ -42,15 +42,15 @@ class ImageExplanation:
     targets : ndarray
         (K,) int64, the explained classes.
     labels : list of str
-        Their names; the index as text where the model has no names.
+        Their names; the index as text if the model has no names.
     logits : ndarray
         (classes,) float32.
     probabilities : ndarray or None
-        (classes,) float32; None where the file does not say how the logits become probabilities.
+        (classes,) float32; None if the file does not say how the logits become probabilities.
     image : ndarray or None
-        The picture, uint8 (H0,W0,3) RGB at its own size; None where the model's input was given directly.
+        The picture, uint8 (H0,W0,3) RGB at its own size; None if the model's input was passed directly.
     evidence : ndarray
-        (K,) float32 in 0..1: how much of what the explained layer says about each target speaks for it. Before its
+        (K,) float32 in 0..1: the share of the explained layer's evidence that supports each target. Before its
         ReLU, the map holds positive and negative evidence; this is the sum of the positive values divided by the sum
         of all magnitudes. Normalised heatmaps look alike at 0.9 and at 0.01. 0 means a blank map.
     """
@@ -73,19 +73,19 @@ class ImageExplanation:
         Parameters
         ----------
         k : int
-            Which of the image's targets.
+            Index of the target among the image's targets.
         colormap : str
             Name of a colour map of the cmap library, for example "jet", "viridis" or "inferno".
         alpha : float
             Opacity of the heatmap, 0..1.
         image : optional
-            Another picture to draw on; needed where the model's input was given directly.
+            Another picture to draw on; required if the model's input was passed directly.
 
         Returns
         -------
         ndarray
-            uint8 (H0,W0,3) RGB at the picture's own size. Where little evidence is positive, a caption says so; the
-            picture is not coloured where there is none.
+            uint8 (H0,W0,3) RGB at the picture's own size. If little evidence is positive, a caption says so;
+            without any, the picture is not coloured.
 
         Raises
         ------
@@ -148,7 +148,7 @@ class ImageExplanation:
         return figure
 
     def describe(self, k: int = 0) -> str:
-        """Return the name and probability of one target; its logit where there is no probability.
+        """Return the name and probability of one target, or its logit if there is no probability.
 
         Examples
         --------
@@ -163,7 +163,7 @@ class ImageExplanation:
 
 
 def caption(evidence: float) -> str | None:
-    """Return what a reader of a map should know of its share of positive evidence; None where it is usual."""
+    """Return a caption about an unusually small share of positive evidence; None otherwise."""
     if evidence == 0:
         return "no positive evidence at this layer"
     return (
@@ -172,7 +172,7 @@ def caption(evidence: float) -> str | None:
 
 
 def captioned(overlay: Pixels, picture: Pixels, evidence: float) -> Pixels:
-    """Return an overlay with its caption, if it needs one; the picture itself instead of a film of one colour."""
+    """Return an overlay with its caption, if it needs one; the bare picture instead of a uniform tint."""
     text = caption(evidence)
     if text is None:
         return overlay
@@ -180,12 +180,12 @@ def captioned(overlay: Pixels, picture: Pixels, evidence: float) -> Pixels:
 
 
 def is_whole(number: Any) -> bool:
-    """Return whether it is an int of Python or NumPy."""
+    """Return whether it is a Python or NumPy int."""
     return isinstance(number, int | np.integer) and not isinstance(number, bool)
 
 
 def _within_unit(heatmap: Floats) -> Floats:
-    """Scale a raw map (normalize=None) to the 0..1 that colours need; a normalised one is returned as it is."""
+    """Scale a raw map (normalize=None) to the 0..1 that colours need; return a normalised one unchanged."""
     top = heatmap.max()
     return heatmap / top if top > 0 else heatmap
 
@@ -197,7 +197,7 @@ class Explanation(Sequence[ImageExplanation]):
     Attributes
     ----------
     heatmaps : ndarray
-        (N,K,H,W) float32. With normalize "max" or "minmax" in 0..1; a map without positive evidence is all zeros.
+        (N,K,H,W) float32. In 0..1 with normalize "max" or "minmax"; a map without positive evidence is all zeros.
     maps : ndarray
         (N,K,h,w) float32, the same at the size of the explained layer.
     targets : ndarray
@@ -205,7 +205,7 @@ class Explanation(Sequence[ImageExplanation]):
     logits : ndarray
         (N,classes) float32, before softmax or sigmoid.
     images : list
-        The pictures, uint8 (H0,W0,3), None where the model's input was given directly.
+        The pictures, uint8 (H0,W0,3); None where the model's input was passed directly.
     classes : tuple of str or None
         Class names by index.
     score_activation : {"softmax", "sigmoid", "probabilities", "none"}
@@ -226,13 +226,13 @@ class Explanation(Sequence[ImageExplanation]):
 
     @cached_property
     def probabilities(self) -> Floats | None:
-        """(N,classes) float32, those of the source model; None where the file does not say how logits become them."""
+        """(N,classes) float32, as in the source model; None if the file does not say how to compute them."""
         activation = _PROBABILITIES.get(self.score_activation)
         return None if activation is None else activation(self.logits)
 
     @cached_property
     def labels(self) -> list[list[str]]:
-        """Class names of `targets`, one list per image; the index as text where the model has no names."""
+        """Class names of `targets`, one list per image; the index as text if the model has no names."""
         name = str if self.classes is None else self.classes.__getitem__
         return [[name(index) for index in row] for row in self.targets.tolist()]
 
@@ -240,7 +240,7 @@ class Explanation(Sequence[ImageExplanation]):
         return len(self.heatmaps)
 
     def __getitem__(self, index: Any) -> Any:
-        """Return one image's part; a slice gives a list of them."""
+        """Return one image's part; a slice returns a list of them."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         position = range(len(self))[index]
@@ -315,7 +315,7 @@ def _softmax(logits: Floats) -> Floats:
 
 
 def _sigmoid(logits: Floats) -> Floats:
-    # exp of a negative number only: exp(-x) would overflow for large negative logits.
+    # Only exp of negative numbers: exp(-x) would overflow for large negative logits.
     small = np.exp(-np.abs(logits))
     return np.asarray(np.where(logits >= 0, 1 / (1 + small), small / (1 + small)), np.float32)
 

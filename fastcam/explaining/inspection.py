@@ -1,4 +1,4 @@
-"""`inspect`: what an explained model takes, gives, explains and costs, and what can run it here."""
+"""`inspect`: an explained model's inputs, outputs, layers and cost, and which providers can run it here."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Shape = tuple[int | str | None, ...]
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a file of `fastcam.export` is.
+    """Facts about a file written by `fastcam.export`.
 
     Attributes
     ----------
@@ -42,12 +42,12 @@ class ModelInfo:
     framework : str
         Where the model came from: "keras", "torch" or "onnx".
     precision : {"fp32", "fp16"}
-        What the network computes in; its gradients are float32 always.
+        What the network computes in; its gradients are always float32.
     inputs, outputs : dict
-        Shape of each by name; a text is an open dimension.
+        Shape of each by name; a string is a dynamic dimension.
     input_layout : "NHWC" or "NCHW"
     preprocessing : Preprocessing or None
-        How a picture becomes the input; None where the file does not say.
+        How a picture becomes the input; None if the file does not say.
     classes : tuple of str or None
         Names by index.
     class_count : int
@@ -58,14 +58,14 @@ class ModelInfo:
     methods : tuple of str
         How the file can be explained.
     parameters, gradient_parameters : int
-        Weights of the network, and further ones that only the gradient part holds.
+        Number of weights in the network, and of further ones that only the gradient part has.
     macs, gradient_macs : int
         Multiply-accumulates of the convolutions and matrix products for one image, and those that explaining one class
         adds.
     notes : tuple of Note
-        What `export` did to the model, guessed about it, or left as it was.
+        What `export` changed, guessed or left unchanged.
     providers : dict
-        ONNX Runtime's execution providers: None where one runs the whole model here, else why it does not.
+        ONNX Runtime's execution providers: None for one that can run the whole model here, else why it cannot.
     convolutions : Convolutions
         Which convolutions fastcam's own kernels compute on this CPU.
     """
@@ -93,13 +93,13 @@ class ModelInfo:
     convolutions: Convolutions
 
     def to_json(self) -> dict[str, Any]:
-        """Return the attributes as what JSON knows."""
+        """Return the attributes as JSON types."""
         return {**asdict(self), "path": str(self.path)}
 
 
 @checked(path=check_path)
 def inspect(path: str | os.PathLike[str]) -> ModelInfo:
-    """Look at a file of `fastcam.export`.
+    """Inspect a file written by `fastcam.export`.
 
     Raises
     ------
@@ -157,7 +157,7 @@ def _location(tensor: onnx.TensorProto) -> str:
 
 
 def _of_one_image(model: onnx.ModelProto) -> Graph:
-    """Read the model with every shape known: a batch of one image, and of one class, `target`'s default."""
+    """Read the model with every shape known: a batch of one image and one class, the default of `target`."""
     height, width = next(
         (
             [side.dim_value for side in item.type.tensor_type.shape.dim[2:]]
@@ -180,7 +180,7 @@ def _sides(graph: Graph, activations: str) -> tuple[int, ...]:
 
 
 def _weights(graph: Graph, nodes: Iterable[onnx.NodeProto]) -> set[str]:
-    """Return the constants that hold what was learnt: no shapes, which are int64, and no single numbers."""
+    """Return the constants that hold learnt weights: not shapes, which are int64, and not single numbers."""
     names = {name for node in nodes for name in node.input if name in graph.constants}
     return {name for name in names if graph.constants[name].ndim and graph.constants[name].dtype != np.int64}
 
@@ -222,7 +222,7 @@ _MACS: Mapping[str, Callable[[Graph, onnx.NodeProto], int]] = {
 }
 
 
-# It sends inputs to a remote service, and every installation of ONNX Runtime lists it.
+# It sends inputs to a remote service, but every installation of ONNX Runtime lists it.
 _NEVER_MEANT = ("AzureExecutionProvider",)
 
 
@@ -234,7 +234,7 @@ def _providers(path: Path) -> dict[str, str | None]:
 
 
 def _reason_against(path: Path, provider: str) -> str | None:
-    """Try to open the file with one provider alone, without the CPU's help."""
+    """Try to open the file with this provider only, without the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -258,7 +258,7 @@ def _reason_against_cuda(path: Path, provider: str) -> str | None:
 
 
 def _reason_against_tensorrt(path: Path, provider: str) -> str | None:
-    """Look at the machine only: opening the file would build its engine, for minutes."""
+    """Check only the machine: opening the file would build its engine, which takes minutes."""
     problem = find_problem(0)
     return problem.reason if problem is not None else find_tensorrt_problem(0)
 

@@ -1,8 +1,8 @@
-"""The CAM family: each method is a formula that weighs activations by gradients.
+"""The CAM family: each method is a formula that weights activations by gradients.
 
 y is the logit of the target, A the activations (C,h,w) of the explained layer, g = dy/dA. Every map is
-ReLU(sum over channels of weight * A); the methods differ in the weight. One weight per channel suppresses what a
-channel shows elsewhere less than one weight per element does, which in turn follows single, noisy gradients.
+ReLU(sum over channels of weight * A); the methods differ in the weight. One weight per channel keeps more of
+what a channel shows elsewhere than one weight per element, which in turn follows individual, noisy gradients.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ def _mean(activations: Floats, gradients: Floats) -> Floats:
 
 
 def _second_order(activations: Floats, gradients: Floats) -> Floats:
-    """Weigh each positive gradient by g^2 / (2 g^2 + sum(A) g^3), 0 where there is nothing to divide by.
+    """Weight each positive gradient by g^2 / (2 g^2 + sum(A) g^3), or 0 where the denominator is 0.
 
-    The paper's exp(y) is left out: it is one factor for the whole map.
+    The paper's exp(y) is omitted: it is a single factor for the whole map.
     """
-    # float64: an infinite denominator would make a silent 0 of the weight.
+    # float64: an infinite denominator would silently make the weight 0.
     total = activations.sum(axis=(2, 3), dtype=np.float64)[:, None, :, None, None]
     square = np.square(gradients, dtype=np.float64)
     denominator = 2 * square + total * square * gradients
@@ -61,7 +61,7 @@ def _second_order(activations: Floats, gradients: Floats) -> Floats:
 
 
 def _activation_share(activations: Floats, gradients: Floats) -> Floats:
-    """Average the gradients by each activation's share in its channel; 0 for a channel that adds up to 0."""
+    """Average the gradients weighted by each activation's share of its channel; 0 for a channel that sums to 0."""
     total = activations.sum(axis=(2, 3), keepdims=True, dtype=np.float64)
     share = np.divide(activations, total, out=np.zeros(activations.shape), where=total != 0)
     return np.asarray(np.einsum("nkchw,nchw->nkc", gradients, share), np.float32)
@@ -93,7 +93,7 @@ def find_method(name: str) -> Method:
     Raises
     ------
     ArgumentError
-        There is none.
+        There is no such method.
     """
     if name not in METHODS:
         raise ArgumentError(f"method={name!r}: {suggest(str(name), METHODS)}choose one of {', '.join(METHODS)}")

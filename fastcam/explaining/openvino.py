@@ -1,4 +1,4 @@
-"""OpenVINO as the runtime of an exported file: what `engines.cpu` asks of a session."""
+"""OpenVINO as the runtime of an exported file, with the session interface that `engines.cpu` needs."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class OpenVinoSession:
         self._inputs, self._outputs, self._properties, has_data_file = _description(path)
         if isinstance(source, bytes) and has_data_file:
             raise DeviceError(
-                f"{path} keeps its weights in a second file, and OpenVINO would take the default of its input "
-                '"target" for a constant: export the model again with target="required"'
+                f"{path} keeps its weights in a second file, and OpenVINO would treat the default of its "
+                'input "target" as a constant: export the model again with target="required"'
             )
         options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
@@ -88,7 +88,7 @@ class OpenVinoSession:
         return SimpleNamespace(custom_metadata_map=self._properties)
 
     def run(self, names: Sequence[str], inputs: Mapping[str, NDArray[Any]], options: Any = None) -> list[NDArray[Any]]:
-        """Return the outputs that are named; ``options`` are ONNX Runtime's."""
+        """Return the named outputs; ``options`` are ONNX Runtime's."""
         if not hasattr(self._local, "request"):
             self._local.request = self._compiled.create_infer_request()
         # Copies: the next run of this thread writes to the same memory.
@@ -97,7 +97,7 @@ class OpenVinoSession:
 
 
 def _description(path: Path) -> tuple[list[_Value], list[_Value], dict[str, str], bool]:
-    """Return inputs, outputs and metadata of a file, and whether its weights lie in a second one."""
+    """Return inputs, outputs and metadata of a file, and whether its weights are in a second file."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)

@@ -1,4 +1,4 @@
-"""Where a model is to run: devices by name, ONNX Runtime's providers for them, and what keeps them from starting."""
+"""Where a model runs: devices by name, ONNX Runtime's providers for them, and what keeps them from starting."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Provider: TypeAlias = "tuple[str, dict[str, Any]]"
 
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 _KINDS = {CUDA: "cuda", TENSORRT: "tensorrt"}
-# Providers that know inputs with a default value. Others (OpenVINO's, for one) take the default for a constant.
+# Providers that know inputs with a default value. Others (OpenVINO's, for example) treat the default as a constant.
 _KEEP_DEFAULTS = (CPU, CUDA)
 
-# TF32 rounds float32 products to 10 bits of mantissa, and is ONNX Runtime's default: heatmaps would differ from the
-# CPU's in the third digit.
+# TF32, ONNX Runtime's default, rounds float32 products to 10 bits of mantissa: heatmaps would differ from the CPU's
+# in the third digit.
 _CUDA_DEFAULTS = {"use_tf32": "0"}
 
 _INSTALL = 'pip uninstall onnxruntime, then pip install "fastcam[gpu]"'
@@ -58,7 +58,7 @@ class Request(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What to call it in a message."""
+        """Its name for messages."""
         return self.providers[0][0] if self.providers else f'device="{self.kind}"'
 
 
@@ -69,10 +69,10 @@ class Placement:
     Attributes
     ----------
     model : Path or bytes
-        What to open: a file, or a model whose external weights lie in its file's folder.
+        What to open: a file, or a model whose external weights are in its file's folder.
     providers : list of (str, dict)
     building : callable
-        Gives the context to open the session in.
+        Returns the context in which to open the session.
     largest_batch, largest_targets : int or None
         Limits of one run.
     """
@@ -106,7 +106,7 @@ def ask(device: str, providers: Sequence[Any] | None) -> Request:
     Raises
     ------
     ArgumentError
-        They name nothing that is known.
+        They name an unknown device or provider.
     """
     if providers is not None:
         return _named_providers(providers)
@@ -139,11 +139,9 @@ def _named_providers(providers: Sequence[Any]) -> Request:
         return Request(kind, 0, pairs)
     options = pairs[0][1]
     if "user_compute_stream" in options:
-        raise ArgumentError(f"providers: {pairs[0][0]} works on the Explainer's stream: leave user_compute_stream out")
+        raise ArgumentError(f"providers: {pairs[0][0]} works on the Explainer's stream: omit user_compute_stream")
     if str(options.get("trt_cuda_graph_enable", "0")).lower() in ("1", "true"):
-        raise ArgumentError(
-            "providers: trt_cuda_graph_enable captures a single graph for every batch size: leave it out"
-        )
+        raise ArgumentError("providers: trt_cuda_graph_enable captures a single graph for every batch size: omit it")
     index = str(options.get("device_id", 0))
     if not index.isdecimal():
         raise ArgumentError(f"providers: device_id {index!r} is not a number")
@@ -155,7 +153,7 @@ def _names_a_provider(item: Any) -> bool:
 
 
 def place(request: Request, path: Path, stream: int) -> Placement:
-    """Return how to open the session for a request that is decided, with ``stream`` to work on."""
+    """Return how to open the session for a resolved request, with ``stream`` to work on."""
     return DEVICES[request.kind](request, path, stream)
 
 
@@ -166,7 +164,7 @@ def _place_on_cpu(request: Request, path: Path, stream: int) -> Placement:
 
 
 def without_default(path: Path) -> Path | bytes:
-    """Return the file's model with an ordinary input ``target``: the path itself where it already is one.
+    """Return the file's model with an ordinary input ``target``: the path itself if it already is one.
 
     Raises
     ------
@@ -211,7 +209,7 @@ def _place_on_tensorrt(request: Request, path: Path, stream: int) -> Placement:
 
 
 def find_tensorrt_problem(index: int) -> str | None:
-    """Return why TensorRT cannot be used where CUDA can, None where nothing speaks against it."""
+    """Return why TensorRT cannot be used although CUDA can, or None if it can."""
     try:
         tensorrt.this_machine(index)
     except FastcamError as error:
@@ -229,14 +227,14 @@ DEVICES: dict[str, Callable[[Request, Path, int], Placement]] = {
 
 
 def _completed(providers: list[Provider], index: int, stream: int) -> list[Provider]:
-    """Return the providers with fastcam's options where the caller gave none, on the Explainer's stream."""
+    """Return the providers on the Explainer's stream, with fastcam's options where the caller gave none."""
     ours = {**_CUDA_DEFAULTS, "device_id": str(index)}
     own = {"user_compute_stream": str(stream)}
     return [(name, {**ours, **options, **own} if name in _KINDS else options) for name, options in providers]
 
 
 def find_problem(index: int) -> Problem | None:
-    """Return why CUDA device number ``index`` cannot be used, None where nothing speaks against it."""
+    """Return why CUDA device number ``index`` cannot be used, or None if it can."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
         return Problem("the environment variable CUDA_VISIBLE_DEVICES hides every device", is_loss=False)
     visible = _sees_device()
@@ -245,7 +243,7 @@ def find_problem(index: int) -> Problem | None:
 
 
 def _sees_device() -> bool:
-    """Return whether this process has been given an NVIDIA device; a card without a driver does not count."""
+    """Return whether this process has access to an NVIDIA device; a card without a driver does not count."""
     if sys.platform == "win32":
         return _loads(_DRIVER["win32"]) is None
     nodes = [path for pattern in ("nvidia[0-9]*", "nvhost-gpu") for path in Path("/dev").glob(pattern)]
@@ -290,7 +288,7 @@ def _no_device(index: int) -> str | None:
     count = ctypes.c_int()
     status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
     if status and status != _NOTHING_VISIBLE:
-        return f"the NVIDIA driver does not start (CUDA error {status}): see whether nvidia-smi runs"
+        return f"the NVIDIA driver does not start (CUDA error {status}): check whether nvidia-smi runs"
     if index < count.value:
         return None
     return f"there is no CUDA device {index}: the driver shows {count.value}, numbered from 0"
@@ -299,19 +297,19 @@ def _no_device(index: int) -> str | None:
 def _no_cudnn(index: int) -> str | None:
     import onnxruntime
 
-    # Wheels keep CUDA's libraries where the system does not look. It prints what it does not find.
+    # Wheels keep CUDA's libraries where the system does not look. The call prints what it does not find.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
         onnxruntime.preload_dlls()
     problem = _loads(_CUDNN[sys.platform])
     return problem and f'cuDNN 9 is missing ({problem}): pip install "fastcam[gpu]", or install it with the system'
 
 
-# In the order in which they can be answered; the first that says something is the reason.
+# In the order in which they can be checked; the first problem is the reason.
 _CHECKS: tuple[Callable[[int], str | None], ...] = (_no_driver, _no_provider, _no_kernels, _no_device, _no_cudnn)
 
 
 def _loads(library: str) -> str | None:
-    """Return why a library cannot be loaded, None where it can."""
+    """Return why a library cannot be loaded, or None if it can."""
     try:
         ctypes.CDLL(library)
     except OSError as error:
@@ -320,16 +318,16 @@ def _loads(library: str) -> str | None:
 
 
 def refuse(request: Request) -> None:
-    """Raise DeviceError where the device that is asked for cannot be used."""
+    """Raise DeviceError if the requested device cannot be used."""
     problem = find_problem(request.number)
     if problem is not None:
         raise DeviceError(f"{request.name} could not start: {problem.reason}")
 
 
 def choose(request: Request) -> Request:
-    """Decide what "auto" means here: CUDA where it can be used, else the CPU.
+    """Resolve "auto": CUDA if it can be used, else the CPU.
 
-    Warns, once in a process, where a device is there and cannot be used. Nothing is lost where there is none.
+    Warns once per process if a device exists but cannot be used. Without a device there is nothing to warn about.
     """
     problem = find_problem(request.number)
     if problem is None:
@@ -341,5 +339,5 @@ def choose(request: Request) -> Request:
 
 @functools.cache
 def warn_of_cpu(reason: str) -> None:
-    """Say once that, and why, models run on the CPU although there is a GPU."""
-    warnings.warn(f'the model runs on the CPU, not on the GPU: {reason}. device="cpu" asks for that', stacklevel=2)
+    """Warn once that models run on the CPU although there is a GPU, and why."""
+    warnings.warn(f'the model runs on the CPU, not on the GPU: {reason}. device="cpu" silences this', stacklevel=2)

@@ -47,13 +47,13 @@ def render(
 ) -> Rendered:
     """Draw class activation maps from activations and gradients that you have already.
 
-    For example from hooks of torch, from TensorFlow's GradientTape, or from your own CUDA code. The map of a target is
-    ReLU(sum over channels of weight * activation) (Selvaraju et al. 2017, Grad-CAM, eq. 2).
+    They may come, for example, from torch hooks, from TensorFlow's GradientTape, or from your own CUDA code. The map of
+    a target is ReLU(sum over channels of weight * activation) (Selvaraju et al. 2017, Grad-CAM, eq. 2).
 
     Parameters
     ----------
     activations
-        (N,C,h,w) float32, float16 or bfloat16: a NumPy array, a torch tensor, or what has ``__dlpack__``,
+        (N,C,h,w) float32, float16 or bfloat16: a NumPy array, a torch tensor, or anything with ``__dlpack__``,
         ``__cuda_array_interface__`` or ``__array__``. On the host, or on a CUDA device, where it is read in place and
         in the order of its stream. Channels last in memory are read in place, too.
     weights_or_gradients
@@ -90,7 +90,7 @@ def render(
     Raises
     ------
     ArgumentError
-        The shapes do not fit each other or the method, or the arrays are on different sides.
+        The shapes do not fit each other or the method, or some arrays are on the host and some on a device.
     KernelError
         An array has the wrong dtype, or another argument is wrong.
     ImageError
@@ -120,7 +120,7 @@ def render(
 
 
 class _Drawing(NamedTuple):
-    """The arguments of `render` that are no arrays."""
+    """The arguments of `render` that are not arrays."""
 
     method: str
     channels_last: bool
@@ -178,7 +178,7 @@ def _targets_first(activations: tuple[int, ...], weights: tuple[int, ...], metho
             f"{(n, rest[0])}, or gradients {(n, 'K', *rest)} or {activations} (channels first)".replace("'K'", "K")
         )
     if len(shape) == 3 and method != DEFAULT_METHOD:
-        raise ArgumentError(f"method={method!r} needs the full gradients, and weights {weights} are pooled ones")
+        raise ArgumentError(f"method={method!r} needs the full gradients, but weights {weights} are pooled")
     return shape
 
 
@@ -197,7 +197,7 @@ def _render_on_host(drawing: _Drawing, activations: Any, weights: Any, images: A
     size = drawing.size_for(values.shape[2:], None if pictures is None else pictures.shape)
     if drawing.method not in FUSED:
         row = find_method(drawing.method)
-        with np.errstate(over="ignore", invalid="ignore"):  # found and named by the kernel
+        with np.errstate(over="ignore", invalid="ignore"):  # found and reported by the kernel
             factors = row.weights(values.astype(np.float32), factors.astype(np.float32))
         weighting: Weighting = row.weighting
     else:
@@ -217,7 +217,7 @@ def _render_on_host(drawing: _Drawing, activations: Any, weights: Any, images: A
 
 
 def _on_host(value: Any) -> Array:
-    """Return an array of another library as NumPy's, without a copy where that is possible."""
+    """Return another library's array as a NumPy array, without a copy if possible."""
     if hasattr(value, "detach"):  # a tensor of torch, which may belong to a gradient graph
         value = value.detach()
         if "bfloat16" in str(value.dtype):
@@ -227,18 +227,18 @@ def _on_host(value: Any) -> Array:
         array = np.asarray(value)
     except Exception as error:  # each library refuses in its own way
         raise ArgumentError(f"cannot take the {type(value).__name__} as an array: {error}") from error
-    # NumPy knows bfloat16 as an extension only, whose numbers are a part of float32's.
+    # NumPy supports bfloat16 only through an extension; every bfloat16 number is also a float32 number.
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
 def _alike(values: Array, factors: Array) -> tuple[Array, Array]:
-    """Return activations and weights dense, aligned and in one order, copied only where they are not."""
+    """Return activations and weights dense, aligned and in one order, copying only where necessary."""
     last = _is_dense(values, _ORDERS[4][True]) and not _is_dense(values, _ORDERS[4][False])
     if not last:
         values = np.require(values, requirements=["C", "A"])
         return values, np.require(factors, requirements=["C", "A"])
     if factors.ndim == 5:
-        # As a transposed view, as the activations are.
+        # As a transposed view, like the activations.
         factors = np.require(factors.transpose(_ORDERS[5][True]), requirements=["C", "A"]).transpose(0, 1, 4, 2, 3)
     return values, factors if factors.ndim == 5 else np.require(factors, requirements=["C", "A"])
 
@@ -271,7 +271,7 @@ def _stream(device: Device) -> Iterator[int]:
     try:
         yield stream
     finally:
-        # Whatever happened, nothing on the stream uses the arrays any more when they are freed.
+        # Whatever happened, no work on the stream may use the arrays when they are freed.
         device.stream_synchronize(stream)
         device.stream_destroy(stream)
 
@@ -287,7 +287,7 @@ class _Borrowed:
     ----------
     shape : tuple of int
     orders : set of bool
-        Whether the channels are last in memory; both for a shape where that is the same.
+        Whether the channels are last in memory; both values for a shape where the two orders coincide.
     """
 
     def __init__(self, name: str, foreign: Foreign, channels_last: bool) -> None:
@@ -314,7 +314,7 @@ class _Desk:
         self._device = device
         self._kernels = device_kernels
         self._stream = stream
-        # Lives as long as work on the stream.
+        # Must live as long as work on the stream.
         self._held: list[Any] = []
 
     def render(self, drawing: _Drawing, values: _Borrowed, factors: _Borrowed, images: Any) -> Rendered:
@@ -324,9 +324,7 @@ class _Desk:
         activations_shape = cast("tuple[int, int, int, int]", values.shape)
         orders = values.orders & factors.orders if len(shape) == 5 else values.orders
         if not orders:
-            raise ArgumentError(
-                "activations and gradients have their channels at different places in memory: copy one of them"
-            )
+            raise ArgumentError("activations and gradients have different channel orders in memory: copy one of them")
         channels_last = min(orders)
         weighting = _weighting(shape, drawing.method)
         pictures = None if images is None else self._pixels(images)
@@ -367,7 +365,7 @@ class _Desk:
         return Rendered(cast("Any", maps), cast("Any", heatmaps), cast("Any", drawn), cast("Any", evidence))
 
     def _pixels(self, images: Any) -> DeviceArray:
-        """Return pictures on the device, uploaded where they are on the host."""
+        """Return pictures on the device, uploading them if they are on the host."""
         if not is_on_device(images):
             return self._uploaded(_on_host(images))
         foreign = borrow(_detached(images), self._device, self._stream)
@@ -387,7 +385,7 @@ class _Desk:
         return _array(tensor)
 
     def _aligned(self, foreign: Foreign, shape: tuple[int, ...]) -> DeviceArray:
-        """Return an array as the kernels take it, copied where its address does not suit them."""
+        """Return an array that meets the kernels' alignment, copied if its address does not."""
         dtype = cast("DeviceType", foreign.dtype)
         if foreign.pointer % _ALIGNMENT == 0:
             return DeviceArray(foreign.pointer, shape, dtype)

@@ -1,8 +1,8 @@
-"""Runs of ONNX Runtime that can be stopped: by a time limit, and when the interpreter shuts down.
+"""ONNX Runtime runs that can be stopped: by a time limit, and when the interpreter shuts down.
 
-Until Python 3.14, a daemon thread that asks for the interpreter's lock while the interpreter shuts down is ended in the
-middle of ONNX Runtime's C++ code, which aborts the whole process. So the runs under way are stopped and waited for
-before that, and later ones never start.
+Until Python 3.14, a daemon thread that requests the interpreter's lock during shutdown is terminated in the middle of
+ONNX Runtime's C++ code, which aborts the whole process. So runs in progress are stopped and waited for before that,
+and later ones never start.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 LONGEST_TIMEOUT = threading.TIMEOUT_MAX
-"""In seconds: what the system's clocks can wait for."""
+"""In seconds: the longest wait that the system's clocks support."""
 
 
 class TimeLimit:
@@ -47,12 +47,12 @@ class TimeLimit:
 
     @property
     def left(self) -> float | None:
-        """Seconds that are left, None without a limit.
+        """Seconds left; None without a limit.
 
         Raises
         ------
         TimeLimitError
-            None are left.
+            No time is left.
         """
         if self._end is None:
             return None
@@ -62,7 +62,7 @@ class TimeLimit:
         return left
 
     def error(self) -> TimeLimitError:
-        """Return the error of a call that took too long."""
+        """Return the error for a call that took too long."""
         return TimeLimitError(
             f"the call was stopped after its timeout of {self._seconds:g} s: give it more time, or fewer images"
         )
@@ -82,12 +82,12 @@ def run(call: _Call[_Result], limit: TimeLimit = NO_LIMIT, options: onnxruntime.
     call : callable
     limit : TimeLimit
     options : onnxruntime.RunOptions, optional
-        Those that the call needs, used by no other run at the same time.
+        Options that the call needs; no other run may use them at the same time.
 
     Raises
     ------
     TimeLimitError
-        The time was up. ONNX Runtime looks at its options between two nodes of the model.
+        The time limit was exceeded. ONNX Runtime checks its options between two nodes of the model.
     """
     options = options or _options_of_thread()
     left = limit.left
@@ -117,7 +117,7 @@ def _options_of_thread() -> onnxruntime.RunOptions:
         import onnxruntime
 
         options = _of_thread.options = onnxruntime.RunOptions()
-        # Only what is fatal: errors are raised.
+        # Log only fatal events: errors are raised.
         options.log_severity_level = 4
     return options
 
@@ -149,38 +149,38 @@ def _is_duration(seconds: object) -> bool:
     return (
         isinstance(seconds, int | float)
         and not isinstance(seconds, bool)
-        # Comparing excludes NaN, and integers that no float holds.
+        # The comparison excludes NaN, and integers too large for a float.
         and 0 < seconds <= LONGEST_TIMEOUT
     )
 
 
 class _UnderWay:
-    """The runs under way in this process.
+    """The runs in progress in this process.
 
-    Without a lock: adding to a list and removing from it are atomic. A run is noted before the end is looked at, and
-    the end is noted before the runs are looked at, so that none slips through.
+    Without a lock: adding to a list and removing from it are atomic. A run is recorded before shutdown is checked,
+    and shutdown is recorded before the runs are listed, so that none slips through.
     """
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Start anew, in a forked child, where other threads and their runs do not exist."""
+        """Start afresh in a forked child, where other threads and their runs do not exist."""
         self._options: list[Any] = []
         self._closer: int | None = None
 
     def enter(self, options: Any) -> None:
-        """Note a run; while the interpreter shuts down, other threads than the one that does it never return."""
+        """Record a run; during interpreter shutdown, this never returns in any thread except the one shutting down."""
         self._options.append(options)
         if self._closer is not None and self._closer != threading.get_ident():
             self._options.remove(options)
             _sleep_until_the_process_ends()
 
     def leave(self, options: Any) -> None:
-        """Forget a run that is over."""
+        """Remove a finished run."""
         self._options.remove(options)
         if self._closer is not None and self._closer != threading.get_ident():
-            # The run was stopped: nobody wants its result or its error any more.
+            # The run was stopped: its result or error is no longer needed.
             _sleep_until_the_process_ends()
 
     @property

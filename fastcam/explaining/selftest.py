@@ -24,14 +24,14 @@ _UINT8 = 2  # onnx.TensorProto.UINT8
 
 @dataclass(frozen=True)
 class SelfTestResult:
-    """What a runtime made of a file's self-test.
+    """The result of a file's self-test in a runtime.
 
     Attributes
     ----------
     runtime : str
         Its name and version.
     target, explained : int
-        The class that was asked for, and the one that was explained.
+        The requested class, and the explained one.
     logits_error, heatmap_error : float
         Relative L2 errors.
     tolerance : float
@@ -52,7 +52,7 @@ class SelfTestResult:
 
 
 def run_selftest(path: str | os.PathLike[str], runtime: str = "onnxruntime") -> SelfTestResult:
-    """Give a file its own test input in a runtime, and compare the answer with what the file says it must be.
+    """Run a file on its own test input in a runtime, and compare the result with the one stored in the file.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def write_selftest_picture(path: str | os.PathLike[str], picture: str | os.PathL
     FileFormatError
         The file holds no self-test.
     ArgumentError
-        It takes no pictures, or the picture's suffix is not that of a format without loss.
+        The file does not take pictures, or the picture's suffix is not that of a lossless format.
     ModelError
         The file cannot be read.
     WriteError
@@ -116,7 +116,7 @@ def write_selftest_picture(path: str | os.PathLike[str], picture: str | os.PathL
     model, test = _read(path)
     kind = next(item for item in model.graph.input if item.name != "target").type.tensor_type.elem_type
     if kind != _UINT8:
-        raise ArgumentError(f'{path} takes no pictures: export the model again with picture="input" or "any"')
+        raise ArgumentError(f'{path} does not take pictures: export the model again with picture="input" or "any"')
     if Path(picture).suffix.lower() != ".png":
         raise ArgumentError(f"{picture}: the picture must keep every value: give a name that ends in .png")
     write_image(test.input(np.uint8)[0], picture)
@@ -129,7 +129,7 @@ def check_selftest_answer(path: str | os.PathLike[str], answer: str | os.PathLik
     Raises
     ------
     FileFormatError
-        The file holds no self-test, or the answer does not have the size of a heatmap.
+        The file holds no self-test, or the other program's heatmap has the wrong size.
     ModelError
         A file cannot be read.
     """
@@ -187,7 +187,7 @@ def _opencv(module: Any, path: str, inputs: Arrays) -> Arrays:
     network = module.dnn.readNetFromONNX(path)
     for name, array in inputs.items():
         network.setInput(array, name)
-    # It gives either one output, or all of them.
+    # It returns either one output or all of them.
     names = network.getUnconnectedOutLayersNames()
     return dict(zip(names, network.forward(names), strict=True))
 

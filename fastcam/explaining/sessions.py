@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime, opened so that nothing falls back silently."""
+"""ONNX Runtime sessions, opened so that nothing falls back silently."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NO_FALLBACK = "session.disable_cpu_ep_fallback"
 _FELL_BACK = "explicitly disabled by the user"
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _TELL_PLACES = "session.record_ep_graph_assignment_info"
-# What computes shapes: ONNX Runtime keeps these few integers on the host, where the next op needs them.
+# Ops that compute shapes: ONNX Runtime keeps these few integers on the host, where the next op needs them.
 _SHAPE_OPS = frozenset(
     "Add Cast Concat Constant ConstantOfShape Div Equal Gather Max Min Mul Range ReduceProd Reshape Shape Size Slice "
     "Squeeze Sub Unsqueeze Where".split()
@@ -29,15 +29,15 @@ _SHAPE_OPS = frozenset(
 def open_session(
     path: Path, placement: Placement, threads: int | None, rewritten: Rewritten | None = None
 ) -> onnxruntime.InferenceSession:
-    """Open a session whose first provider is really in use.
+    """Open a session whose first provider is actually in use.
 
-    On CUDA the whole network runs on the device. The CPU takes over ops only where the caller's ``providers`` list it;
-    else a warning names them.
+    On CUDA the whole network runs on the device. The CPU runs ops only if the caller's ``providers`` list it;
+    otherwise a warning names these ops.
 
     Parameters
     ----------
     path : Path
-        What to call the file.
+        The file's name for messages.
     placement : Placement
     threads : int or None
     rewritten : Rewritten, optional
@@ -60,7 +60,7 @@ def open_session(
     missing = [name for name in names if name not in onnxruntime.get_available_providers()]
     if missing:
         raise DeviceError(
-            f"ONNX Runtime has no {', '.join(missing)} here; it has {', '.join(onnxruntime.get_available_providers())}"
+            f"this ONNX Runtime has no {', '.join(missing)}; it has {', '.join(onnxruntime.get_available_providers())}"
         )
     strict = names[0] in (CUDA, TENSORRT) and CPU not in names
     try:
@@ -85,7 +85,7 @@ def open_session(
 
 
 def _create_whole(placement: Placement, threads: int | None) -> onnxruntime.InferenceSession | None:
-    """Return a session that leaves nothing to the CPU; None where it would have to."""
+    """Return a session that leaves nothing to the CPU, or None if it would have to."""
     try:
         return _create(placement, threads, {_NO_FALLBACK: "1"}, severity=4)
     except Exception as error:
@@ -104,7 +104,7 @@ def _create(
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    # Errors only: that `target` may be left out is a warning to ONNX Runtime, and the point to us.
+    # Errors only: ONNX Runtime warns that `target` may be omitted, which is intended.
     options.log_severity_level = severity
     if threads is not None:
         options.intra_op_num_threads = threads
@@ -116,7 +116,7 @@ def _create(
     if rewritten is not None:
         weights = rewritten.prepare(options)
         model = rewritten.message
-    # Its own fallback would try the CPU, against our options, and bury why the provider does not start.
+    # Its own fallback would try the CPU, against our options, and hide why the provider does not start.
     session = wait_for(lambda: onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0))
     weights.clear()
     if rewritten is not None:
@@ -130,7 +130,7 @@ def _plain(provider: Provider) -> Any:
 
 
 def _warn_of_ops(path: Path, provider: str, session: onnxruntime.InferenceSession) -> None:
-    """Name the ops that run on the CPU, with a copy each way; shapes are computed there anyway."""
+    """Warn about ops that run on the CPU, with a copy each way; ops on shapes run there anyway."""
     tell = getattr(session, "get_provider_graph_assignment_info", list)  # since ONNX Runtime 1.24
     ops = {node.op_type for part in tell() if part.ep_name == CPU for node in part.get_nodes()} - _SHAPE_OPS
     if ops:

@@ -1,4 +1,4 @@
-"""What is to be explained: class names, indices and ranks, resolved for a model's classes."""
+"""Which classes to explain: names, indices and ranks, resolved for a model's classes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Targets:
     Parameters
     ----------
     source : str
-        What to call the model's file.
+        The name of the model's file for messages.
     classes : tuple of str or None
         Names by index.
     count : int
@@ -37,7 +37,7 @@ class Targets:
     def resolve(self, target: Target, count: int) -> Indices:
         """Return class indices (1 or N, K) for N = ``count`` images.
 
-        -r stands for the r-th best class, which the file works out itself.
+        -r stands for the class of rank r, which the file determines itself.
 
         Raises
         ------
@@ -70,7 +70,7 @@ class Targets:
         return int(item)
 
     def _class_by_name(self, name: str) -> int:
-        """Return the class that is called so, or has this index where the name is a number and no class's."""
+        """Return the class with this name; if no class has it and it is a number, the class with this index."""
         if name not in (self._classes or ()) and re.fullmatch("[0-9]{1,9}", name):
             return self._class_index(int(name))
         if self._classes is None:
@@ -86,7 +86,7 @@ class Targets:
 
 
 def _top_ranks(target: str, class_count: int) -> Indices | None:
-    """Return the ranks that "top3" means as (1,3) negative numbers; None for another text."""
+    """Return the ranks that "top3" means as (1,3) negative numbers, or None for any other string."""
     match = re.fullmatch(r"top(\d{1,9})", target)
     if match is None:
         return None

@@ -1,8 +1,8 @@
 """TensorRT: what ONNX Runtime's TensorRT provider needs to run an explained model, and keeps between runs.
 
-Building an engine takes minutes. It stays in a folder of its own for everything that it depends on: the file, the GPU,
-the versions and the profiles. Nothing here needs a GPU but the two questions to the machine, `_gpu` and
-`load_libraries`, and the building itself.
+Building an engine takes minutes. It is kept in a folder determined by everything that it depends on: the file, the
+GPU, the versions and the profiles. Only `_gpu`, `load_libraries` and the building itself need a
+GPU.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ PROVIDER = "TensorrtExecutionProvider"
 CACHE_VARIABLE = "FASTCAM_CACHE"
 
 _CONTEXT_OP = "EPContext"
-# What a context model was built for, beside the entries of `Metadata`.
+# Metadata entry: what a context model was built for.
 _BUILT_FOR = "fastcam.tensorrt"
 # Bytes read at once.
 _CHUNK = 2**20
-# Files of a cache folder: who builds, and that the engine is whole.
+# Files of a cache folder: the builder's lock, and the mark of a complete engine.
 _LOCK, _COMPLETE = ".lock", "complete"
-# Names of TensorRT's libraries, as ONNX Runtime's provider library asks the system for them.
+# Names of TensorRT's libraries, as ONNX Runtime's provider library requests them from the system.
 _NEEDED = re.compile(rb"\blib(?:nvinfer|nvonnxparser)\.so\.\d+|\b(?:nvinfer|nvonnxparser)_\d+\.dll")
 
 
 class Range(NamedTuple):
-    """Sizes that an engine takes: it is tuned for the usual one, and refuses those outside."""
+    """Sizes that an engine accepts: it is tuned for the usual one and rejects those outside the range."""
 
     smallest: int
     usual: int
@@ -52,7 +52,7 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True)
 class Machine:
-    """What an engine depends on beside the model: it runs on this GPU, with these versions, and nowhere else.
+    """What an engine depends on besides the model: it runs on this GPU, with these versions, and nowhere else.
 
     Attributes
     ----------
@@ -86,14 +86,14 @@ class Plan:
     ----------
     model : Path
         The file for the session: not the one that was exported, but a copy in which `target` has no default. TensorRT
-        takes every default for a constant, and would always explain the best class. So give `target` in every run, with
-        a row for each image.
+        treats every default as a constant and would always explain the top class. So pass `target` in every run, with
+        one row per image.
     providers : list of (str, dict of str to str)
-        TensorRT, then CUDA for what TensorRT does not take, each with its options.
+        TensorRT, then CUDA for ops that TensorRT does not support, each with its options.
     batches, targets : Range
         Images, and classes per image, of one run; other sizes fail.
     folder : Path or None
-        Where the engine stays; None for a context model, which holds it.
+        Where the engine is kept; None for a context model, which contains it.
     """
 
     model: Path
@@ -106,7 +106,7 @@ class Plan:
     def building(self) -> Iterator[None]:
         """Open the session within: one process builds the engine, others wait for it and then read it.
 
-        What a process that was killed left half-written is thrown away.
+        Files left half-written by a killed process are discarded.
         """
         if self.folder is None or (self.folder / _COMPLETE).exists():
             yield
@@ -121,7 +121,7 @@ class Plan:
             (self.folder / _COMPLETE).touch()
 
     def check(self, session: Any) -> None:
-        """Raise DeviceError where ONNX Runtime took another provider than TensorRT."""
+        """Raise DeviceError if ONNX Runtime uses another provider than TensorRT."""
         used = session.get_providers()[0]
         if used != PROVIDER:
             raise DeviceError(f"{PROVIDER} could not start: ONNX Runtime fell back to {used}")
@@ -138,8 +138,8 @@ def plan(
 ) -> Plan:
     """Prepare what a session on TensorRT needs; loads TensorRT's libraries.
 
-    16 bits come from the file alone (`fastcam.export(..., precision="fp16")`): TensorRT computes every value in the
-    type that the file gives it. Products of float32 are TF32 where the GPU has it, unless NVIDIA_TF32_OVERRIDE=0.
+    Only the file determines the precision (`fastcam.export(..., precision="fp16")`): TensorRT computes every value in
+    the type that it has in the file. Float32 products use TF32 if the GPU has it, unless NVIDIA_TF32_OVERRIDE=0.
 
     Parameters
     ----------
@@ -147,10 +147,10 @@ def plan(
         A file of `fastcam.export` or of `write_context`.
     device_id : int
     stream : int, optional
-        Pointer of the CUDA stream that both providers are to use.
+        Pointer of the CUDA stream for both providers.
     batches, targets : (int, int, int)
-        The smallest, the usual and the largest number of images in a run, and of classes per image. A context model has
-        those that it was written with.
+        The smallest, the usual and the largest number of images in a run, and of classes per image. A context model
+        keeps those with which it was written.
     cache : path, optional
         Folder for engines; by default the environment variable FASTCAM_CACHE, then the user's cache folder.
 
@@ -196,8 +196,8 @@ def write_context(
 ) -> Path:
     """Build the engine of an explained model and write it as a context model, which starts without building.
 
-    It runs on GPUs of this name with these versions only; `plan` and `Explainer` refuse it elsewhere. What `Explainer`
-    knows of the exported file it knows of this one, too.
+    It runs on GPUs of this name with these versions only; `plan` and `Explainer` reject it elsewhere. `Explainer`
+    finds the same facts in it as in the exported file.
 
     Parameters
     ----------
@@ -219,9 +219,9 @@ def write_context(
     Raises
     ------
     DeviceError, ModelError, ArgumentError
-        As `plan`; DeviceError also where TensorRT does not take the whole network, which such a file has to be.
+        As `plan`; DeviceError also if TensorRT does not support the whole network, which a context model requires.
     WriteError
-        The file cannot be written; an older one is left as it was.
+        The file cannot be written; an existing one is left untouched.
     """
     source, destination = Path(path), Path(out)
     ranges = _checked_range("batches", batches), _checked_range("targets", targets)
@@ -253,7 +253,7 @@ def write_context(
 
 
 def this_machine(device_id: int) -> Machine:
-    """Say what engines that are built here depend on.
+    """Return what engines that are built here depend on.
 
     Raises
     ------
@@ -270,7 +270,7 @@ def this_machine(device_id: int) -> Machine:
 def load_libraries() -> str:
     """Load TensorRT's libraries, which ONNX Runtime's provider then finds loaded, and return their version.
 
-    Without them ONNX Runtime would print an error and take another provider.
+    Without them ONNX Runtime would print an error and use another provider.
 
     Raises
     ------
@@ -280,7 +280,7 @@ def load_libraries() -> str:
     names, cuda = _needed_libraries()
     package = f'pip install "tensorrt-cu{cuda}-libs=={_major(names[0])}.*"'
     try:
-        # For all that is loaded later: wheels keep their libraries where the system does not look.
+        # Visible to everything loaded later: wheels keep their libraries where the system does not look.
         loaded = [ctypes.CDLL(_library_path(name), mode=ctypes.RTLD_GLOBAL) for name in names]
     except OSError as error:
         raise DeviceError(
@@ -313,7 +313,7 @@ def _major(library: str) -> str:
 
 
 def _library_path(name: str) -> str:
-    """Return where the wheel of TensorRT has a library; its name, for the system to find it, where there is none."""
+    """Return the path of a library in TensorRT's wheel; without the wheel its name, for the system to find."""
     spec = importlib.util.find_spec("tensorrt_libs")
     folders = spec.submodule_search_locations if spec is not None else None
     return next((str(path) for folder in folders or [] if (path := Path(folder) / name).is_file()), name)
@@ -328,14 +328,14 @@ def _gpu(device_id: int) -> tuple[str, str, str]:
     try:
         properties = runtime.getDeviceProperties(device_id)
         version = int(runtime.runtimeGetVersion())
-    except Exception as error:  # cupy's exceptions derive from RuntimeError, and from others without a driver
+    except Exception as error:  # cupy's exceptions derive from RuntimeError, and from other classes without a driver
         raise DeviceError(f"CUDA device {device_id} cannot be used: {error}") from error
     name = properties["name"].decode(errors="replace").rstrip("\0")
     return name, f"{properties['major']}.{properties['minor']}", f"{version // 1000}.{version // 10 % 100}"
 
 
 def cache_folder(cache: str | os.PathLike[str] | None = None) -> Path:
-    """Return the folder for engines: the one given, that of FASTCAM_CACHE, or the user's cache folder."""
+    """Return the folder for engines: the given one, that of FASTCAM_CACHE, or the user's cache folder."""
     chosen = cache or os.environ.get(CACHE_VARIABLE)
     if chosen:
         return Path(chosen)
@@ -347,7 +347,7 @@ def cache_folder(cache: str | os.PathLike[str] | None = None) -> Path:
 def cache_key(path: Path, machine: Machine, profiles: Mapping[str, str]) -> str:
     """Return 32 hexadecimal digits that change with the file, the GPU, every version and every profile.
 
-    External weights are named after their content, so the .onnx file stands for them.
+    External weights are named after their content, so hashing the .onnx file covers them.
     """
     digest = hashlib.blake2b(digest_size=16)
     digest.update(json.dumps([path.name, asdict(machine), dict(profiles)], sort_keys=True).encode())
@@ -360,7 +360,7 @@ def cache_key(path: Path, machine: Machine, profiles: Mapping[str, str]) -> str:
 def shape_profiles(model: onnx.ModelProto, batches: Range, targets: Range) -> dict[str, str]:
     """Return the options that tell TensorRT the sizes of every input.
 
-    The open dimension of the image input is the batch; those of `target` are the batch and the classes per image.
+    The dynamic dimension of the image input is the batch; those of `target` are the batch and the classes per image.
     """
     shapes = {
         info.name: [dim.dim_value or None for dim in info.type.tensor_type.shape.dim] for info in model.graph.input
@@ -375,12 +375,12 @@ def shape_profiles(model: onnx.ModelProto, batches: Range, targets: Range) -> di
 
 
 def _sized(shape: list[int | None], batch: int, targets: int) -> list[int]:
-    """Fill in the open dimensions: the first is the batch, and only `target` has a second one."""
+    """Fill in the dynamic dimensions: the first is the batch, and only `target` has a second one."""
     return [size or (batch if axis == 0 else targets) for axis, size in enumerate(shape)]
 
 
 def engine_cache_options(folder: Path) -> dict[str, str]:
-    """Return the options that keep engine and timings in ``folder``."""
+    """Return the options that store engine and timings in ``folder``."""
     return {
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(folder),
@@ -392,8 +392,8 @@ def engine_cache_options(folder: Path) -> dict[str, str]:
 def context_options(out: Path, *, embed: bool) -> dict[str, str]:
     """Return the options that write a context model.
 
-    The provider refuses an absolute path for the engine then: none means beside the model. It needs the cache where
-    the engine is a file of its own.
+    The provider then rejects an absolute path for the engine; without one it is next to the model. The cache is
+    needed if the engine is a separate file.
     """
     return {
         "trt_dump_ep_context_model": "1",
@@ -429,13 +429,13 @@ def _make_folder(folder: Path) -> None:
         writable, reason = False, error.strerror or str(error)
     if not writable:
         raise WriteError(
-            f"{folder}: engines cannot be kept here: {reason}. Choose another folder with cache=... or the environment "
-            f"variable {CACHE_VARIABLE}"
+            f"{folder}: engines cannot be stored here: {reason}. Choose another folder with cache=... or the "
+            f"environment variable {CACHE_VARIABLE}"
         )
 
 
 def _read(path: Path) -> onnx.ModelProto:
-    """Read a file of `fastcam.export`, external weights left where they are."""
+    """Read a file written by `fastcam.export`, without its external weights."""
     import onnx
 
     if not path.is_file():
@@ -474,7 +474,7 @@ def _write_without_default(model: onnx.ModelProto, source: Path, destination: Pa
 
 
 def _copy(source: Path, destination: Path) -> None:
-    """Copy a file, whole or not at all; readers of models take a second name of one file for an attack."""
+    """Copy a file completely or not at all; a hard link would not do: model readers treat it as an attack."""
     if destination.exists():
         return
     with source.open("rb") as read, replacing(destination) as written:
@@ -486,7 +486,7 @@ def _is_context(model: onnx.ModelProto) -> bool:
 
 
 def _context_plan(path: Path, model: onnx.ModelProto, machine: Machine, shared: dict[str, str]) -> Plan:
-    """Plan for a model that holds its engine, if that was built for this machine."""
+    """Return the plan for a model that contains its engine, if that was built for this machine."""
     text = next((entry.value for entry in model.metadata_props if entry.key == _BUILT_FOR), "")
     try:
         built_for = json.loads(text)
@@ -510,7 +510,7 @@ def _context_plan(path: Path, model: onnx.ModelProto, machine: Machine, shared: 
 
 
 def _build(model: Path, providers: list[tuple[str, dict[str, str]]]) -> None:
-    """Let ONNX Runtime build the engine and write the context model."""
+    """Have ONNX Runtime build the engine and write the context model."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -524,7 +524,7 @@ def _build(model: Path, providers: list[tuple[str, dict[str, str]]]) -> None:
 
 
 def _read_built(path: Path, source: Path) -> onnx.ModelProto:
-    """Read what ONNX Runtime wrote: one node, the engine."""
+    """Read ONNX Runtime's context model: one node, the engine."""
     import onnx
 
     model = onnx.ModelProto()
@@ -534,7 +534,7 @@ def _read_built(path: Path, source: Path) -> onnx.ModelProto:
     if ops != [_CONTEXT_OP]:
         outside = sorted(set(ops) - {_CONTEXT_OP})
         raise DeviceError(
-            f"{source}: TensorRT does not take the whole network"
+            f"{source}: TensorRT does not support the whole network"
             f"{' (not: ' + ', '.join(outside) + ')' if outside else ''}: run the exported file instead, "
             "which keeps its engine in the cache"
         )
@@ -548,7 +548,7 @@ def _set_properties(model: onnx.ModelProto, properties: Mapping[str, str]) -> No
 
 
 def _move_engine(model: onnx.ModelProto, folder: Path, destination: Path) -> Path:
-    """Bring the engine beside ``destination``, named after its content, and let the model's node point at it."""
+    """Move the engine next to ``destination``, named after its content, and point the model's node at it."""
     (attribute,) = (item for item in model.graph.node[0].attribute if item.name == "ep_cache_context")
     built = folder / attribute.s.decode()
     digest = hashlib.blake2b(built.read_bytes(), digest_size=8).hexdigest()

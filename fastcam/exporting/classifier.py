@@ -1,4 +1,4 @@
-"""A model made ready to be cut: imported, simplified, its score activation removed, its layers chosen."""
+"""A model prepared for export: imported, simplified, its score activation removed, its layers chosen."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .scores import remove_score_activation
 
 @dataclasses.dataclass
 class Classifier:
-    """A classifier made ready to be cut.
+    """A classifier prepared for export.
 
     Attributes
     ----------
@@ -29,7 +29,7 @@ class Classifier:
     candidates : list of str
         Values that could be explained, from the last to the first.
     score_activation : str
-        What was removed behind the scores, as `scores.remove_score_activation` returns it.
+        What was removed after the scores, as `scores.remove_score_activation` returns it.
     """
 
     graph: Graph
@@ -51,7 +51,7 @@ def open_classifier(
     """
     imported = import_model(model, options)
     graph = imported.graph
-    # Looked up before the clean-up, which keeps the value but not every node's name.
+    # Looked up before the clean-up, which keeps the value but not all node names.
     asked = [find_value(graph, layer, imported.layers) if layer is not None else None for layer in layers]
     simplify(graph, keep=[value for value in asked if value])
     note = open_batch(graph)
@@ -70,4 +70,4 @@ def _check_distinct(values: Sequence[str], layers: Sequence[str | None]) -> None
     for position, value in enumerate(values):
         first = values.index(value)
         if first != position:
-            raise LayerError(f"layers {layers[first]!r} and {layers[position]!r} are one value: name it once")
+            raise LayerError(f"layers {layers[first]!r} and {layers[position]!r} are the same value: name it once")

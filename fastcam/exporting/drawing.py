@@ -1,9 +1,9 @@
 """Files that draw their own heatmaps: nodes before and after the network.
 
-The tail leads from raw outputs to heatmaps and overlays, the picture side from uint8 pixels to the model's input.
+The tail turns raw outputs into heatmaps and overlays; the picture side turns uint8 pixels into the model's input.
 Everything here is float32 arithmetic in ops that ONNX Runtime (CPU, CUDA, WebAssembly, WebGPU), TensorRT and OpenVINO
-all run. Resizing is a product with constant matrices: faster than the Resize op for small maps, and the same in every
-runtime, while antialiased Resize is missing from several.
+all run. Resizing is a product with constant matrices: faster than the Resize op for small maps and identical in every
+runtime; several runtimes lack antialiased Resize.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _COLORMAP = "jet"
 
 @dataclass(frozen=True)
 class DrawingPlan:
-    """What the graph does besides scoring and differentiating; the arguments of `export` of these names, checked.
+    """What the graph does besides scoring and differentiating: the arguments of `export` with these names, checked.
 
     Attributes
     ----------
@@ -66,8 +66,8 @@ class DrawingPlan:
             for name, default in concerned:
                 if getattr(self, name) != default:
                     raise ArgumentError(
-                        f"{name}={getattr(self, name)!r} concerns files that draw their own heatmaps: "
-                        'add draw="heatmaps" or leave it out'
+                        f"{name}={getattr(self, name)!r} applies to files that draw their own "
+                        'heatmaps: add draw="heatmaps" or omit it'
                     )
         if self.draw == "overlays" and self.picture is None:
             raise ArgumentError('draw="overlays" blends heatmaps over the pictures: add picture="input" or "any"')
@@ -80,16 +80,16 @@ class DrawingPlan:
         return self.draw is not None and _METHODS[self.method] is not _channel_weights
 
     def check(self, layers: Sequence[object], preprocessing: Preprocessing | None) -> None:
-        """Raise ArgumentError where a model with these layers and this preprocessing cannot be drawn so."""
+        """Raise ArgumentError if a model with these layers and this preprocessing cannot be drawn this way."""
         if self.draw is not None and len(layers) > 1:
-            raise ArgumentError(f"draw={self.draw!r} draws one layer, and {len(layers)} are given: choose one")
+            raise ArgumentError(f"draw={self.draw!r} draws one layer, but {len(layers)} were given: choose one")
         if self.picture is not None and preprocessing is None:
             raise ArgumentError(
-                f"picture={self.picture!r} needs to know how pixels become the model's input: add preprocess=..."
+                f"picture={self.picture!r} needs to know how pixels become the model's input: pass preprocess=..."
             )
 
     def apply(self, graph: Graph, layout: Layout, preprocessing: Preprocessing | None) -> None:
-        """Append the tail and prepend the picture side; `check` has passed.
+        """Append the tail and prepend the picture side; call `check` first.
 
         Parameters
         ----------
@@ -128,18 +128,18 @@ def _add_heatmaps(graph: Graph, plan: DrawingPlan, size: tuple[int, int]) -> str
     shaped = graph.emit("Reshape", sums, _integers(graph, 0, 0, *sides), stem="draw/maps")
     maps = name_output(graph, shaped, "maps")
     zero, one = _number(graph, 0), _number(graph, 1)
-    # Relu and Max turn NaN into 0 in some runtimes; a comparison with NaN is false in all of them.
+    # Some runtimes turn NaN into 0 in Relu and Max; a comparison with NaN is false in all of them.
     kept = (
         maps if plan.signed else graph.emit("Where", graph.emit("Less", maps, zero), zero, maps, stem="draw/evidence")
     )
     magnitude = graph.emit("Abs", maps, stem="draw/magnitude") if plan.signed else kept
     top = graph.emit("ReduceMax", magnitude, _integers(graph, 2, 3), keepdims=1, stem="draw/maximum")
-    # A map without evidence stays zeros.
+    # A map without evidence stays all zeros.
     divisor = graph.emit("Where", graph.emit("Greater", top, zero), top, one, stem="draw/divisor")
     normalized = graph.emit("Div", kept, divisor, stem="draw/normalized")
     rows, columns = (bilinear_matrix(before, after) for before, after in zip(sides, size, strict=True))
     high = graph.emit("MatMul", graph.emit_constant(rows, stem="draw/rows"), normalized, stem="draw/high")
-    # Last, because runtimes pack a constant second factor once, and multiply all rows by it at once.
+    # Last, because runtimes pack a constant second factor once and multiply all rows by it together.
     both = graph.emit("MatMul", high, graph.emit_constant(columns.T.copy(), stem="draw/columns"), stem="draw/both")
     return name_output(graph, both, "heatmaps")
 
@@ -152,7 +152,7 @@ def bilinear_matrix(before: int, after: int) -> NDArray[np.float32]:
 
 
 def _channel_weights(graph: Graph, flat: str) -> str:
-    """Selvaraju et al. 2017, eq. 1 and 2: the pooled gradients weigh the channels."""
+    """Selvaraju et al. 2017, eq. 1 and 2: the pooled gradients weight the channels."""
     return graph.emit("MatMul", layer_outputs(0).weights, flat, stem="draw/sums")
 
 
@@ -170,7 +170,7 @@ def _positive(graph: Graph, value: str) -> str:
 def _second_order(graph: Graph, flat: str) -> str:
     """Chattopadhay et al. 2018, eq. 5 and 19: g^2 / (2 g^2 + S g^3) times the positive gradient g.
 
-    Where g is positive that is g / (2 + S g), S being the channel's sum of activations.
+    For positive g this is g / (2 + S g), where S is the channel's sum of activations.
     """
     gradients = _positive(graph, _flat_gradients(graph))
     denominator = graph.emit(
@@ -181,7 +181,7 @@ def _second_order(graph: Graph, flat: str) -> str:
 
 
 def _activation_share(graph: Graph, flat: str) -> str:
-    """Fu et al. 2020, XGrad-CAM: the gradients averaged by each activation's share in its channel."""
+    """Fu et al. 2020, XGrad-CAM: gradients averaged with activations as weights, per channel."""
     products = graph.emit("Mul", _flat_gradients(graph), _beside_targets(graph, flat))
     totals = graph.emit("ReduceSum", products, _integers(graph, 3), keepdims=1)
     share = _divided(graph, totals, _channel_sums(graph, flat))
@@ -190,12 +190,12 @@ def _activation_share(graph: Graph, flat: str) -> str:
 
 
 def _each(graph: Graph, flat: str) -> str:
-    """Draelos and Carin 2020, HiResCAM: gradient times activation, element by element."""
+    """Draelos and Carin 2020, HiResCAM: gradient times activation, element-wise."""
     return _summed_products(graph, _flat_gradients(graph), flat)
 
 
 def _each_positive(graph: Graph, flat: str) -> str:
-    """Jiang et al. 2021, LayerCAM, eq. 5 and 6: positive gradient times activation, element by element."""
+    """Jiang et al. 2021, LayerCAM, eq. 5 and 6: positive gradient times activation, element-wise."""
     return _summed_products(graph, _positive(graph, _flat_gradients(graph)), flat)
 
 
@@ -215,7 +215,7 @@ def _channel_sums(graph: Graph, flat: str) -> str:
 
 
 def _divided(graph: Graph, value: str, divisor: str) -> str:
-    """Return value / divisor, 0 where there is nothing to divide by."""
+    """Return value / divisor, or 0 where the divisor is 0."""
     zero, one = _number(graph, 0), _number(graph, 1)
     vanishes = graph.emit("Equal", divisor, zero)
     quotient = graph.emit("Div", value, graph.emit("Where", vanishes, one, divisor))
@@ -277,7 +277,7 @@ def _luma(graph: Graph, pixels: str) -> str:
 def _resized(graph: Graph, pixels: str, size: tuple[int, int]) -> str:
     """Resize (N,H0,W0,C) as Pillow's bilinear filter does: antialiased, to the width first, rounded after each step.
 
-    Within one level of Pillow: it sums in fixed point, so that a value close to a half may be rounded differently.
+    Within one level of Pillow: it sums in fixed point, so a value close to a half may be rounded differently.
     """
     planes = graph.emit("Transpose", pixels, perm=[0, 3, 1, 2], stem="picture/planes")
     columns = graph.emit("Transpose", _triangle_matrix(graph, planes, 3, size[1]), perm=[1, 0], stem="picture/columns")
@@ -291,10 +291,10 @@ def _rounded(graph: Graph, value: str) -> str:
 
 
 def _triangle_matrix(graph: Graph, planes: str, axis: int, size: int) -> str:
-    """Return the matrix (size,n) of Pillow's triangle filter, n being the size of an axis of ``planes``.
+    """Return the matrix (size,n) of Pillow's triangle filter, where n is the size of an axis of ``planes``.
 
     Pixel j of n and pixel i of ``size`` are |(2j+1) size - (2i+1) n| / (2 max(size, n)) filter widths apart. Both
-    products are whole numbers, exact in float32 below 2^24, where n is below 8 million / ``size``.
+    products are integers, exact in float32 below 2^24, that is for n below 8 million / ``size``.
     """
     length = graph.emit("Shape", planes, start=axis, end=axis + 1, stem="picture/side")
     count = graph.emit("Reshape", length, graph.emit_constant(np.zeros(0, np.int64)))
@@ -311,7 +311,7 @@ def _triangle_matrix(graph: Graph, planes: str, axis: int, size: int) -> str:
 
 
 def _blend(graph: Graph, heatmaps: str, pixels: str) -> str:
-    """Return the colours of heatmaps over pictures, half and half, uint8 (N,K,H,W,3); NaN is black."""
+    """Return the colours of heatmaps blended half and half over pictures, uint8 (N,K,H,W,3); NaN is black."""
     import cmap
 
     colors = np.rint(cmap.Colormap(_COLORMAP).lut(256)[:, :3] * 255)

@@ -1,4 +1,4 @@
-"""What a file must answer to its self-test: computed by ONNX Runtime without any of its optimizations."""
+"""The expected results of a file's self-test, computed by ONNX Runtime with all optimizations disabled."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from ..selftest import SelfTest, hashed, sampling_step
 from .ops import QUANTIZATION_OPS
 from .writer import write_model
 
-# Relative L2 errors that another runtime may make: whole float32 networks stay within 1e-4. Some runtimes round float16
-# after every op and some never; fused ops round quantized values in other places.
+# Relative L2 errors allowed for other runtimes: whole float32 networks stay within 1e-4. Some runtimes round float16
+# after every op and some never; fused ops round quantized values at other points.
 _TOLERANCES = {"fp32": 1e-4, "fp16": 3e-2}
 _QUANTIZED_TOLERANCE = 1e-1
-# Where runtimes resize a picture, float32 sums close to a half are rounded to another level: at most a few in 10,000.
+# When runtimes resize a picture, float32 sums close to a half may round to another level: at most a few in 10,000.
 _RESIZING_TOLERANCE = 1e-3
 NO_SELFTEST = Note(
-    "selftest", "The file holds no self-test, which takes ONNX Runtime to compute: pip install onnxruntime."
+    "selftest", "The file holds no self-test, because computing it needs ONNX Runtime: pip install onnxruntime."
 )
-# Ranks among which the class with the most evidence is looked for: a map of almost nothing would test nothing.
+# Number of top ranks searched for the class with the most evidence: a nearly empty map would test nothing.
 _RANKS = 10
 
 
 def expect(graph: Graph, folder: Path, metadata: Metadata) -> SelfTest | None:
-    """Return the self-test of a graph that draws, None where ONNX Runtime is not installed.
+    """Return the self-test of a graph that draws, or None if ONNX Runtime is not installed.
 
     Parameters
     ----------
     graph : Graph
         With outputs "logits", "targets", "maps" and "heatmaps".
     folder : Path
-        Takes a temporary copy of the model: its weights may be too large for memory twice.
+        Holds a temporary copy of the model: its weights may be too large for memory twice.
     metadata : Metadata
     """
     try:
@@ -46,7 +46,7 @@ def expect(graph: Graph, folder: Path, metadata: Metadata) -> SelfTest | None:
     name = next(name for name in graph.inputs if name != "target")
     height, width = (int(side or 0) for side in graph.shape("heatmaps")[2:])
     low, high = _range(metadata)
-    # A picture of any size is tested by one that has to be resized.
+    # Files for pictures of any size are tested with one that has to be resized.
     sides = {"height": height + height // 4 + 1, "width": width + width // 3 + 1}
     known = [sides.get(str(side), side) for side in graph.inputs[name].shape]
     shape = tuple(side if isinstance(side, int) else 1 for side in known)
@@ -80,7 +80,7 @@ def expect(graph: Graph, folder: Path, metadata: Metadata) -> SelfTest | None:
 
 
 def _range(metadata: Metadata) -> tuple[float, float]:
-    """Return the lowest and highest value of the model's input, 0 and 1 where nothing is known."""
+    """Return the lowest and highest value of the model's input, 0 and 1 if they are unknown."""
     if metadata.picture is not None:
         return 0.0, 255.0
     preprocessing: Any = metadata.preprocessing

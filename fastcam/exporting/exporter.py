@@ -35,7 +35,7 @@ PreprocessingSpec = str | Preprocessing | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What `export` made.
+    """The result of `export`.
 
     Attributes
     ----------
@@ -47,19 +47,19 @@ class ExportResult:
     candidates : tuple of str
         Layers that could be explained, from the last to the first.
     classes : tuple of str or None
-        Names by class index, None where they are not known.
+        Names by class index, None if they are unknown.
     class_count : int
     input_name : str
     input_shape : tuple
-        As the model takes images; a text is an open dimension.
+        As the model takes images; a string is a dynamic dimension.
     input_layout : "NHWC" or "NCHW"
     preprocessing : Preprocessing or None
-        None: the file does not say how to turn a picture into the model's input.
+        None if the file does not say how to turn a picture into the model's input.
     outputs : tuple of str
     bytes : int
         Size on disk, external data included.
     notes : tuple of Note
-        What was done to the model, guessed about it, or left as it was: sentences, each with a ``kind``. They are also
+        What was changed, guessed or left unchanged: sentences, each with a ``kind``. They are also
         stored in the file.
     """
 
@@ -128,7 +128,7 @@ def export(
     Parameters
     ----------
     model : keras.Model, torch.nn.Module, onnx.ModelProto, or path
-        A path ends in .keras, .h5 or .onnx.
+        A path ends in .keras, .h5, .hdf5, .onnx or .pt (TorchScript), or names a SavedModel folder.
     path : path
         The .onnx file to write; replaced only once the new one is complete. Above 2 GB the weights go to a file of
         their own in the same folder, ``path`` + ".<hash>.data".
@@ -139,28 +139,28 @@ def export(
     output : str, optional
         The output that holds the scores, for models with several; or any value inside the model.
     input_size : (int, int), optional
-        Height and width of the images, in pixels, for a model that leaves them open.
+        Height and width of the images, in pixels, for a model with dynamic ones.
     example_input : torch.Tensor, optional
         An image batch (N,3,H,W) to trace a torch module with.
     token_grid : (int, int), optional
-        Patches along height and width, for a layer of a transformer, (N,tokens,C), where the model does not tell: the
-        patches come last, row by row, after class and register tokens.
+        Patches along height and width, for a layer of a transformer, (N,tokens,C), where the model does not determine
+        it: the patches come last, row by row, after class and register tokens.
     classes : sequence of str, mapping, or path, optional
         Names by class index: a list; a mapping of indices to names or of names to indices (``id2label``,
         ``class_indices``); or the path of a UTF-8 file with one name per line, or with one of these as JSON. A binary
-        classifier with one score takes two names, or one for class 1. By default the names that the model holds: those
-        that `finetune`, Ultralytics, Custom Vision or Hugging Face stored.
+        classifier with one score takes two names, or one for class 1. By default the names stored in the model by
+        `finetune`, Ultralytics, Custom Vision or Hugging Face.
     preprocess : str, Preprocessing, or mapping, optional
         How a picture becomes the model's input: a name that `Preprocessing.of` knows, or a mapping of order, mean and
         scale. By default it is what `finetune` stored in its file; "none" where the model itself starts with
-        arithmetic that only pixels of 0..255 make sense for; or a guess, which ``notes`` explain: what the published
+        arithmetic that makes sense only for pixels of 0..255; or a guess, which ``notes`` explain: what the published
         weights of the model's architecture expect (keras.applications, torchvision, timm). Otherwise it is unknown,
         and only preprocessed batches can be explained.
     gradients : {"pooled", "full"}
         "full" adds the output ``gradients`` (N,K,C,h,w), d logits[n,target] / d activations, for every layer.
     precision : {"fp32", "fp16"}
-        "fp16" lets the network compute in float16, for GPUs: half the file, and half the memory traffic. Inputs,
-        outputs and the gradients, those of the float16 network, stay float32, and so does what float16 would harm
+        "fp16" makes the network compute in float16, for GPUs: half the file size and half the memory traffic.
+        Inputs, outputs and gradients (those of the float16 network) stay float32, and so do ops that float16 would harm
         (`float16.FLOAT32_OPS`).
     score_activation : {"softmax", "sigmoid", "none", "probabilities"}, optional
         What turns the scores into probabilities, for a model that ends in raw scores: "softmax" if exactly one class
@@ -169,27 +169,27 @@ def export(
         of the model, which is removed; where there is none, no probabilities are shown. One score z with "sigmoid"
         becomes two logits (-z, z), whose sigmoids add up to 1, so that both classes can be explained.
     draw : {None, "heatmaps", "overlays"}
-        Draw in the graph, so that any ONNX runtime needs one run and no code of fastcam. "heatmaps" replaces
+        Draw in the graph, so that any ONNX runtime needs one run and no fastcam code. "heatmaps" replaces
         ``activations`` and ``weights`` by ``maps`` (N,K,h,w), the weighted sum over channels, and ``heatmaps``
         (N,K,H,W) float32 of the input's size: its positive part, divided by its maximum and resized bilinearly, 0..1.
-        "overlays" adds ``overlays`` (N,K,H,W,3) uint8, the heatmaps' colours (jet) blended half and half over the
-        pictures.
+        "overlays" adds ``overlays`` (N,K,H,W,3) uint8: the heatmaps in colour (jet), blended half and half over
+        the pictures.
     method : str
-        What to draw by: "gradcam", "gradcam++", "xgradcam", "hirescam" or "layercam".
+        How to draw: "gradcam", "gradcam++", "xgradcam", "hirescam" or "layercam".
     signed : bool
         Whether to keep the evidence against a class: heatmaps of -1..1, divided by the largest magnitude.
     picture : {None, "input", "any"}
         Let a file that draws take uint8 ``pictures`` (N,H,W,3), RGB, instead of preprocessed floats: of the input's
         size, or of any size, resized in the graph within one level of Pillow's antialiased bilinear filter.
     target : {"default", "required"}
-        "default" lets callers leave ``target`` out, as an input with a default value, which only ONNX Runtime knows in
-        full: several runtimes always explain the top class then. "required" makes it an ordinary input. A class that
-        does not exist then fails alone: its entry of ``targets`` is -1 and its heatmap is NaN.
+        "default" lets callers omit ``target``, as an input with a default value, which only ONNX Runtime fully
+        supports: several other runtimes then always explain the top class. "required" makes it an ordinary input. A
+        class that does not exist then fails alone: its entry of ``targets`` is -1 and its heatmap is NaN.
     raw_outputs : bool
         Whether a file that draws also gives ``activations``, ``weights`` and, with ``gradients="full"``,
         ``gradients``.
     custom_objects : mapping of str to class or function, optional
-        Layers and functions of your own that a Keras file names.
+        Your own layers and functions that a Keras file names.
     inputs : mapping of str to array, optional
         Values of the model's inputs apart from the image (age, metadata), by name; they become constants of the file.
 
@@ -205,9 +205,9 @@ def export(
     ArgumentError
         Another argument is wrong.
     MissingExtraError
-        A Keras model, and tensorflow or tf2onnx is not installed; a torch module, and torch or onnxscript is not.
+        A package that the model needs is not installed: tensorflow or tf2onnx for Keras, torch or onnxscript for torch.
     WriteError
-        The file cannot be written; an older one of that name is left as it was.
+        The file cannot be written; an existing one of that name is left untouched.
 
     Examples
     --------
@@ -350,39 +350,39 @@ def _is_size(size: object) -> bool:
 
 
 def _known_names(graph: Graph, names: list[str] | None, imported: ImportedModel) -> tuple[list[str] | None, list[Note]]:
-    """Return the caller's class names, or those that the model holds if there is one for each score."""
+    """Return the caller's class names, or the model's own if there is one for each score."""
     if names is not None or imported.classes is None:
         return names, []
     (count,) = static_dims(graph, graph.outputs[0], [1])
     if len(imported.classes) != count and (len(imported.classes), count) != (2, 1):
-        text = f"The model holds {len(imported.classes)} class names for {count} scores: they were left out."
+        text = f"The model holds {len(imported.classes)} class names for {count} scores: they were ignored."
         return None, [Note("classes", text)]
     return list(imported.classes), []
 
 
 @contextlib.contextmanager
 def _understood() -> Iterator[None]:
-    """Turn what a malformed model makes Python raise into a ModelError; errors with a reason of their own pass."""
+    """Turn Python errors caused by a malformed model into a ModelError; let errors of fastcam pass."""
     try:
         yield
     except (FastcamError, KeyboardInterrupt):
         raise
     except (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError) as error:
         raise ModelError(
-            f"the model is malformed, or of a kind that fastcam does not know ({type(error).__name__}: {error}). "
+            f"the model is malformed, or of a kind that fastcam does not support ({type(error).__name__}: {error}). "
             "Check it with onnx.checker.check_model(model, full_check=True)"
         ) from error
 
 
 def _check_channels(graph: Graph, layout: Layout, preprocessing: Preprocessing | None) -> None:
-    """Refuse a preprocessing that would fail at the first picture."""
+    """Reject a preprocessing that would fail on the first picture."""
     if (
         _channels(graph, layout) == 1
         and preprocessing
         and (len(set(preprocessing.mean)) > 1 or len(set(preprocessing.scale)) > 1)
     ):
         raise ArgumentError(
-            f"the model takes greyscale images, and {preprocessing} differs between red, green and blue"
+            f"the model takes greyscale images, but {preprocessing} differs between red, green and blue"
         )
 
 
@@ -392,7 +392,7 @@ def _channels(graph: Graph, layout: Layout) -> int:
 
 
 def _input_layout(graph: Graph, imported: ImportedModel) -> Layout:
-    """Return where the channels are: by the weights, else the axis of size 1 or 3, else as the framework has them."""
+    """Return the channel axis: by the weights, else the axis of size 1 or 3, else the framework's default."""
     shape = next(iter(graph.inputs.values())).shape
     fits: dict[Layout, bool] = {"NCHW": shape[1] in (1, 3), "NHWC": shape[3] in (1, 3)}
     habits: list[Layout] = ["NHWC", "NCHW"] if imported.framework == "keras" else ["NCHW", "NHWC"]

@@ -4,11 +4,11 @@ Two steps, before and after the reverse pass:
 
 1. `round_weights` rounds the weights to float16. The reverse pass, which folds some of them, then gives the gradient of
    the network that will run, not of the one before rounding.
-2. `halve` lets the forward part compute in float16 and leaves the gradient part in float32, with casts between.
+2. `halve` makes the forward part compute in float16 and leaves the gradient part in float32, with casts in between.
 
 A node of the forward part stays in float32 where float16 would lose too much: by its op, or by a constant it reads.
-So do the nodes behind it, up to the next product or to where a value in float16 joins: a variance of 1e5 does not
-pass through float16 on its way to the root, nor do pixels on their way to the first convolution.
+So do the nodes after it, up to the next product or to where a float16 value joins: a variance of 1e5 does not
+pass through float16 before its root is taken, nor do pixels before the first convolution.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _LARGEST_ERROR = 2.0**-10
 FLOAT32_OPS = {name: op.float32 for name, op in OPS.items() if op.float32}
 # Ops that are worth a cast to float16: tensor cores compute them.
 _PRODUCTS = ops_with(Fact.PRODUCT)
-# Inputs that ONNX wants in float32 whatever the op computes in.
+# Inputs that ONNX requires in float32 regardless of the op's type.
 _FLOAT32_INPUTS = {"Resize": (1, 2)}
-# Constants that a note names.
+# Number of constants that a note names.
 _LISTED = 3
 
 
@@ -45,12 +45,12 @@ def round_weights(graph: Graph) -> list[Note]:
     Parameters
     ----------
     graph : Graph
-        The forward part, types inferred; its constants are replaced by rounded ones, float32 still.
+        The forward part, types inferred; its constants are replaced by rounded ones, still float32.
 
     Returns
     -------
     list of Note
-        One, where float16 cannot hold some constants.
+        One note if float16 cannot hold some constants.
 
     Raises
     ------
@@ -61,7 +61,7 @@ def round_weights(graph: Graph) -> list[Note]:
         if operator(node) in QUANTIZATION_OPS:
             raise ModelError(
                 f'precision="fp16" cannot be combined with quantisation (node {node.name or node.output[0]!r}): export '
-                'the quantised model with precision="fp32", or the float model that it was made from with "fp16"'
+                'the quantised model with precision="fp32", or the original float model with "fp16"'
             )
     unfit = _unfit_constants(graph, graph.nodes)
     for name in _half_constants(graph, graph.nodes, unfit):
@@ -69,12 +69,12 @@ def round_weights(graph: Graph) -> list[Note]:
     if not unfit:
         return []
     listed = ", ".join(map(repr, sorted(unfit)[:_LISTED])) + (" ..." if len(unfit) > _LISTED else "")
-    text = f"Float16 cannot hold {listed}: what reads {len(unfit)} such constants stays in float32."
+    text = f"Float16 cannot hold {listed}: ops that read such constants ({len(unfit)}) stay in float32."
     return [Note("float16", text)]
 
 
 def halve(graph: Graph, forward: Sequence[str]) -> None:
-    """Let the forward part compute in float16.
+    """Make the forward part compute in float16.
 
     Inputs and outputs of the graph keep their types. A constant that both parts read is stored once, in float16, and
     cast up for the gradient part.
@@ -101,14 +101,14 @@ def halve(graph: Graph, forward: Sequence[str]) -> None:
         graph.set_inputs(node, list(inputs))
         for index, name in enumerate(node.output):
             graph.set_output(node, index, half_of.get(name, name))
-    # What was known of the values would be taken for their declaration.
+    # The known types of the values would be mistaken for their declaration.
     graph.types = {}
     graph.prune()
     graph.infer_types()
 
 
 def _half(graph: Graph, name: str, *, made: bool, both: bool) -> str:
-    """Return the name of a value's float16 form, with casts where it is also read, or is made, in float32."""
+    """Return the name of a value's float16 form, adding casts where it is read or computed in float32."""
     constant = graph.constants.get(name)
     if constant is None and not made:
         return graph.emit("Cast", name, to=TensorProto.FLOAT16, stem=f"{name}/half")
@@ -122,7 +122,7 @@ def _half(graph: Graph, name: str, *, made: bool, both: bool) -> str:
 
 
 def _halved_nodes(graph: Graph, nodes: Iterable[onnx.NodeProto], unfit: set[str]) -> list[onnx.NodeProto]:
-    """Return the nodes, of some in topological order, that compute in float16."""
+    """Return those of the nodes, in topological order, that compute in float16."""
     halved: list[onnx.NodeProto] = []
     made: set[str] = set()
     for node in nodes:
@@ -150,7 +150,7 @@ def _takes_half(op: str, opset: int) -> bool:
 
 
 def _half_inputs(graph: Graph, node: onnx.NodeProto) -> list[str]:
-    """Return the inputs that are float32, and float16 where the node computes in that."""
+    """Return the inputs that are float32, or float16 when the node computes in float16."""
     kept = _FLOAT32_INPUTS.get(operator(node), ())
     return [name for index, name in enumerate(node.input) if index not in kept and _is_float32(graph, name)]
 
@@ -180,6 +180,6 @@ def _fits(array: Array) -> bool:
         error = half.astype(np.float32)
         error -= array
         overflows = bool((np.isinf(half) & np.isfinite(array)).any())
-        # What is infinite already leaves NaN here, and is no loss.
+        # Values that are already infinite give NaN here and lose nothing.
         lossy = bool(np.linalg.norm(error.ravel()) > _LARGEST_ERROR * np.linalg.norm(array.ravel()))
     return not overflows and not lossy

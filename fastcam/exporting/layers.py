@@ -1,4 +1,4 @@
-"""Which values of a graph can be explained, and the one that was asked for.
+"""Which values of a graph can be explained, and how a requested one is found.
 
 The explained layer of Grad-CAM is the last one that still has a spatial map (Selvaraju et al. 2017, section 3): the
 activation after its normalisation and non-linearity, before pooling.
@@ -25,11 +25,11 @@ Orders: TypeAlias = "dict[str, str]"
 _CHANNELS_LAST = [0, 2, 3, 1]
 _CHANNELS_FIRST = [0, 3, 1, 2]
 
-# Branches that a note names.
+# Number of branches that a note names.
 _LISTED = 3
 
 _ENDS_BLOCK = ops_with(Fact.ACTIVATION | Fact.NORMALIZATION | Fact.ENDS_BLOCK)
-# What belongs to the same block as the op that it follows.
+# Ops that belong to the same block as the op before them.
 _FOLLOWS = ACTIVATION_OPS | ops_with(Fact.NORMALIZATION) | {"QuantizeLinear"}
 _KEEPS_ORDER = ops_with(Fact.ELEMENTWISE | Fact.KEEPS_ORDER)
 
@@ -38,7 +38,7 @@ def list_candidates(graph: Graph) -> list[str]:
     """Return the values that can be explained, from the last to the first.
 
     A candidate is a map of several channels and more than one pixel, on the way from the image to the logits, that ends
-    a convolutional block; or the tokens of a transformer, if the logits depend on their patches. Its numbers change
+    a convolutional block; or the tokens of a transformer, if the logits depend on their patches. Its values change
     with the picture.
     """
     varying, demand = varying_values(graph), Demand(graph)
@@ -57,9 +57,9 @@ def list_candidates(graph: Graph) -> list[str]:
 
 
 def unexplained_branches(graph: Graph, values: Sequence[str], candidates: Sequence[str]) -> list[str]:
-    """Return the candidates through which the scores see the picture past the explained values.
+    """Return the candidates through which the scores depend on the picture without passing the explained values.
 
-    Of each branch of the network that runs beside all ``values``, the last candidate.
+    For each branch of the network that runs parallel to all ``values``, the last candidate.
     """
     related = {id(node) for value in values for node in dependents(graph, value)}
     for value in values:
@@ -85,7 +85,7 @@ def branch_notes(graph: Graph, values: Sequence[str], candidates: Sequence[str])
 
 
 def _add_ancestors(graph: Graph, value: str, found: set[int]) -> None:
-    """Add the nodes behind ``value`` by their identity; what is in the set already is not entered again."""
+    """Add the nodes behind ``value`` by their identity; nodes already in the set are not visited again."""
     names = [value]
     while names:
         node = graph.producer(names.pop())
@@ -95,7 +95,7 @@ def _add_ancestors(graph: Graph, value: str, found: set[int]) -> None:
 
 
 def _dequantized(graph: Graph, node: onnx.NodeProto) -> onnx.NodeProto:
-    """Return the node whose result DequantizeLinear gives back; any other node itself."""
+    """Return the node whose result DequantizeLinear restores; any other node itself."""
     if operator(node) != "DequantizeLinear":
         return node
     quantized = graph.producer(node.input[0]) or node
@@ -112,10 +112,10 @@ def _ends_block(node: onnx.NodeProto, readers: Sequence[onnx.NodeProto]) -> bool
 
 
 def _axis_orders(graph: Graph) -> Orders:
-    """Return, for every value of rank 4, whether its channels come first or last, as far as the ops show it.
+    """Return, for every value of rank 4, whether its channels come first or last, as far as the ops determine it.
 
-    Convolution and pooling have them first. A Transpose moves them, a Reshape leaves nothing to go by, and any other op
-    has them where its inputs have them. The sizes of framework layers, and the readers of a value, decide the rest.
+    Convolution and pooling have them first. A Transpose moves them, a Reshape makes them unknown, and any other op has
+    them where its inputs have them. The sizes of framework layers, and the readers of a value, decide the rest.
     """
     orders = {name: order for name in graph.inputs if (order := _image_order(graph, name)) is not None}
     asked = _asked_orders(graph)
@@ -136,7 +136,7 @@ def _axis_orders(graph: Graph) -> Orders:
 
 
 def _asked_orders(graph: Graph) -> Orders:
-    """Return the order of values by their readers: a convolution takes the channels first."""
+    """Return the order of values by their readers: a convolution reads channels first."""
     asked: Orders = {}
     for node in reversed(graph.nodes):
         if op_row(operator(node)).facts & Fact.SPATIAL_FIRST:
@@ -148,7 +148,7 @@ def _asked_orders(graph: Graph) -> Orders:
 
 
 def _named_order(graph: Graph, name: str) -> str | None:
-    """Return the order of a framework layer's map by its sizes, if only one fits."""
+    """Return the order of a framework layer's map by its sizes, if exactly one order fits."""
     if name not in graph.maps or graph.rank(name) != 4:
         return None
     sizes = dict(zip("HWC", graph.maps[name], strict=True))
@@ -157,7 +157,7 @@ def _named_order(graph: Graph, name: str) -> str | None:
 
 
 def _image_order(graph: Graph, name: str) -> str | None:
-    """Return the order of a picture by its colours: the axis of size 1 or 3, if only one can be it."""
+    """Return the order of a picture by its channels: the axis of size 1 or 3, if there is only one."""
     if graph.rank(name) != 4:
         return None
     shape = graph.shape(name)
@@ -170,7 +170,7 @@ _MOVED: dict[tuple[str | None, tuple[int, ...]], str] = {
     ("NHWC", tuple(_CHANNELS_FIRST)): "NCHW",
     ("NCHW", (0, 1, 2, 3)): "NCHW",
     ("NHWC", (0, 1, 2, 3)): "NHWC",
-    # The swap of height and width leaves the channels where they are.
+    # Swapping height and width leaves the channels where they are.
     ("NCHW", (0, 1, 3, 2)): "NCHW",
     ("NHWC", (0, 2, 1, 3)): "NHWC",
 }
@@ -191,23 +191,23 @@ def choose_layer(graph: Graph, value: str | None, layer: str | None = None, grid
     ----------
     graph : Graph
     value : str or None
-        The value that was asked for; None for the last candidate.
+        The requested value; None means the last candidate.
     layer : str, optional
-        The name it was asked for by, for messages.
+        The name it was requested by, for messages.
     grid : (int, int), optional
         Height and width of the patches, for a layer of tokens.
 
     Raises
     ------
     LayerError
-        When it has no spatial map, or the logits do not depend on it.
+        It has no spatial map, or the logits do not depend on it.
     """
     if value is None:
         candidates = list_candidates(graph)
         if not candidates:
             raise LayerError(
                 "the model has no convolutional map of fixed size with more than one pixel on the way to its scores: "
-                "nothing to explain. An open height or width counts as unknown: give the model's input fixed ones"
+                "nothing to explain. A dynamic height or width counts as unknown: fix them in the model's input"
             )
         return candidates[0]
     name = layer or value
@@ -234,7 +234,7 @@ def choose_layer(graph: Graph, value: str | None, layer: str | None = None, grid
 def _check_tokens(graph: Graph, demand: Demand, value: str, name: str, given: tuple[int, int] | None) -> None:
     grid = TokenGrids(graph).find(value, given)
     if grid is None:
-        reason = f"token_grid={given} does not fit it" if given else "give its patches as token_grid=(height, width)"
+        reason = f"token_grid={given} does not fit it" if given else "pass token_grid=(height, width)"
         raise LayerError(f"layer {name!r} has the shape {graph.shape(value)}, (N,tokens,channels): {reason}")
     if demand.reaches(value) and not patches_count(demand, value, grid):
         raise LayerError(
@@ -244,7 +244,7 @@ def _check_tokens(graph: Graph, demand: Demand, value: str, name: str, given: tu
 
 
 def find_value(graph: Graph, layer: str, layers: Mapping[str, str]) -> str:
-    """Return the value that the name of a layer, value or node stands for; raises LayerError with similar names."""
+    """Return the value that a layer, value or node name refers to; raise LayerError with similar names."""
     values = {name for node in graph.nodes for name in node.output if name}
     by_node = {node.name: node.output[0] for node in graph.nodes if node.name}
     for table in (layers, {name: name for name in values}, by_node):
@@ -260,7 +260,7 @@ def _list_names(names: Iterable[str]) -> str:
 
 
 def put_on_map(graph: Graph, value: str, grid: tuple[int, int] | None = None) -> None:
-    """Turn ``value`` into (N,C,h,w), whatever its axes are in the model; its readers get what they did before."""
+    """Turn ``value`` into (N,C,h,w), whatever its axes are in the model; its readers see the original values."""
     tokens = TokenGrids(graph).find(value, grid) if graph.rank(value) == 3 else None
     if tokens is not None:
         put_tokens_on_grid(graph, value, tokens)
@@ -269,7 +269,7 @@ def put_on_map(graph: Graph, value: str, grid: tuple[int, int] | None = None) ->
 
 
 def put_channels_first(graph: Graph, value: str) -> None:
-    """Turn ``value`` into (N,C,h,w): if its channels are last it is transposed, and back for its readers."""
+    """Turn ``value`` into (N,C,h,w): if its channels are last it is transposed, and transposed back for its readers."""
     if _axis_orders(graph)[value] == "NCHW":
         return
     before, after = graph.unused_name(f"{value}/channels_last"), graph.unused_name(f"{value}/restored")

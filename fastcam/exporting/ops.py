@@ -1,7 +1,7 @@
-"""Facts about ONNX ops: one table, a row for every op, from which every part of the exporter takes what it needs.
+"""Facts about ONNX ops: one table with a row per op, from which every part of the exporter reads what it needs.
 
-To add an op, add a row here; its gradient rule goes into `gradients.rules`. No other module lists ops by a property of
-theirs: where several ops share a treatment, the property is a column of this table.
+To add an op, add a row here; its gradient rule goes into `gradients.rules`. No other module lists ops by a property:
+where several ops are treated alike, the property is a column of this table.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 
 class Fact(enum.Flag):
-    """Properties that an op has or has not.
+    """Properties that an op may have.
 
     Attributes
     ----------
     ELEMENTWISE
-        An element of the output depends on the inputs' elements at the same position, after broadcasting, alone.
+        An element of the output depends only on the inputs' elements at the same position, after broadcasting.
     ACTIVATION
         Ends a convolutional block: its output is what "the output of a conv layer" means.
     NORMALIZATION
@@ -25,21 +25,21 @@ class Fact(enum.Flag):
     ENDS_BLOCK
         Can be the last op of a block without an activation.
     SPATIAL_FIRST
-        Takes and makes (N,C,h,w), with the channels on axis 1.
+        Reads and writes (N,C,h,w), with the channels on axis 1.
     KEEPS_ORDER
-        Leaves the order of the axes alone, without being element-wise.
+        Preserves the order of the axes without being element-wise.
     PRODUCT
         Multiplies and accumulates: the ops in which networks spend their time, worth float16 on tensor cores.
     QUANTIZES
-        Stands for the identity on real numbers; in a quantised network the map is the dequantised value.
+        Represents the identity on real numbers; in a quantised network the map is the dequantised value.
     MOVES
         Copies elements of its first input (Concat: of all) to other places, without changing them.
     KEEPS_ZERO
-        Gives zeros where all its inputs are zeros.
+        Returns zeros where all its inputs are zeros.
     READS_SHAPE
-        Reads the sizes of its input, and none of its numbers.
+        Reads the shape of its input, not its values.
     JUMPS
-        The output changes in steps with the input's numbers, or not at all: its derivative is 0 where it exists.
+        The output is a step function of the input or constant: its derivative is 0 where it exists.
     EMITTED
         Gradient graphs may contain it: the CUDA provider of ONNX Runtime (opset 18 to 20) and TensorRT's parser both
         run it. Left out on purpose: MaxUnpool, Col2Im, OneHot with a computed depth, ScatterND with a reduction,
@@ -63,7 +63,7 @@ class Fact(enum.Flag):
 
 
 class Rows(enum.Enum):
-    """When an op treats the images of a batch, the rows of axis 0, one by one."""
+    """When an op treats the images of a batch, the rows of axis 0, independently."""
 
     NEVER = "not known to"
     ELEMENTWISE = "where rows meet rows of the same image"
@@ -76,7 +76,7 @@ class Rows(enum.Enum):
 
 
 class Size(enum.Enum):
-    """How the size of an op's result follows from constant inputs, for the bound on constant folding."""
+    """How the size of an op's result follows from its constant inputs, for the limit on constant folding."""
 
     INPUTS = "at most the elements of all inputs"
     BROADCAST = "the inputs, broadcast"
@@ -104,7 +104,7 @@ class Op:
     cost : int
         Rough work of folding per element of the result, in additions of NumPy.
     float32 : str
-        Why it stays in float32 in a float16 network; empty where it need not.
+        Why it stays in float32 in a float16 network; empty if it need not.
     cuda, tensorrt : str
         Element types that ONNX Runtime's CUDA provider has a kernel for, and that TensorRT's parser takes, one letter
         each: f float32, h float16, i int32 or int64, b bool, q int8 or uint8.
@@ -124,7 +124,7 @@ class Op:
 _SUMS = "sums many numbers, whose partial sums exceed float16's 11 bits or its range"
 _EXPONENTS = "leaves float16's range for small arguments: exp(12) is beyond 65504, 257 squared too"
 _SQUARES = "squares its input, and 257 squared is beyond 65504"
-_QUOTIENTS = "makes an infinity of what float16 rounds to 0, below 3e-8"
+_QUOTIENTS = "turns what float16 rounds to 0, below 3e-8, into infinity"
 _TYPED = "names the type of its result, or converts it"
 
 NONE, ELEMENTWISE, ACTIVATION, NORMALIZATION = Fact.NONE, Fact.ELEMENTWISE, Fact.ACTIVATION, Fact.NORMALIZATION
@@ -373,7 +373,7 @@ _UNKNOWN = Op(Fact.NONE)
 
 
 def op_row(op: str) -> Op:
-    """Return the row of an op, named as `graph.operator` does; one without facts for an op that has none."""
+    """Return the row of an op, named as by `graph.operator`; a row without facts for an unlisted op."""
     return OPS.get(op, _UNKNOWN)
 
 
@@ -383,7 +383,7 @@ def ops_where(condition: Callable[[Op], object]) -> frozenset[str]:
 
 
 def ops_with(facts: Fact) -> frozenset[str]:
-    """Return the ops that have any of some properties."""
+    """Return the ops that have any of the given properties."""
     return ops_where(lambda op: op.facts & facts)
 
 

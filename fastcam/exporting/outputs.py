@@ -15,7 +15,7 @@ from .gradients.pooling import pooled_gradients
 
 
 def add_explanation(graph: Graph, values: Sequence[str], *, full: bool, required: bool = False) -> None:
-    """Add ``target``, and of every layer ``activations``, ``weights`` and, if asked, ``gradients`` to the graph.
+    """Add ``target`` and, for every layer, ``activations``, ``weights`` and, if asked, ``gradients`` to the graph.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def add_explanation(graph: Graph, values: Sequence[str], *, full: bool, required
 
 
 def _only_valid(graph: Graph, value: str, valid: str | None, axes: Sequence[int]) -> str:
-    """Return ``value``, NaN where its target is not valid."""
+    """Return ``value``, or NaN where its target is not valid."""
     if valid is None:
         return value
     condition = graph.emit("Unsqueeze", valid, graph.emit_constant(np.array(axes, np.int64)))
@@ -54,12 +54,12 @@ def _only_valid(graph: Graph, value: str, valid: str | None, axes: Sequence[int]
 
 
 def forward_outputs(layers: Sequence[str]) -> list[str]:
-    """Return the outputs that the network makes without its gradients."""
+    """Return the outputs that the network computes without gradients."""
     return ["logits", *(layer_outputs(position).activations for position in range(len(layers)))]
 
 
 def _rename_all(graph: Graph, values: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Give the values these names, whatever else bears them giving way; one may bear another one's."""
+    """Give the values these names, renaming other values that have them; one may have another one's new name."""
     passing = [graph.unused_name("explained") for _ in values]
     for value, name in zip(values, passing, strict=True):
         graph.rename(value, name)
@@ -70,7 +70,7 @@ def _rename_all(graph: Graph, values: Sequence[str], names: Sequence[str]) -> li
 
 
 def name_output(graph: Graph, value: str, name: str) -> str:
-    """Make ``value`` an output called ``name``, whatever else bears that name giving way."""
+    """Make ``value`` an output called ``name``, renaming another value that has the name."""
     if value != name:
         reserve(graph, name)
         graph.rename(value, name)
@@ -93,13 +93,13 @@ def _seeds(graph: Graph, logits: str, *, required: bool) -> tuple[dict[str, str]
     seeds : dict of str to str
         The gradient of the targets' logits where it is known.
     valid : str or None
-        Which targets exist, bool (N,K); None where ONNX Runtime refuses a run with others.
+        Which targets exist, bool (N,K); None where ONNX Runtime rejects runs with other targets.
     """
     reserve(graph, "target")
     batch = graph.type(logits).shape[0]
     if isinstance(batch, int) and batch > LARGEST_BATCH:
-        raise ModelError(f"the model takes batches of exactly {batch} images: export it with an open batch")
-    # One row for all images; runtimes want as many as the batch where that is a fixed number.
+        raise ModelError(f"the model takes batches of exactly {batch} images: export it with a dynamic batch")
+    # One row for all images; with a fixed batch size, runtimes want that many rows.
     graph.inputs["target"] = TensorType(np.dtype(np.int64), (batch, "targets"))
     if not required:
         graph.defaults["target"] = np.full((batch if isinstance(batch, int) else 1, 1), -1, np.int64)
@@ -116,7 +116,7 @@ def _seeds(graph: Graph, logits: str, *, required: bool) -> tuple[dict[str, str]
 
 
 def _clamped(graph: Graph, logits: str) -> tuple[str, str]:
-    """Return ``target`` with the nearest existing class or rank, and where that changes nothing."""
+    """Return ``target`` clipped to existing classes and ranks, and where clipping changes nothing."""
     (classes,) = static_dims(graph, logits, [1])
     lowest, highest = (graph.emit_constant(np.int64(n)) for n in (-min(classes, MAXIMUM_RANK), classes - 1))
     at_least = graph.emit("Max", "target", lowest, stem="target/at_least")
@@ -125,13 +125,13 @@ def _clamped(graph: Graph, logits: str) -> tuple[str, str]:
 
 
 def _ranked_classes(graph: Graph, logits: str, target: str) -> str:
-    """Return the class of rank -target for every image, (N,K): -1 is the best class, -2 the second."""
+    """Return the class of rank -target for every image, (N,K): -1 is the top class, -2 the second."""
     (classes,) = static_dims(graph, logits, [1])
     count = graph.emit_constant(np.array([min(classes, MAXIMUM_RANK)], np.int64))
     best = graph.unused_name("target/best")
     graph.append(helper.make_node("TopK", [logits, count], [f"{best}/logits", best], name=best, axis=1))
     from_zero = graph.emit("Sub", graph.emit_constant(np.int64(-1)), target, stem="target/rank")
-    # Where a class is given its rank is of no use, and has to be a valid one.
+    # Where a class is given, the rank is unused but has to be valid.
     rank = graph.emit("Max", from_zero, graph.emit_constant(np.int64(0)), stem="target/valid_rank")
     rows = graph.emit("Shape", logits, start=0, end=1, stem="target/images")
     one = graph.emit_constant(np.array([1], np.int64))

@@ -1,7 +1,7 @@
-"""Which numbers of a graph count: those that change with the picture, and those whose changes reach the scores.
+"""Which elements of a graph's values matter: those that change with the picture, and those that affect the scores.
 
-`varying_values` follows the picture forwards; `Demand` follows the scores backwards, element by element, through what
-selects, moves and joins. Both know structure alone: they run no part of the network.
+`varying_values` follows the picture forwards; `Demand` follows the scores backwards, element by element, through ops
+that select, move and join. Both use structure only: they run no part of the network.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import onnx
 from ..graph import Graph, attribute, operator
 from .ops import Fact, op_row
 
-# A mask of a value's elements, of one image where the batch is open; True stands for all of them.
+# A mask of a value's elements, for one image if the batch is dynamic; True stands for all of them.
 Mask: TypeAlias = "npt.NDArray[np.bool_] | bool"
 
-# Elements of a mask: a value of more counts as a whole.
+# Largest mask: a value with more elements counts as a whole.
 _LARGEST_MASK = 2**21
 
 
 def varying_values(graph: Graph) -> set[str]:
-    """Return the values whose numbers change with the picture.
+    """Return the values that change with the picture.
 
-    Sizes do not: a constant that is spread over the batch, or added to the picture times zero, is a constant still.
+    Sizes do not: a constant that is broadcast over the batch, or added to the picture times zero, is still a constant.
     """
     varying = set(graph.inputs)
     zeros = {name for name, array in graph.constants.items() if array.dtype.kind in "biuf" and not array.any()}
@@ -53,12 +53,12 @@ def _is_zero(node: onnx.NodeProto, zeros: set[str]) -> bool:
 
 
 class Demand:
-    """The elements of every value whose changes have a way to the graph's outputs: all others have gradient zero.
+    """The elements of every value that can affect the graph's outputs: all others have gradient zero.
 
     Parameters
     ----------
     graph : Graph
-        Types inferred. The masks are those of the graph as it is now.
+        Types inferred. The masks are those of the graph in its current state.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -69,11 +69,11 @@ class Demand:
                 self._visit(node)
 
     def mask(self, value: str) -> Mask:
-        """Return the mask of a value, of its shape with an open batch of 1; True for all its elements, False: none."""
+        """Return the mask of a value, with its shape, a dynamic batch as 1; True for all elements, False for none."""
         return self._masks.get(value, False)
 
     def reaches(self, value: str) -> bool:
-        """Return whether any element of ``value`` has a way to the outputs."""
+        """Return whether any element of ``value`` can affect the outputs."""
         return bool(np.any(self.mask(value)))
 
     def _visit(self, node: onnx.NodeProto) -> None:
@@ -115,7 +115,7 @@ class Demand:
         return mask
 
     def sizes(self, value: str) -> tuple[int, ...] | None:
-        """Return the shape of a value, 1 for an open batch; None where it is not known, or too large for a mask."""
+        """Return the shape of a value, 1 for a dynamic batch; None if it is unknown or too large for a mask."""
         if self._graph.rank(value) is None:
             return None
         shape = self._graph.shape(value)
@@ -124,11 +124,11 @@ class Demand:
         return known if len(known) == len(sizes) and np.prod(known, dtype=float) <= _LARGEST_MASK else None
 
     def full(self, value: str) -> npt.NDArray[np.bool_]:
-        """Return the mask of a value as an array of its shape."""
+        """Return the mask of a value as an array of the value's shape."""
         return np.broadcast_to(np.asarray(self.mask(value)), self.sizes(value) or ())
 
     def constant(self, node: onnx.NodeProto, index: int) -> npt.NDArray[np.generic] | None:
-        """Return a constant input of a node; None where it is computed or left out."""
+        """Return a constant input of a node, or None if it is computed or omitted."""
         return self._graph.constants.get(node.input[index]) if index < len(node.input) else None
 
 
@@ -140,7 +140,7 @@ def _elementwise(demand: Demand, node: onnx.NodeProto, index: int) -> Mask:
 
 
 def _summed_to(mask: npt.NDArray[np.bool_], sizes: Sequence[int] | None) -> Mask:
-    """Return which elements of a smaller value, broadcast to that of the mask, are in it."""
+    """Reduce a mask to the elements of a smaller value that was broadcast to the mask's shape."""
     if sizes is None or len(sizes) > mask.ndim:
         return True
     mask = np.asarray(mask.any(axis=tuple(range(mask.ndim - len(sizes)))))
@@ -149,7 +149,7 @@ def _summed_to(mask: npt.NDArray[np.bool_], sizes: Sequence[int] | None) -> Mask
 
 
 def _mul(demand: Demand, node: onnx.NodeProto, index: int) -> Mask:
-    """What is multiplied by zero does not count."""
+    """Elements that are multiplied by zero do not count."""
     factor = demand.constant(node, 1 - index)
     if demand.mask(node.output[0]) is True and (factor is None or factor.all()):
         return True
@@ -169,7 +169,7 @@ def _where(demand: Demand, node: onnx.NodeProto, index: int) -> Mask:
 
 
 def _selected(demand: Demand, node: onnx.NodeProto, numbered: Callable[[npt.NDArray[np.int64]], object]) -> Mask:
-    """Return the elements that an op copies to where they count, found by moving their numbers as it does."""
+    """Return the elements that an op copies to positions that count, found by running it on their indices."""
     sizes = demand.sizes(node.input[0])
     if sizes is None:
         return True
@@ -204,7 +204,7 @@ def _slice(demand: Demand, node: onnx.NodeProto, index: int) -> Mask:
     def sliced(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         places = [slice(None)] * numbers.ndim
         for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-            # An end before the first element, for a step backwards, is what NumPy writes as None.
+            # With a negative step, NumPy writes an end before the first element as None.
             before_first = step < 0 and end < -numbers.shape[axis]
             places[axis] = slice(start, None if before_first else end, step)
         return numbers[tuple(places)]
@@ -220,7 +220,7 @@ def _gather(demand: Demand, node: onnx.NodeProto, index: int) -> Mask:
     try:
         return _selected(demand, node, lambda numbers: np.take(numbers, places, axis=axis))
     except IndexError:
-        # Another image of the batch, of which a mask has one.
+        # Another image of the batch; a mask has only one.
         return True
 
 

@@ -1,4 +1,4 @@
-"""How pictures become a network's input, as far as its graph says."""
+"""How pictures become a network's input, as far as its graph shows."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _MOVING_OPS = frozenset(
     "Cast Dropout Gather Identity Pad Reshape Resize Slice Squeeze Transpose Unsqueeze Upsample".split()
 )
 
-# Ops that apply the first layer's weights to whatever the arithmetic before them gives.
+# Ops that apply the first layer's weights to the result of the arithmetic before them.
 _LAYER_OPS = ("Conv", "QuantizeLinear")
 
-# Multiplied by less than this, values of 0..1 would all become one number: the pixels are 0..255.
+# Scaled by less than this, values of 0..1 would be indistinguishable: the pixels are 0..255.
 _LARGEST_SCALE_OF_BYTES = 0.05
 # Means within these bounds are those of pixels 0..255: pixels 0..1 or -1..1 have none beyond 1.
 _MEANS_OF_BYTES = (20.0, 235.0)
-# Red and blue means closer than this do not tell the order of the channels.
+# Red and blue means closer than this do not reveal the order of the channels.
 _CLEAR_DIFFERENCE = 10.0
 # Published constants are rounded to three digits or more.
 _RELATIVE_TOLERANCE = 1e-3
@@ -39,11 +39,11 @@ class Arithmetic(NamedTuple):
     Attributes
     ----------
     scale, shift : ndarray
-        One number, or one per channel, in the channel order that the arithmetic meets.
+        One number, or one per channel, in the channel order seen by the arithmetic.
     reversed : bool
         Whether the channels were reversed before the arithmetic.
     complete : bool
-        Whether a convolution follows, so that this is all there is.
+        Whether a convolution follows, so that this is the whole arithmetic.
     """
 
     scale: Floats
@@ -53,16 +53,16 @@ class Arithmetic(NamedTuple):
 
     @property
     def is_nothing(self) -> bool:
-        """Whether the pixels arrive at the first layer as they are."""
+        """Whether the pixels reach the first layer unchanged."""
         return self.complete and not self.reversed and bool(np.all(self.scale == 1) and np.all(self.shift == 0))
 
 
 def find_preprocessing(graph: Graph, channels: int, guess: Guess | None) -> tuple[Preprocessing | None, list[Note]]:
     """Return how pictures become the network's input, and a note where that is a guess.
 
-    What the graph computes from its pixels settles it where only one range of pixels makes sense. Otherwise an
-    architecture whose published weights expect one preprocessing suggests it, provided that the graph does nothing to
-    the pixels before it. In all other cases the preprocessing is unknown.
+    What the graph computes from its pixels determines it if only one range of pixels makes sense. Otherwise it
+    is guessed from the architecture, if its published weights expect one preprocessing and the graph leaves the
+    pixels unchanged. In all other cases the preprocessing is unknown.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def _read_arithmetic(graph: Graph, channels: int) -> Arithmetic:
         if node is None:
             return Arithmetic(scale, shift, turned, complete=False)
         if operator(node) in _MOVING_OPS and node.input[0] == value:
-            # Order matters up to the arithmetic, whose means tell it.
+            # The order of the channels matters up to the arithmetic, whose means reveal it.
             turned ^= not met_arithmetic and _reverses_channels(graph, node)
         else:
             step = _affine_step(graph, node, value, channels)
@@ -119,7 +119,7 @@ def _read_arithmetic(graph: Graph, channels: int) -> Arithmetic:
 
 
 def _affine_step(graph: Graph, node: onnx.NodeProto, value: str, channels: int) -> tuple[Floats, Floats] | None:
-    """Return factor and offset of a node that computes an affine function of each pixel, None for any other."""
+    """Return factor and offset of a node that computes an affine function of each pixel, or None."""
     op = operator(node)
     if op == "BatchNormalization":
         gain, bias, mean, variance = (_per_channel(graph, name, channels) for name in node.input[1:5])
@@ -140,7 +140,7 @@ def _affine_step(graph: Graph, node: onnx.NodeProto, value: str, channels: int) 
 
 
 def _per_channel(graph: Graph, name: str, channels: int) -> Floats | None:
-    """Return a constant of one number, or of one per channel; None for any other value."""
+    """Return a constant with one number, or one per channel; None for any other value."""
     array = graph.constants.get(name)
     return None if array is None or array.size not in (1, channels) else array.astype(np.float64).reshape(-1)
 
@@ -169,7 +169,7 @@ def _takes_bytes(arithmetic: Arithmetic) -> bool:
 
 
 def _order(arithmetic: Arithmetic) -> Any:
-    """Return the order of the input's channels: photos are redder than blue, and the means of ImageNet's say so."""
+    """Return the order of the input's channels: photos are more red than blue, and ImageNet's means reflect that."""
     means = -arithmetic.shift / arithmetic.scale
     if means.size != 3 or abs(means[0] - means[2]) < _CLEAR_DIFFERENCE:
         return "RGB"
@@ -177,7 +177,7 @@ def _order(arithmetic: Arithmetic) -> Any:
 
 
 def _normalization_of_unit_range(arithmetic: Arithmetic) -> str | None:
-    """Return the known preprocessing that the arithmetic does, its input being pixels of 0..1 in RGB; None for none."""
+    """Return the known preprocessing that the arithmetic does to RGB pixels of 0..1, or None."""
     if arithmetic.reversed:
         return None
     for name, known in KNOWN.items():

@@ -1,4 +1,4 @@
-"""What the exported file says about probabilities: which function of the logits they are, if any.
+"""Which function of the logits gives probabilities, if any.
 
 A network with one score for two classes is given a second one here: class 1 keeps its score z, and class 0 gets -z.
 Both are exact: sigmoid(-z) is 1 - sigmoid(z), and the gradient of -z explains class 0.
@@ -18,7 +18,7 @@ from .importers.imported import wrong_count
 from .scores import ends_in_weighted_sum
 from .trials import score_seeded_images
 
-# Float32 softmax of some thousand classes is off by 1e-6; raw scores of three images do not meet this by accident.
+# Float32 softmax over some thousand classes is off by 1e-6; raw scores of three images do not satisfy this by chance.
 _SUM_TOLERANCE = 1e-3
 
 _RAW = (
@@ -27,7 +27,7 @@ _RAW = (
 )
 _RAW_SINGLE = (
     'The network gives one raw score: no probability is shown. Give score_activation="sigmoid" if it is a binary '
-    "classifier; leave it out for a regression."
+    "classifier; omit it for a regression."
 )
 _MIXTURE = (
     "The outputs are probabilities of several branches combined, without one row of scores behind them: they are shown "
@@ -49,7 +49,7 @@ _TWO_NAMES = (
 
 
 class Settled(NamedTuple):
-    """What the file says of its scores.
+    """What the file says about its scores.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ class Settled(NamedTuple):
 
 
 def settle_scores(graph: Graph, removed: str, wanted: str | None, names: Sequence[str] | None) -> Settled:
-    """Decide which function of the logits gives probabilities, and give a binary score its second class.
+    """Decide which function of the logits gives probabilities, and add the second class to a binary score.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def settle_scores(graph: Graph, removed: str, wanted: str | None, names: Sequenc
 def _activation(
     graph: Graph, removed: str, wanted: str | None, count: int, names: Sequence[str] | None
 ) -> tuple[str, str | None]:
-    """Return the activation, and what the model's owner should know about it."""
+    """Return the activation and a note on it for the model's owner."""
     problem = _contradiction(removed, wanted, count)
     if problem is not None:
         raise ArgumentError(f"score_activation={wanted!r}: {problem}")
@@ -116,14 +116,14 @@ def _contradiction(removed: str, wanted: str | None, count: int) -> str | None:
     if wanted in (None, "none", removed):
         return None
     if removed in ("softmax", "sigmoid"):
-        return f"the model ends in a {removed}, which was found and removed; leave score_activation out"
+        return f"the model ends in a {removed}, which was found and removed; omit score_activation"
     if removed == "selection":
         return "the outputs are some of the classes of a softmax, whose probabilities need the scores of all"
     return "the model gives one score, whose softmax is always 1" if wanted == "softmax" and count == 1 else None
 
 
 def _of_bare_outputs(graph: Graph, is_mixture: bool, count: int, names: Sequence[str] | None) -> tuple[str, str | None]:
-    """Return what outputs are that no activation was removed from."""
+    """Return what the outputs are if no activation was removed."""
     if is_mixture:
         return ("probabilities", _MIXTURE) if _are_shares(graph) else ("none", _RAW)
     bounded = not ends_in_weighted_sum(graph)
@@ -139,7 +139,7 @@ def _raw(count: int) -> str:
 
 
 def _are_shares(graph: Graph, total: float | None = None) -> bool:
-    """Return whether all scores of seeded noise are within 0..1, and add up to ``total`` for each image."""
+    """Return whether all scores for seeded noise are within 0..1 and sum to ``total`` for each image."""
     scores = score_seeded_images(graph)
     if scores is None or not ((scores > -_SUM_TOLERANCE) & (scores < 1 + _SUM_TOLERANCE)).all():
         return False

@@ -1,7 +1,7 @@
-"""The scores before the activation that turns them into probabilities, however the network writes that activation.
+"""Find the scores before the activation that turns them into probabilities, however the network expresses it.
 
 Grad-CAM explains the score before the softmax: gradients of probabilities saturate, and mix the classes. Frameworks
-write the activation as one node; people write it out, clip it, scale it, or reorder its results.
+write the activation as one node; people expand it, clip it, scale it, or reorder its results.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..errors import ModelError
 from ..graph import Dim, Graph, attribute, dependents, operator
 from .ops import QUANTIZATION_OPS
 
-# "mixture": probabilities that no single row of scores stands behind. "selection": some classes of a softmax.
+# "mixture": probabilities without a single row of scores behind them. "selection": some classes of a softmax.
 Activation = Literal["softmax", "sigmoid", "mixture", "selection"]
 
 _ACTIVATION_OPS: Mapping[str, Activation] = {"Softmax": "softmax", "LogSoftmax": "softmax", "Sigmoid": "sigmoid"}
@@ -26,12 +26,12 @@ _DETECTION_OPS = ("NonMaxSuppression", "EfficientNMS_TRT", "RoiAlign")
 
 
 class Found(NamedTuple):
-    """What stands behind a value that is a probability, or the logarithm of one.
+    """What is behind a value that is a probability, or the logarithm of one.
 
     Attributes
     ----------
     scores : str
-        The value before the activation; for a mixture one of the probabilities that it was made of.
+        The value before the activation; for a mixture, one of the probabilities that were mixed.
     activation : {"softmax", "sigmoid", "mixture", "selection"}
     is_log : bool
         Whether the value is the logarithm of the probability.
@@ -69,7 +69,7 @@ def remove_score_activation(graph: Graph) -> str:
     found = _find(graph, graph.producers(), graph.outputs[0])
     if found is not None and found.activation != "mixture":
         _read_from(graph, found)
-    # The search may have appended what it did not use.
+    # The search may have appended nodes that it did not use.
     graph.prune()
     graph.infer_types()
     _make_rows(graph)
@@ -77,19 +77,19 @@ def remove_score_activation(graph: Graph) -> str:
 
 
 def _read_from(graph: Graph, found: Found) -> None:
-    """Make the scores the output; what made rows of the probabilities goes on to make them of scores of other shape."""
+    """Make the scores the output; ops that reshaped probabilities to rows are kept where the scores need them."""
     if graph.rank(found.scores) == 2 or not found.plain:
         graph.outputs = [found.scores]
         return
     for node in dependents(graph, found.plain):
-        # The steps of quantised probabilities are too fine for scores.
+        # The quantisation steps of probabilities are too fine for scores.
         if operator(node) in QUANTIZATION_OPS:
             graph.replace_uses(node.output[0], node.input[0])
     graph.replace_uses(found.plain, found.scores)
 
 
 def _make_rows(graph: Graph) -> None:
-    """Bring the output to (N,classes), or refuse it."""
+    """Reshape the output to (N,classes), or reject it."""
     scores = graph.outputs[0]
     rank = graph.rank(scores)
     if rank == 1:
@@ -118,14 +118,14 @@ def _no_rows(graph: Graph, scores: str) -> str:
         )
     if len(shape) == 3:
         return (
-            f"{what}. Several rows per image are those of a detector or a sequence model, and fastcam explains "
+            f"{what}. Several rows per image mean a detector or a sequence model, but fastcam explains "
             "classifiers: name a value with one row of scores per image as output=..."
         )
     return what
 
 
 def ends_in_weighted_sum(graph: Graph) -> bool:
-    """Return whether the outputs are weighted sums, which nothing bounds: scores, not probabilities."""
+    """Return whether the outputs are weighted sums, which are unbounded: scores, not probabilities."""
     producers = graph.producers()
     node = producers.get(graph.outputs[0])
     while node is not None and (_passes_scores(graph, node) or operator(node) == "GlobalAveragePool"):
@@ -137,7 +137,7 @@ _Producers = Mapping[str, onnx.NodeProto]
 
 
 def _find(graph: Graph, producers: _Producers, value: str) -> Found | None:
-    """Return what stands behind ``value``, if it is a probability or its logarithm."""
+    """Return what is behind ``value`` if it is a probability or its logarithm."""
     node = producers.get(value)
     if node is None:
         return None
@@ -154,7 +154,7 @@ def _find(graph: Graph, producers: _Producers, value: str) -> Found | None:
 
 
 def _clip(graph: Graph, producers: _Producers, node: onnx.NodeProto) -> Found | None:
-    """Bounds keep the order."""
+    """Clipping keeps the order."""
     bounded = [name for name in node.input if name and _number(graph, name) is None]
     return _find(graph, producers, bounded[0]) if len(bounded) == 1 else None
 
@@ -170,7 +170,7 @@ def _log(graph: Graph, producers: _Producers, node: onnx.NodeProto) -> Found | N
 
 
 def _div(graph: Graph, producers: _Producers, node: onnx.NodeProto) -> Found | None:
-    """A written-out softmax, a written-out sigmoid, or a division by one positive number."""
+    """An expanded softmax, an expanded sigmoid, or a division by one positive number."""
     over, under = node.input
     if _number(graph, over) == 1:
         return _written_out_sigmoid(graph, producers, under)
@@ -202,7 +202,7 @@ def _add(graph: Graph, producers: _Producers, node: onnx.NodeProto) -> Found | N
 
 
 def _sub(graph: Graph, producers: _Producers, node: onnx.NodeProto) -> Found | None:
-    """A written-out logarithm of a softmax, a shift by one number, or 1 - p."""
+    """An expanded logarithm of a softmax, a shift by one number, or 1 - p."""
     first, second = node.input
     if _number(graph, second) is not None:
         return _find(graph, producers, first)
@@ -244,7 +244,7 @@ def _selected(graph: Graph, producers: _Producers, node: onnx.NodeProto) -> Foun
     if after == before and _is_permutation(graph, node, before):
         return found._replace(scores=_emit_like(graph, node, found.scores))
     if before == 2 and after == 1 and not found.is_log:
-        # Of two classes, the softmax of one is the sigmoid of its score minus the other's.
+        # With two classes, the softmax of one is the sigmoid of its score minus the other's.
         signs = graph.emit_constant(np.array([[1, -1], [-1, 1]], np.float32))
         differences = _emit_typed(graph, "MatMul", found.scores, signs)
         return Found(_emit_like(graph, node, differences), "sigmoid")
@@ -253,7 +253,7 @@ def _selected(graph: Graph, producers: _Producers, node: onnx.NodeProto) -> Foun
 
 def _is_permutation(graph: Graph, node: onnx.NodeProto, count: int) -> bool:
     if operator(node) != "Gather":
-        # A slice of all classes may turn them round, and repeats none.
+        # A slice of all classes may reverse them, and repeats none.
         return True
     return sorted(graph.constants[node.input[1]] % count) == list(range(count))
 
@@ -284,7 +284,7 @@ def _scaled(graph: Graph, producers: _Producers, value: str, factor: float | Non
 
 
 def _written_out_softmax(graph: Graph, producers: _Producers, over: str, under: str) -> Found | None:
-    """``exp(z) / sum(exp(z))``, with or without a row's maximum subtracted from z."""
+    """``exp(z) / sum(exp(z))``, with or without the row's maximum subtracted from z."""
     exponent = _exponent(producers, over)
     if exponent is None or not _is_row_sum_of_exp(graph, producers, under, exponent):
         return None
@@ -332,12 +332,12 @@ def _is_log_of_sum(graph: Graph, producers: _Producers, value: str, exponent: st
 
 
 def _reduces_rows(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Return whether a reduction gives one number per image, (N,1), from rows (N,classes)."""
+    """Return whether a reduction turns rows (N,classes) into one number per image, (N,1)."""
     return graph.rank(node.input[0]) == 2 and graph.rank(node.output[0]) == 2 and graph.shape(node.output[0])[1] == 1
 
 
 def _without_row_shift(graph: Graph, producers: _Producers, value: str) -> str:
-    """Return the scores without what is subtracted from a whole row, its maximum: no softmax depends on it."""
+    """Return the scores without a number subtracted from the whole row, such as its maximum: softmax ignores it."""
     node = producers.get(value)
     while node is not None and operator(node) == "Sub":
         first, second = node.input
@@ -348,7 +348,7 @@ def _without_row_shift(graph: Graph, producers: _Producers, value: str) -> str:
 
 
 def _number(graph: Graph, name: str) -> float | None:
-    """Return the number that a constant holds, however often; None for any other value."""
+    """Return the single number that a constant holds, possibly repeated; None for any other value."""
     array = graph.constants.get(name)
     if array is None or not array.size or array.dtype.kind != "f" or not (array == array.flat[0]).all():
         return None
@@ -362,13 +362,13 @@ def _emit_typed(graph: Graph, op: str, *inputs: str, **attributes: object) -> st
 
 
 def _emit_like(graph: Graph, node: onnx.NodeProto, value: str) -> str:
-    """Append the op of ``node`` on another value."""
+    """Append the op of ``node``, applied to another value."""
     attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
     return _emit_typed(graph, node.op_type, value, *node.input[1:], **attributes)
 
 
 def _passes_scores(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Return whether the node leaves every image its row of scores: only axes of size 1 come and go."""
+    """Return whether the node preserves each image's row of scores, only adding or removing axes of size 1."""
     op = operator(node)
     if op == "Cast":
         return all(graph.rank(name) and graph.type(name).dtype.kind == "f" for name in (node.input[0], node.output[0]))

@@ -32,12 +32,12 @@ def split(
     Parameters
     ----------
     model, layer, output, input_size, example_input, token_grid
-        As `fastcam.export` takes them; one layer.
+        As for `fastcam.export`, with one layer.
 
     Returns
     -------
     features : onnx.ModelProto
-        Image -> the layer's output (N,C,h,w) float32, and every other value that the head reads past it.
+        Image -> the layer's output (N,C,h,w) float32, and every other value that the head also reads.
     head : onnx.ModelProto
         Those values -> logits (N,classes) float32, before softmax or sigmoid.
 

@@ -1,4 +1,4 @@
-"""Token maps of transformers, (N,T,C): which values are token maps, and how the tokens lie on the picture.
+"""Token maps of transformers, (N,T,C): which values are token maps, and how the tokens are arranged on the picture.
 
 A vision transformer cuts the picture into patches, row by row, and gives each a token; class and register tokens come
 first (Dosovitskiy et al. 2021, section 3.1; Darcet et al. 2024). Grad-CAM takes the patches as the pixels of a map.
@@ -24,7 +24,7 @@ _MOST_PREFIX_TOKENS = 16
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """How the tokens of an image lie.
+    """How the tokens of an image are arranged.
 
     Attributes
     ----------
@@ -40,18 +40,18 @@ class TokenGrid:
 
 
 class TokenGrids:
-    """How the tokens of the values (N,T,C) of a graph lie.
+    """How the tokens of a graph's values (N,T,C) are arranged.
 
     Parameters
     ----------
     graph : Graph
-        Types inferred. The grids are those of the graph as it is now.
+        Types inferred. The grids are those of the graph in its current state.
     """
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._batch = next(iter(graph.inputs.values())).shape[0] if graph.inputs else None
-        # By value of rank 3: the map of the last convolution before it that fits its number of tokens.
+        # Per value of rank 3: the map of the last convolution before it that fits its number of tokens.
         self._maps: dict[str, tuple[int, int]] = {}
         self._collect()
 
@@ -70,16 +70,16 @@ class TokenGrids:
                     self._maps[value] = max(fits)[1:]
 
     def _tokens(self, value: str) -> int | None:
-        """Return the number of tokens of a value (N,T,C); None where it is not one."""
+        """Return the number of tokens of a value (N,T,C), or None if it is not a token map."""
         if self._graph.rank(value) != 3:
             return None
         batch, tokens, channels = self._graph.shape(value)
-        # Tokens of windows, or of pixels within patches, have their own axis 0.
+        # Tokens of windows, or of pixels within patches, do not have the batch on axis 0.
         own_rows = isinstance(batch, int) and batch not in (1, self._batch)
         return tokens if isinstance(tokens, int) and isinstance(channels, int) and not own_rows else None
 
     def find(self, value: str, given: tuple[int, int] | None = None) -> TokenGrid | None:
-        """Return how the tokens of a value lie.
+        """Return how the tokens of a value are arranged.
 
         Parameters
         ----------
@@ -91,7 +91,7 @@ class TokenGrids:
         Returns
         -------
         TokenGrid or None
-            None where the value does not hold tokens, or nothing determines their grid.
+            None if the value does not hold tokens, or nothing determines their grid.
         """
         tokens = self._tokens(value)
         if tokens is None:
@@ -106,7 +106,7 @@ class TokenGrids:
 
 
 def _convolution_map(graph: Graph, node: onnx.NodeProto) -> tuple[int, int] | None:
-    """Return height and width of a convolution's output, where they are fixed and make more than one pixel."""
+    """Return height and width of a convolution's output if they are fixed and there is more than one pixel."""
     if operator(node) != "Conv" or graph.rank(node.output[0]) != 4:
         return None
     height, width = graph.shape(node.output[0])[2:]
@@ -131,16 +131,16 @@ def is_token_block(graph: Graph, node: onnx.NodeProto) -> bool:
 
 
 def patches_count(demand: Demand, value: str, grid: TokenGrid) -> bool:
-    """Return whether the patches of a token map have a way to the scores.
+    """Return whether the patches of a token map can affect the scores.
 
-    In a classifier that reads its class token, the patches of the last block's output have none: no attention follows.
+    In a classifier that reads its class token, the patches of the last block's output cannot: no attention follows.
     """
     mask = demand.mask(value)
     return bool(mask[:, grid.prefix :].any()) if isinstance(mask, np.ndarray) else mask
 
 
 def put_tokens_on_grid(graph: Graph, value: str, grid: TokenGrid) -> None:
-    """Turn ``value`` into the patches' map (N,C,h,w); its readers get the tokens back, prefix included."""
+    """Turn ``value`` into the patches' map (N,C,h,w); its readers get the tokens back, including the prefix."""
     tokens, channels = static_dims(graph, value, (1, 2))
     name = {part: graph.unused_name(f"{value}/{part}") for part in _PARTS}
     restored = name["restored"] if grid.prefix else name["patches_restored"]

@@ -1,8 +1,8 @@
-"""Run an exported file before it gets its name: the last check of what no inspection of the graph can promise.
+"""Run an exported file before it gets its final name, to check what inspecting the graph cannot guarantee.
 
-The file runs in a child process, on one image and on three. That shows a network that was traced for one batch size,
-one whose scores depend on the other images of the batch, one that gives another answer each time, and one whose scores
-are no longer those of its source.
+The file runs in a child process, on one image and on three. That reveals a network that was traced for one batch
+size, whose scores depend on the other images of the batch, that gives different scores each time, or whose scores
+differ from those of its source.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from ..notes import Note
 from .importers.imported import Sample, trial_images
 from .importers.quarantine import QUARANTINE, CrashError
 
-# Relative to the largest score. Float32 sums in another order differ by less than 1e-5 in deep networks, float16 ones
-# and rounding steps of quantised ones by less than 1e-2.
+# Relative to the largest score. Float32 sums in a different order differ by less than 1e-5 in deep networks, float16
+# sums and rounding steps of quantised networks by less than 1e-2.
 _TOLERANCE = {"fp32": 2e-3, "fp16": 2e-2}
 _MANY = 3
 
 _RANDOM = (
-    "The same images give other scores each time: the model holds random ops, for example a dropout that is active at "
-    "inference."
+    "The same images give different scores each time: the model holds random ops, for example a dropout that is active "
+    "at inference."
 )
 _MIXED = (
     "The scores of an image depend on the other images in its batch, for example by a BatchNorm with batch statistics: "
@@ -46,14 +46,14 @@ class Trial:
     ----------
     input_name : str
     input_shape : tuple
-        With the batch: a number where it is fixed.
+        With the batch: a number if it is fixed.
     score_activation : {"softmax", "sigmoid", "none", "mixture", "selection"}
-        From logits to the scores of the source, as `scores.remove_score_activation` returns it.
+        What turns logits into the scores of the source, as `scores.remove_score_activation` returns it.
     precision : {"fp32", "fp16"}
     takes_target : bool
         Whether the input ``target`` has no default value.
     sample : Sample or None
-        Scores of the source model for some images, where it could be asked.
+        Scores of the source model for some images, if it could be run.
     """
 
     input_name: str
@@ -64,7 +64,7 @@ class Trial:
     sample: Sample | None = None
 
     def run(self, path: Path) -> list[Note]:
-        """Run a file and return notes on what its owner should know.
+        """Run a file and return notes for its owner.
 
         Raises
         ------
@@ -131,23 +131,23 @@ _SCORES: dict[str, Callable[[Array], Array]] = {
 
 
 def _skipped(reason: str) -> Note:
-    return Note("checks", f"The file was not tried out: {reason}.")
+    return Note("checks", f"The file was not test-run: {reason}.")
 
 
 def _compare(found: Array, expected: Array, tolerance: float) -> None:
-    """Raise ModelError where the scores of the file are not those of the source."""
+    """Raise ModelError if the file's scores differ from those of the source."""
     rows = expected.reshape(len(expected), -1)
-    # Sources give log-probabilities, one column of a pair, or scores in other units: only what is comparable counts.
+    # Sources may give log-probabilities, one column of a pair, or scores in other units: only comparable ones count.
     if rows.shape != found.shape or not np.isfinite(rows).all():
         return
     if (rows <= 0).all() and np.allclose(np.exp(rows).sum(1), 1, atol=1e-3):
         rows = np.exp(rows)
-    # Probabilities in per cent.
+    # Probabilities in percent.
     if (rows >= 0).all() and np.allclose(found.sum(1), 1, atol=1e-3):
         rows = rows / rows.sum(1, keepdims=True)
     if _differ(found, rows, tolerance):
         raise ModelError(
-            f"the exported file gives other scores than the model: they differ by up to "
+            f"the exported file's scores differ from the model's by up to "
             f"{np.abs(found - rows).max():.2g} of {np.abs(rows).max():.2g}. "
             "Please report the model; an .onnx file of it may work"
         )
@@ -161,13 +161,13 @@ def _differ(left: Array, right: Array, tolerance: float) -> bool:
 
 
 def _size(path: Path) -> int:
-    """Return the bytes of a model, of data files that it may read included."""
+    """Return the size in bytes of a model, including data files that it may read."""
     data = (other.stat().st_size for other in path.parent.glob("*.data"))
     return path.stat().st_size + sum(data)
 
 
 def run_bytes(data: bytes) -> bytes:
-    """Run a file in ONNX Runtime: what the child does.
+    """Run a file in ONNX Runtime, in the child process.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ def run_bytes(data: bytes) -> bytes:
     -------
     bytes
         Arrays as np.savez writes them: the logits of the first batch size ("few"), those of the last ("many"), and of
-        the same images once more ("again"); "error" where a run failed, "reason" where this runtime cannot tell.
+        the same images once more ("again"); "error" if a run failed, "reason" if this runtime cannot decide.
     """
     request = json.loads(data)
     buffer = io.BytesIO()
@@ -195,7 +195,7 @@ def _run(path: str, name: str, image: list[int], batches: list[int], target: boo
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001  # the runtime has its own exception classes, by version
-        # Ops of other runtimes, and of libraries that are loaded by hand.
+        # Ops of other runtimes, or of libraries that users load themselves.
         return {"reason": f"ONNX Runtime on the CPU cannot load it ({_short(error)})"}
     images = trial_images(image, max(batches))
     runs = {"few": batches[0], "many": batches[-1], "again": batches[-1]}

@@ -1,4 +1,4 @@
-"""Trial runs of a graph on seeded images, in whatever runtime is installed."""
+"""Trial runs of a graph on seeded images, in whichever runtime is installed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from ..graph import Graph
 
-# Widths of the noise: the network may take pixels of 0..1, of -1..1, or of 0..255.
+# Amplitudes of the noise: the network may take pixels of 0..1, of -1..1, or of 0..255.
 _RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 
 
 def score_seeded_images(graph: Graph) -> NDArray[np.float64] | None:
-    """Return the graph's first output for seeded noise, a row per image; None where it cannot be run.
+    """Return the graph's first output for seeded noise, one row per image, or None if it cannot be run.
 
-    ONNX Runtime runs it where it is installed, else the reference implementation of the package onnx.
+    ONNX Runtime runs it if installed, else the reference implementation in the onnx package.
     """
     name, (_, shape) = next(iter(graph.inputs.items()))
     batch, *sides = shape

@@ -1,7 +1,7 @@
 """Writing a graph to disk: complete or not at all, and without a second copy of the weights in memory.
 
 A model is a Protocol Buffers message. Its fields may be written one after the other, so the weights go from their
-arrays straight to the file; building the message first would hold a VGG16 three times.
+arrays straight to the file; building the message first would hold VGG16 in memory three times.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MODEL_GRAPH = 7 << 3 | 2
 _GRAPH_INITIALIZER = 5 << 3 | 2
 _TENSOR_RAW_DATA = 9 << 3 | 2
 
-# Protocol Buffers refuses messages of 2 GiB; the nodes and names need some room too.
+# Protocol Buffers rejects messages of 2 GiB; the nodes and names need some room too.
 INLINE_LIMIT = 2**31 - 2**24
 # Shape arithmetic has to be readable without the data file.
 _EXTERNAL_MINIMUM = 1024
@@ -39,11 +39,11 @@ def write_model(
     metadata: Mapping[str, str],
     complete: Callable[[Path], Mapping[str, str]] = lambda _: {},
 ) -> int:
-    """Write a graph as an .onnx file, above 2 GB with its weights in a file beside it.
+    """Write a graph as an .onnx file; above 2 GB its weights go to a second file next to it.
 
-    The weights' file is named after its content and stands complete before the .onnx file that reads it takes its name:
-    whoever opens the model finds the old pair or the new one, never a mixture. Older weights of this model are removed
-    at the end.
+    The weights file is named after its content and complete before the .onnx file that reads it gets its final name:
+    readers find the old pair or the new one, never a mixture. Older weights of this model are removed at the
+    end.
 
     Parameters
     ----------
@@ -51,8 +51,8 @@ def write_model(
     path : Path
     metadata : mapping of str to str
     complete : callable, optional
-        Is given the path of the file that is complete but does not have its name yet, and returns further metadata, or
-        raises an error: then no file appears.
+        Receives the path of the file, which is complete but does not have its final name yet, and returns further
+        metadata. If it raises an error, no file appears.
 
     Returns
     -------
@@ -62,7 +62,7 @@ def write_model(
     Raises
     ------
     WriteError
-        When the disk is full or the folder not writable; older files are left as they were.
+        The disk is full or the folder not writable; existing files are left untouched.
     """
     # Not ascontiguousarray, which turns a scalar into a row.
     arrays = {name: np.asarray(array, order="C") for name, array in {**graph.constants, **graph.defaults}.items()}
@@ -81,7 +81,7 @@ def write_model(
         with replacing(path) as file:
             _write_message(file, skeleton, {name: array for name, array in arrays.items() if name not in outside})
             file.flush()
-            # Messages that follow each other are merged by whoever reads them.
+            # Parsers merge messages that follow each other.
             further = onnx.ModelProto()
             helper.set_model_props(further, dict(complete(Path(file.name))))
             file.write(further.SerializeToString(deterministic=True))
@@ -145,7 +145,7 @@ def _write_array(file: BinaryIO, array: Array) -> None:
 
 
 def _tensor_prefix(name: str, array: Array) -> bytes:
-    """Return a TensorProto's bytes up to where its raw data begin."""
+    """Return a TensorProto's bytes up to the start of its raw data."""
     header: bytes = _header(name, array).SerializeToString(deterministic=True)
     return header + _varint(_TENSOR_RAW_DATA) + _varint(array.nbytes)
 

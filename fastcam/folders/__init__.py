@@ -1,5 +1,5 @@
 """Folders of pictures: resumable jobs, their journal and the report page.
 
 In: files, folders, patterns. Out: overlays or heatmaps, `results.jsonl`, `report.html`. Imports `explaining`,
-`pictures` and what stands below them.
+`pictures` and what they import.
 """

@@ -83,13 +83,13 @@ class JobProgress:
     Attributes
     ----------
     done : int
-        Images finished, including failed ones and those of the run that is resumed.
+        Finished images, including failed ones and those of the resumed run.
     failed : int
         Images that could not be explained.
     total : int
         All images.
     entry : dict
-        The image's line of ``results.jsonl``; empty when reporting the images that an earlier run had finished.
+        The image's line of ``results.jsonl``; empty when reporting images that an earlier run finished.
     """
 
     done: int
@@ -109,9 +109,9 @@ class JobResult:
     report : Path or None
         ``report.html``.
     images : int
-        Pictures that the inputs named.
+        Number of pictures named by the inputs.
     resumed : int
-        How many of them an earlier run had finished.
+        How many of them an earlier run finished.
     failures : tuple of (str, str)
         Path and reason of each picture that could not be explained.
     several_frames : int
@@ -152,7 +152,7 @@ class _Drawing:
 
 @dataclass(frozen=True)
 class _Image:
-    """An image in progress; ``pixels`` is None if they will be read again, ``error`` the reason for no tensor."""
+    """An image in progress; ``pixels`` is None if they will be read again; ``error`` says why a tensor is missing."""
 
     source: Source
     tensor: NDArray[Any] | None = None
@@ -227,7 +227,7 @@ def explain_files(
         Pictures, folders (with all pictures below them), glob patterns, .txt or .lst files with one of these per line,
         or "-" for such a list on standard input.
     out : path
-        Folder for the results; created if it does not exist. It must not contain links in place of the job's own files.
+        Folder for the results; created if it does not exist. The job's own files in it must not be links.
     target : optional
         Classes to explain, by index or name, the same for all images.
     top_k : int
@@ -270,7 +270,7 @@ def explain_files(
     Raises
     ------
     ArgumentError
-        An option is wrong, or a resumed run had other settings.
+        An option is wrong, or the resumed run had other settings.
     ImageError
         A folder or pattern contains no pictures, or the model does not define how to prepare one.
     TargetError, LayerError, ModelError, FileFormatError, DeviceError, MissingExtraError
@@ -282,7 +282,7 @@ def explain_files(
     palette(colormap)
     threads = threads or os.cpu_count() or 1
     if target is not None and top_k != 1:
-        raise ArgumentError(f"top_k={top_k} and target={shown(target)} both choose the classes: give one of them")
+        raise ArgumentError(f"top_k={top_k} and target={shown(target)} both choose the classes: pass only one of them")
     wanted = f"top{top_k}" if target is None else target
     folder = Path(out)
     sources = find_sources(_listed(inputs), [folder / name for name in FOLDERS], stdin)
@@ -383,13 +383,13 @@ class _Job:
         self._call = partial(explainer, target=target, method=method, layer=layer, size="layer")
 
     def try_out(self) -> None:
-        """Explain a grey picture, so that an invalid target or method is refused before the first file is read."""
+        """Explain a grey picture, so that an invalid target or method is rejected before the first file is read."""
         grey = np.full((8, 8, 3), 128, np.uint8)
         with suppress(NonFiniteError):
             targets = self._call(grey).targets[0].tolist()
             twice = sorted({index for index in targets if targets.count(index) > 1})
             if twice:
-                raise ArgumentError(f"target contains the classes {twice} more than once: name each once")
+                raise ArgumentError(f"target contains the classes {twice} more than once: name each one once")
 
     def entries(self, groups: Iterable[list[Source]], streams: int) -> Generator[Entry, None, None]:
         """Yield the line of each image in order, once all its files have been written."""
@@ -591,7 +591,7 @@ def _encoded(picture: NDArray[Any], path: Path) -> memoryview:
 
 
 def _write_file(path: Path, data: memoryview) -> None:
-    # Waiting for the disk once per image would dominate; instead, the journal checks the files of an earlier run.
+    # Waiting for the disk for every image would dominate; instead, the journal checks the files of an earlier run.
     with replacing(path, durable=False) as file:
         file.write(data)
 

@@ -50,7 +50,7 @@ def _is_text(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    # Not NaN or infinite, which JSON in a browser does not have.
+    # Not NaN or infinite, which JSON in browsers does not support.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
@@ -60,7 +60,7 @@ def _is_number_or_none(value: object) -> bool:
 
 _Check = Callable[[object], bool]
 
-# The fields of a line and of a class in it. Those that a line need not have are marked in `_OPTIONAL`.
+# The fields of a line and of a class in it. Optional ones are listed in `_OPTIONAL`.
 _SCORE: Mapping[str, _Check] = {
     "index": _is_integer,
     "label": _is_text,
@@ -110,7 +110,7 @@ def parse_line(line: bytes) -> Entry:
     ------
     ValueError
         The line is not one that `explain_files` writes: not JSON, a field is missing or of the wrong type, or a file
-        lies outside of the job's folders.
+        is outside the job's folders.
     """
     try:
         found: object = json.loads(line)
@@ -164,7 +164,7 @@ class Journal:
         with writing(self._folder / _PARTIAL):
             offset = self._file.tell()
             self._file.write(_line(entry))
-            # To the system, not to the disk: that is enough to survive when the process is killed.
+            # To the system, not to the disk: that is enough to survive a killed process.
             self._file.flush()
         self._lines[entry["id"]] = _described(entry, _PARTIAL, offset)
 
@@ -226,7 +226,7 @@ def open_journal(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> 
 
 
 def _close(file: BinaryIO) -> None:
-    # Every line was flushed when it was added. What remains is a line that the disk refused, which was reported then.
+    # Every line was flushed when it was added. Only a line that could not be written remains, which was reported then.
     with contextlib.suppress(OSError):
         file.close()
 
@@ -276,7 +276,7 @@ def _read_lines(folder: Path, name: str) -> Iterator[tuple[str, _Line]]:
                 file.truncate(offset)
                 break
             with contextlib.suppress(ValueError):
-                # The image of a damaged line is done again.
+                # The image of a damaged line is processed again.
                 entry = parse_line(line)
                 if _files_exist(folder, entry):
                     yield entry["id"], _described(entry, name, offset)

@@ -18,7 +18,7 @@ from .journal import PAGE, RESULTS, RUN, parse_line
 # A browser scrolls through this many smoothly, and nobody looks at more.
 MOST_IMAGES = 5000
 
-# What the page needs of ``run.json``.
+# What the page needs from ``run.json``.
 _NEEDED: Mapping[str, Callable[[Any], bool]] = {
     "model": lambda value: isinstance(value, str),
     "method": lambda value: isinstance(value, str),
@@ -32,7 +32,7 @@ _NEEDED: Mapping[str, Callable[[Any], bool]] = {
 def write_report(folder: str | os.PathLike[str]) -> Path:
     """Write ``report.html`` next to the ``results.jsonl`` of `fastcam.explain_files`.
 
-    The page needs no network, no server and nothing outside of the folder. It shows the first 5,000 images and lists
+    The page needs no network, no server and nothing outside the folder. It shows the first 5,000 images and lists
     the first 5,000 that were not explained; ``results.jsonl`` contains all of them.
 
     Parameters
@@ -70,7 +70,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         "palette": palette(run["colormap"]).ravel().tolist(),
         "alpha": run["alpha"],
     }
-    # Scripts and styles are read through the loader, so that the page is a single file.
+    # Scripts and styles are inlined by the loader, so that the page is a single file.
     loader = PackageLoader("fastcam.folders")
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.get_template(PAGE).render(run=run, data=data, failures=failures, counts=counts)

@@ -20,8 +20,8 @@ from ..pictures.reading import PICTURE_SUFFIXES
 
 STANDARD_INPUT = "-"
 _LIST_SUFFIXES = (".txt", ".lst")
-# Bytes. File systems allow 255 per name, which contains two slugs, a digest, numbers, suffixes and what marks a
-# temporary file.
+# Bytes. File systems allow 255 per name, which has to hold two slugs, a digest, numbers, suffixes and the mark
+# of a temporary file.
 _LONGEST_SLUG = 80
 _DIGEST_LETTERS = 16
 
@@ -32,10 +32,10 @@ class Source(NamedTuple):
     Attributes
     ----------
     path : str
-        As it was named, or found.
+        As named or found.
     id : str
-        Prefix of its output files: the stem, and 64 bits of the SHA-256 of the picture's location. Pictures of the same
-        name in different folders have different ids, and a picture has the same id in every run, whichever way it is
+        Prefix of its output files: the stem, and 64 bits of the SHA-256 of the picture's location. Pictures with the
+        same name in different folders have different ids, and a picture has the same id in every run, however it is
         named.
     """
 
@@ -78,7 +78,7 @@ def find_sources(
 
 
 class _Places:
-    """The real locations of files, whichever links lead to their folders; the folders' locations are cached."""
+    """The real locations of files, regardless of links to their folders; the folders' locations are cached."""
 
     def __init__(self, exclude: Iterable[Path]) -> None:
         self._folders: dict[str, str] = {}
@@ -122,7 +122,7 @@ def _name(item: object) -> str:
 
 
 def _standard_input(stdin: BinaryIO | None) -> bytes:
-    # Looked up only if it is named: a process may have none.
+    # Accessed only if named: a process may have none.
     if stdin is None and sys.stdin is None:
         raise ImageError("there is no standard input to read a list from: give the list as a .txt file")
     try:
@@ -154,7 +154,7 @@ def _expanded(entry: str, places: _Places) -> list[str]:
     if not os.path.lexists(entry) and glob.has_magic(entry):
         matches = _matches(entry)
         found = [path for path in matches if _is_picture(path) and not places.is_excluded(os.path.dirname(path))]
-        # Links may lead to a file in several ways: the shortest is kept.
+        # Links may provide several paths to a file: the shortest is kept.
         shortest = {places.of(path): path for path in sorted(found, key=len, reverse=True)}
         return _some(sorted(shortest.values()), f"the pattern '{entry}'")
     return [entry]
@@ -191,7 +191,7 @@ def _matches(pattern: str) -> list[str]:
 
 
 def _step(folder: str, part: str, is_last: bool) -> Iterator[str]:
-    """Yield what one part of a pattern matches in a folder; ``folder`` is empty for the current one."""
+    """Yield the matches of one part of a pattern in a folder; ``folder`` is empty for the current one."""
     if part == "**":
         tree = walk(folder or os.curdir, lambda error: None, follow_links=True)
         for parent, names in tree:

@@ -1,4 +1,4 @@
-"""Grad-CAM from activations and weights: maps, heatmaps and overlays, as one fused call; and the network's input.
+"""Grad-CAM from activations and weights: maps, heatmaps and overlays in one fused call; and the network's input.
 
 Two backends do the same work behind one boundary (`boundary`): `cpu`, the native module, and `reference`, NumPy in
 float64, which is the specification. The environment variable ``FASTCAM_BACKEND`` ("native", the default, or

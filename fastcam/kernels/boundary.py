@@ -1,6 +1,6 @@
 """The boundary of every CPU backend: arguments are validated here, once, and outputs allocated.
 
-A backend is a subclass of `Kernels` that computes on arrays which are known to be right.
+A backend is a subclass of `Kernels` that computes on validated arrays.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Rendered(NamedTuple):
     heatmaps
         (N, K, H, W) float32: the maps resized.
     overlays
-        (N, K, H, W, 3) uint8, or None when no images were given.
+        (N, K, H, W, 3) uint8, or None if no images were passed.
     evidence
         (N, K) float32 in 0..1: the share of positive evidence. That is the sum of the positive values of the map before
         the ReLU, divided by the sum of all its magnitudes; 0 for a map of zeros.
@@ -160,7 +160,7 @@ class Kernels(ABC):
             )
         elif palette is not None or overlays_out is not None:
             name = "palette" if palette is not None else "overlays_out"
-            raise KernelError(f"{name}: given without images; give images too, or leave it out")
+            raise KernelError(f"{name}: given without images; pass images too, or omit it")
         _check_apart(
             {"maps_out": maps_out, "heatmaps_out": heatmaps_out, "overlays_out": overlays_out},
             {"activations": activations, "weights": weights, "images": images, "palette": palette},
@@ -178,9 +178,9 @@ class Kernels(ABC):
         size: tuple[int, int] | None,
         threads: int | None,
     ) -> Rendered:
-        """Do what `render` does for a runtime's own outputs, which need no check.
+        """Do what `render` does for a runtime's own outputs, which need no checks.
 
-        After a forward pass the caches hold the network: the interpreter's way through all the checks of `render` then
+        After a forward pass the caches hold the network: executing all the checks of `render` in the interpreter then
         takes longer than the maps themselves (60 of 80 microseconds for 1x1280x7x7).
 
         Parameters
@@ -310,8 +310,8 @@ class Kernels(ABC):
             (3, 256) float32, C-contiguous: what each pixel value becomes, by channel of the input.
         input_out
             (H, W, 3) float32, or (3, H, W) when not `channels_last`, C-contiguous, to write to. Resizing is Pillow's
-            ``Resampling.BILINEAR``, to the width and then to the height, bit by bit: half-pixel centres, antialiased
-            when shrinking, rounded to 8 bits after each.
+            ``Resampling.BILINEAR``, to the width and then to the height, bit-identical: half-pixel centres,
+            antialiased when shrinking, rounded to 8 bits after each step.
         reversed_order
             Whether the input's channels are blue, green, red.
 
@@ -340,7 +340,7 @@ class Kernels(ABC):
 
     @abstractmethod
     def first_not_finite(self, array: Floats) -> int | None:
-        """Return the first row of a float32 array (N, ...), C-contiguous, that holds NaN or infinity; None for none."""
+        """Return the first row of a C-contiguous float32 array (N, ...) that holds NaN or infinity, or None."""
 
     @abstractmethod
     def describe(self) -> dict[str, str | int]:
@@ -354,7 +354,7 @@ class Kernels(ABC):
     def _view(
         self, maps: Floats, size: tuple[int, int], heatmaps: Floats | None, overlay: Overlay | None, threads: int
     ) -> int | None:
-        """Fill the outputs that are given; return the first map with a value that is NaN or beyond `VIEW_LIMIT`."""
+        """Fill the given outputs; return the first map with a value that is NaN or beyond `VIEW_LIMIT`."""
 
     @abstractmethod
     def _prepare(
@@ -364,7 +364,7 @@ class Kernels(ABC):
 
     @abstractmethod
     def _default_threads(self) -> int:
-        """Number of threads when the caller names none."""
+        """Default number of threads."""
 
     def _threads(self, threads: int | None) -> int:
         if threads is None:
@@ -409,7 +409,7 @@ def _check_array(name: str, array: object, axes: int, dtypes: tuple[np.dtype[Any
 
 
 def _images_dense(array: NDArray[Any], order: Sequence[int]) -> bool:
-    """Return whether the axes, from the outermost to the innermost, have the strides of a dense array."""
+    """Return whether the axes, outermost first, have the strides of a dense array."""
     expected = array.itemsize
     shape, strides = array.shape, array.strides
     for axis in reversed(order):
@@ -526,14 +526,14 @@ def _output(name: str, out: NDArray[Any] | None, shape: tuple[int, ...], dtype: 
 
 
 def _check_apart(outputs: dict[str, NDArray[Any] | None], inputs: dict[str, NDArray[Any] | None]) -> None:
-    """Refuse outputs whose memory may be that of an input or of another output."""
+    """Reject outputs whose memory may overlap an input or another output."""
     others = {name: array for name, array in inputs.items() if array is not None}
     for name, out in outputs.items():
         if out is None:
             continue
         for other, array in others.items():
             if np.may_share_memory(out, array):
-                raise KernelError(f"{name}: shares memory with {other}; give it memory of its own")
+                raise KernelError(f"{name}: shares memory with {other}; give it its own memory")
         others[name] = out
 
 

@@ -1,4 +1,4 @@
-"""The native backend: `_cpu`, C++ with a thread pool, for the best instruction set that the processor has."""
+"""The native backend: `_cpu`, C++ with a thread pool, using the best instruction set of the processor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NORMALIZATIONS = {
 
 
 class CpuKernels(Kernels):
-    """Hands validated arrays to the module `_cpu`."""
+    """Passes validated arrays to the module `_cpu`."""
 
     def first_not_finite(self, array: Floats) -> int | None:
         """See `Kernels`."""

@@ -89,7 +89,7 @@ def positive_share(raw: Doubles) -> Doubles:
 
 
 def normalized(maps: Doubles, normalize: Normalize) -> Doubles:
-    """Maps in 0..1 by "max" or "minmax", raw by None; zeros where there is nothing to divide by."""
+    """Maps in 0..1 by "max" or "minmax", raw by None; zeros where the divisor is 0."""
     if normalize is None:
         return maps
     low = maps.min(axis=(2, 3), keepdims=True) if normalize == "minmax" else 0.0
@@ -109,7 +109,7 @@ def resized(maps: Doubles, size: tuple[int, int]) -> Doubles:
 def resized_picture(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Antialiased bilinear resizing to (H, W), to the width first.
 
-    In one call, Pillow 13 starts with the height of some tall pictures, which rounds otherwise.
+    In a single call, Pillow 13 starts with the height for some tall pictures, which rounds differently.
     """
     from PIL import Image
 
@@ -126,7 +126,7 @@ def blended(values: Doubles, images: Pixels, palette: Pixels, alpha: float) -> P
 
 
 def _positions(inputs: int, outputs: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Doubles]:
-    """For each output: the input below, the input above, and how far it is from the one to the other."""
+    """For each output: the input below, the input above, and its fractional position between them."""
     at = np.clip((np.arange(outputs) + 0.5) * (inputs / outputs) - 0.5, 0, inputs - 1)
     low = np.floor(at).astype(np.intp)
     return low, np.minimum(low + 1, inputs - 1), at - low

@@ -23,7 +23,7 @@ def prepare(
 ) -> NDArray[np.float32]:
     """Resize and normalise pictures into one input batch.
 
-    The whole picture is squashed to `size`, without cropping, regardless of its aspect ratio, so that a heatmap
+    The whole picture is stretched to `size`, without cropping, regardless of its aspect ratio, so that a heatmap
     stretched over the picture covers all of it. Resizing is Pillow's bilinear filter, antialiased when shrinking, to
     the width first.
 
@@ -53,7 +53,7 @@ def prepare(
     if layout not in ("NHWC", "NCHW"):
         raise ArgumentError(f"layout must be 'NHWC' or 'NCHW', not {layout!r}")
     if channels not in (1, 3):
-        raise ArgumentError(f"pictures fit models of 1 or 3 input channels, not {channels}. Pass a float batch instead")
+        raise ArgumentError(f"pictures fit models with 1 or 3 channels, not {channels}. Pass a float batch instead")
     if channels == 1 and (len(set(preprocessing.mean)) > 1 or len(set(preprocessing.scale)) > 1):
         raise ArgumentError(f"a greyscale model needs three equal means and three equal scales, not {preprocessing}")
     shape = (*size, channels) if layout == "NHWC" else (channels, *size)

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 _Read = TypeVar("_Read")
 
 
-# What Pillow decodes by itself, the usual formats first. The content of a file counts, not its name: a ".jpg" that
+# Formats that Pillow decodes by itself, common ones first. The content of a file counts, not its name: a ".jpg" that
 # holds PostScript would otherwise run Ghostscript.
 _READ_FORMATS = "JPEG PNG BMP GIF PPM WEBP AVIF TIFF JPEG2000 TGA DIB ICO ICNS PCX PSD QOI SGI DDS XBM XPM".split()
 
 
-# What is taken from folders and patterns. Pillow's own list includes formats that run other programs, and .h5.
+# Suffixes that folders and patterns include. Pillow's own list includes formats that run other programs, and .h5.
 PICTURE_SUFFIXES = frozenset(
     ".avif .bmp .dib .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
 )
@@ -40,7 +40,7 @@ _ACCEPTED = (
     "uint16, and floats with value_range=(black, white)"
 )
 
-# Integers up to this one leave the top bits of 16 unused: 12-bit data, which 0..65535 would turn almost black.
+# Integers up to this value leave the top bits of 16 unused: 12-bit data, which 0..65535 would turn almost black.
 _LARGEST_OF_12_BITS = 4095
 _FULL_RANGE = 65535
 
@@ -53,7 +53,7 @@ def read_image(
     """Read a picture, whatever its file format and colour mode, as 8-bit RGB the right way up.
 
     Transparent pixels are composited on white: on black, dark drawings would vanish. The EXIF orientation is applied.
-    Of an animation or a multi-page file the first frame is read.
+    For an animation or a multi-page file, the first frame is read.
 
     Parameters
     ----------
@@ -62,20 +62,20 @@ def read_image(
         (H,W,4) RGBA. uint8; without alpha also uint16, and floats whose ``value_range`` is stated.
     value_range
         The values of black and white in pictures of more than 8 bits, such as (0, 4095) for 12-bit radiographs or
-        (0, 1) for floats. They become 0 and 255, linearly; values outside are clipped. 8-bit pictures are read as they
-        are. None: (0, 65535) for 16-bit pictures that use more than 12 bits, (0, 255) for pictures of floats above 1;
-        others are refused, because their range is ambiguous.
+        (0, 1) for floats. They become 0 and 255, linearly; values outside are clipped. 8-bit pictures are read
+        unchanged. None: (0, 65535) for 16-bit pictures that use more than 12 bits, (0, 255) for pictures of floats
+        above 1; others are rejected, because their range is ambiguous.
 
     Returns
     -------
     ndarray
-        uint8 (H,W,3), RGB, 0..255, C-contiguous. Not to be written to: it may be the source's own memory.
+        uint8 (H,W,3), RGB, 0..255, C-contiguous. Do not write to it: it may be the source's own memory.
 
     Raises
     ------
     ImageError
         The file is missing, damaged, empty or too large, the source is of another kind, dtype or shape, or the range
-        of its values has to be stated.
+        of its values must be stated.
     ArgumentError
         ``value_range`` is not two finite numbers, the smaller one first.
     """
@@ -119,7 +119,7 @@ class Picture(NamedTuple):
 
 
 def read_picture(path: str | os.PathLike[str], *, value_range: ValueRange = None) -> Picture:
-    """Read a file as `read_image` does, and say whether it holds more than was read."""
+    """Read a file as `read_image` does, and also return whether it holds further frames."""
     name = os.fspath(path)
     return _guarded(f"'{name}'", lambda: _from_file(name, value_range))
 
@@ -163,7 +163,7 @@ def _from_file(path: str, value_range: ValueRange) -> Picture:
 
 @contextmanager
 def _opened(path: str) -> Iterator[BinaryIO]:
-    """Open a regular file. What has taken its place since it was looked at is not waited for, nor read."""
+    """Open a regular file, without blocking on or reading whatever may have taken its place since it was checked."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
     with closing(os.fdopen(descriptor, "rb")) as file:
         _check_regular(os.fstat(descriptor).st_mode)
@@ -179,7 +179,7 @@ def _check_regular(mode: int) -> None:
 
 
 def _check_pixels(image: Image.Image) -> None:
-    """Refuse what Pillow only warns of: a few bytes may unpack to gigabytes."""
+    """Reject what Pillow only warns about: a few bytes may unpack to gigabytes."""
     from PIL import Image
 
     limit = Image.MAX_IMAGE_PIXELS
@@ -197,7 +197,7 @@ def _known_formats() -> list[str]:
 
 
 def _has_more(image: Image.Image) -> bool:
-    # Damage after the first frame, which is all that is used, must not count.
+    # Only the first frame is used: damage after it must not matter.
     with suppress(Exception):
         return bool(getattr(image, "is_animated", False))
     return False
@@ -249,12 +249,12 @@ def _to_8_bits(values: NDArray[Any], value_range: ValueRange) -> Pixels:
 
 
 def _known_range(values: NDArray[Any]) -> tuple[float, float]:
-    """Return the range of values that have only one likely range.
+    """Return the range of values if only one range is likely.
 
     Raises
     ------
     ImageError
-        They have none.
+        The range is ambiguous.
     """
     low, high = values.min(), values.max()
     if values.dtype.kind == "f":
@@ -277,7 +277,7 @@ def _known_range(values: NDArray[Any]) -> tuple[float, float]:
 def _no_warnings() -> Iterator[None]:
     """Silence Pillow on the main thread.
 
-    The interpreter's warning filters are global. Changed by two threads at once, they would stay changed.
+    The interpreter's warning filters are global. If two threads changed them at once, they could stay changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -288,7 +288,7 @@ def _no_warnings() -> Iterator[None]:
 
 
 def _guarded(name: str, read: Callable[[], _Read]) -> _Read:
-    """Run `read`, and turn what it raises into an ImageError that says which picture it was and what to do."""
+    """Run `read`, and turn exceptions into an ImageError that says which picture it was and what to do."""
     from PIL import Image, UnidentifiedImageError
 
     too_large = f"has more than {Image.MAX_IMAGE_PIXELS} pixels. Resize it first"

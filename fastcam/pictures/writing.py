@@ -1,4 +1,4 @@
-"""Colour maps, and writing pictures whole or not at all."""
+"""Colour maps, and writing pictures completely or not at all."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def write_image(array: Pixels, path: str | os.PathLike[str]) -> None:
-    """Write a picture, in the format of the path's suffix, whole or not at all.
+    """Write a picture, in the format of the path's suffix, completely or not at all.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def encode_image(array: Pixels, path: Path) -> memoryview:
     Raises
     ------
     ImageError
-        The format cannot hold the picture: JPEG ends at 65,500 pixels a side, WebP at 16,383.
+        The format cannot hold the picture: JPEG is limited to 65,500 pixels per side, WebP to 16,383.
     """
     from PIL import Image
 

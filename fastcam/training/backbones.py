@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import ArgumentError, ModelError, suggest
 from ..preprocessing import find_family
 
-# Side of the photos, by the start of the network's name; the first match counts.
+# Side of the photos, by the start of the network's name; the first match wins.
 _SIDES = (
     ("inception|xception", 299),
     ("nasnetlarge", 331),
@@ -94,7 +94,7 @@ class Backbone:
         except Exception as error:  # noqa: BLE001 - h5py and Keras raise exceptions of many types
             reason = " ".join(str(error).split())[:300]
             raise ModelError(
-                f"weights {str(path)!r} do not fit {self.name} without its head: {reason}. Give the file for the same "
+                f"weights {str(path)!r} do not fit {self.name} without its head: {reason}. Pass the file for the same "
                 "network whose name ends in notop"
             ) from None
 
@@ -125,7 +125,7 @@ def find_backbone(keras: Any, name: str) -> Backbone:
 def find_blocks(network: Any) -> list[list[Any]]:
     """Return the layers with weights, grouped into blocks whose feature maps have one size, from first to last.
 
-    Layers with a single value per channel (squeeze and excitation) belong to the block that they scale.
+    Layers with a single value per channel (squeeze-and-excitation) belong to the block that they scale.
     """
     blocks: dict[tuple[int, ...], list[Any]] = {}
     size: tuple[int, ...] = ()

@@ -30,10 +30,10 @@ def compute_features(
     folder: Path,
     progress: Callable[[int, int], None],
 ) -> dict[str, Features]:
-    """Return features and labels of both parts; the part for training also has those of altered copies.
+    """Return features and labels of both parts; the training part also has those of altered copies.
 
-    Features that an earlier training kept in ``folder`` are read, and those that belong to other photos, weights or
-    settings are removed.
+    Features that an earlier training stored in ``folder`` are reused; those for other photos, weights or settings
+    are removed.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def compute_features(
     folder : Path
         The training's folder, with the staged photos.
     progress : callable
-        Called with the number of photos that are done, and of all.
+        Called with the number of finished photos and the total.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def compute_features(
     pooled = keras.Model(network.input, keras.layers.GlobalAveragePooling2D()(network.output))
     extractor = recipe.prepend(pooled)
     alter = keras.Sequential(augmentations(keras))
-    # Pass 0 takes the photos as they are, every other one an altered copy of each.
+    # Pass 0 uses the unaltered photos, every other pass one altered copy of each.
     passes = [(VALIDATION, 0), *((TRAINING, number) for number in range(settings.augmentations + 1))]
     of_part: dict[str, Sequence[Photo]] = {TRAINING: photos.train, VALIDATION: photos.val}
     total = sum(len(of_part[part]) for part, _ in passes)
@@ -75,7 +75,7 @@ def compute_features(
             batches = batches.map(lambda images, _: images)
             if number:
                 set_random_state(alter, settings.seed, number)
-                # Whatever the argument, Keras predicts as at inference, where nothing is altered.
+                # Whatever the argument, Keras predicts in inference mode, where nothing is altered.
                 batches = batches.map(partial(alter, training=True))
             span = range(done, done + len(names))
             found = _predict(keras, extractor, batches, span, settings.batch_size, lambda done: progress(done, total))

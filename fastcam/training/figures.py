@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..files import replacing
 
-# With more classes than this, numbers are left out, and then names.
+# With more classes than the first limit, numbers are omitted; with more than the second, names too.
 _MOST_NUMBERS, _MOST_NAMES = 25, 80
 
 
@@ -93,7 +93,7 @@ def write_confusion_matrix(confusion: NDArray[np.int64], classes: Sequence[str],
 
 def _save(figure: Any, path: Path) -> None:
     with warnings.catch_warnings():
-        # Characters that matplotlib's font does not have become boxes.
+        # Characters missing from matplotlib's font become boxes.
         warnings.filterwarnings("ignore", "Glyph")
         with replacing(path) as file:
             figure.savefig(file, format="png", dpi=110)

@@ -2,7 +2,7 @@
 
     photos -> staged photos -> features of the frozen backbone, once -> head -> last blocks -> .keras file
 
-Everything that takes long is kept in a folder next to the result, so that an interrupted training continues where it
+Everything that takes long is stored in a folder next to the result, so that an interrupted training continues where it
 stopped and ends with the same weights: randomness depends on the seed and the epoch, never on what ran before.
 """
 
@@ -93,7 +93,7 @@ def finetune(
     Parameters
     ----------
     data_dir : path
-        Contains one folder of photos per class, named after it, or folders "train" and "val" of such.
+        Contains one folder of photos per class, named after it, or folders "train" and "val" that do.
     out : path
         The .keras file to write. Everything else is written to a folder of the same name with the suffix ".training".
     backbone : str
@@ -112,8 +112,8 @@ def finetune(
     learning_rate, fine_learning_rate : float
         Adam's learning rate in these epochs.
     unfreeze : int
-        Number of blocks at the end of the backbone to train after the head. A block is made of the layers whose feature
-        maps have the same size (block5 of VGG16). BatchNorm layers stay frozen.
+        Number of blocks at the end of the backbone to train after the head. A block consists of the layers whose
+        feature maps have the same size (block5 of VGG16). BatchNorm layers stay frozen.
     batch_size : int
         Number of photos in a batch.
     patience : int
@@ -123,7 +123,7 @@ def finetune(
         the head is trained on, in addition to the photo itself. Blocks see a different copy in every epoch. With 0,
         nothing is altered.
     class_weights : bool
-        Whether to weight photos so that every class counts the same.
+        Whether to weight photos so that every class counts equally.
     validation_split : float
         Fraction of each class to hold out for validation, 0..1, unless the folder has a "val" folder.
     seed : int
@@ -131,7 +131,7 @@ def finetune(
     resume : bool
         Continue an interrupted training.
     progress : callable, optional
-        Called with a `TrainingProgress` as photos and epochs are finished.
+        Called with a `TrainingProgress` as photos and epochs finish.
 
     Returns
     -------
@@ -194,7 +194,7 @@ def finetune(
         try:
             return _make(job, photos, network, destination, facts)
         except ModelError:
-            # There is nothing to continue: other settings are needed.
+            # This cannot be continued: other settings are needed.
             close_failed(folder, facts)
             raise
 
@@ -206,9 +206,9 @@ def _check_places(data: Path, destination: Path) -> Path:
     check_writable(destination)
     folder = destination.with_suffix(".training")
     if folder.resolve().is_relative_to(data.resolve()):
-        raise ArgumentError(f"out={str(destination)!r} lies in the folder of the photos: choose another place")
+        raise ArgumentError(f"out={str(destination)!r} is in the folder of the photos: choose another place")
     if data.resolve().is_relative_to(folder.resolve()):
-        raise ArgumentError(f"data_dir={str(data)!r} lies in {folder}, where the training keeps its own files: move it")
+        raise ArgumentError(f"data_dir={str(data)!r} is in {folder}, where the training keeps its own files: move it")
     return folder
 
 
@@ -229,7 +229,7 @@ class _Job:
         self.seconds[step] = time.perf_counter() - begin
 
     def counter(self, step: Step) -> Callable[[int, int], None]:
-        """Return a function that reports the number of photos that are done."""
+        """Return a function that reports the number of finished photos."""
         return lambda done, total: self.progress(TrainingProgress(step, done, total, {}))
 
     def batches(self, part: str, *, shuffle: bool = False) -> Any:
@@ -284,7 +284,7 @@ def _make(job: _Job, photos: Photos, network: Any, destination: Path, facts: Map
 
 
 def _fit_all(job: _Job, photos: Photos, network: Any, model: Any, head: Any) -> dict[Step, list[Row]]:
-    """Train step by step; return the figures of every epoch by step."""
+    """Train step by step; return the figures of every epoch for each step."""
     if job.settings.weights is None:
         return {"network": _fit_on_photos(job, "network", photos, model)}
     network.trainable = False
@@ -331,7 +331,7 @@ def _fit(job: _Job, step: Step, photos: Photos, network: Any, batches: Any, vali
 
 
 def _class_weights(photos: Photos) -> dict[int, float]:
-    """Return the weight of a photo of each class, 1 on average over all photos."""
+    """Return the weight of a photo for each class, 1 on average over all photos."""
     counts = np.bincount([photo.label for photo in photos.train], minlength=len(photos.classes))
     return {label: float(counts.sum() / (len(counts) * count)) for label, count in enumerate(counts)}
 

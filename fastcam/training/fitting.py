@@ -39,7 +39,7 @@ class Phase:
     patience : int
         Number of epochs without a lower validation loss after which training stops.
     class_weight : mapping of int to float
-        Weight of a photo by label; empty if all count the same.
+        Weight of a photo by label; empty if all count equally.
     seed : int
     """
 
@@ -72,7 +72,7 @@ def fit(
     batches, validation : tf.data.Dataset
         Batches of inputs and labels. ``batches`` repeats without end, with the same batches in every process.
     folder : Path
-        Where the state is kept; the state of an interrupted call is continued.
+        Where the state is stored; an interrupted call is continued from its state there.
     progress : callable
         Called with the number of finished epochs and the figures of the last one.
 
@@ -122,7 +122,7 @@ def fit(
 
 
 def set_random_state(model: Any, seed: int, number: int) -> None:
-    """Make the randomness of a model (dropout, altered photos) depend on these two numbers only."""
+    """Make the randomness of a model (dropout, altered photos) depend only on these two numbers."""
     generators = [variable for variable in model.variables if variable.name == "seed_generator_state"]
     for position, variable in enumerate(generators):
         variable.assign([(seed * 1009 + position) % 2**31, number * 2**20 % 2**31])

@@ -1,4 +1,4 @@
-"""The networks of a training: the classifier and its head, and what stands between photos and their input."""
+"""The networks of a training: the classifier and its head, and the layers between photos and their input."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def import_keras() -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         # Without tensorflow, Keras would name another package. matplotlib is needed only at the end, which is too late
-        # to find that it is missing.
+        # to find it missing.
         for name in ("tensorflow", "matplotlib"):
             importlib.import_module(name)
         import keras
@@ -56,7 +56,7 @@ def make_deterministic(keras: Any, seed: int) -> None:
 
 
 def check_unfreeze(network: Any, backbone: Backbone, count: int) -> None:
-    """Raise ArgumentError if the backbone has fewer blocks than are to be trained."""
+    """Raise ArgumentError if the backbone has fewer blocks than should be trained."""
     blocks = len(find_blocks(network))
     if count > blocks:
         raise ArgumentError(

@@ -1,4 +1,4 @@
-"""The photos of a training: a folder per class, read once and split into training and validation photos."""
+"""The photos of a training: one folder per class, read once and split into training and validation photos."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Photo(NamedTuple):
     source : Path
         The user's file.
     staged : Path
-        A PNG of the input's size, with the pixels that `Explainer` would give the network.
+        A PNG of the input's size, with the pixels that `Explainer` would pass to the network.
     label : int
         Index of its class.
     """
@@ -93,7 +93,7 @@ def stage_photos(
     Parameters
     ----------
     folder
-        Contains one folder per class, or folders "train" and "val" of such. Class names may contain any printable
+        Contains one folder per class, or folders "train" and "val" that do. Class names may contain any printable
         characters.
     staging
         Where the photos are staged, as "train/0000/<digest>.png"; staged photos that are no longer used are removed.
@@ -105,7 +105,7 @@ def stage_photos(
     seed
         Determines which photos are held out.
     progress
-        Called with the number of files that have been read, and of all files.
+        Called with the number of files read so far and the total.
 
     Raises
     ------
@@ -147,7 +147,7 @@ def stage_photos(
 
 
 def check_folders(folder: Path) -> None:
-    """Raise ArgumentError if `stage_photos` would refuse the folders, without reading any photo."""
+    """Raise ArgumentError if `stage_photos` would reject the folders, without reading any photo."""
     _parts_and_classes(folder)
 
 
@@ -288,7 +288,7 @@ def _placed(
             reasons = [reason for reason in listing.skipped if re.search(f"/{re.escape(name)}[/']", reason)]
             raise ArgumentError(
                 f"{folder}: class {name!r} has {len(members)} usable photos, {parts.count(TRAINING)} for training and "
-                f"{parts.count(VALIDATION)} for validation: each class needs at least one of both"
+                f"{parts.count(VALIDATION)} for validation: each class needs at least one of each"
                 + "".join(f"; {reason}" for reason in reasons[:10])
             )
         for part, (candidate, path) in zip(parts, members, strict=True):
@@ -303,5 +303,5 @@ def _placed(
 def _divided(count: int, validation: float, seed: str) -> list[str]:
     """Split one class, independently of the other classes."""
     held_out = min(max(1, round(validation * count)), count - 1)
-    chosen = set(random.Random(seed).sample(range(count), max(held_out, 0)))  # noqa: S311 - no secret
+    chosen = set(random.Random(seed).sample(range(count), max(held_out, 0)))  # noqa: S311 - not a secret
     return [VALIDATION if number in chosen else TRAINING for number in range(count)]

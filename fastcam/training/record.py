@@ -51,7 +51,7 @@ def claim_folder(folder: Path) -> None:
 
 
 def check_interrupted(folder: Path, resume: bool) -> None:
-    """Raise WriteError if the record is damaged, or is that of an interrupted training that is not to be resumed."""
+    """Raise WriteError if the record is damaged, or belongs to an interrupted training that should not be resumed."""
     if _read_record(folder).get("state") == _RUNNING and not resume:
         raise WriteError(
             f"{folder}: contains an interrupted training: continue it with resume=True (--resume), or remove the folder"
@@ -59,7 +59,7 @@ def check_interrupted(folder: Path, resume: bool) -> None:
 
 
 def gather_facts(settings: Settings, side: int, data: Path, photos: Photos, network: Any) -> dict[str, Any]:
-    """Return everything that determines the result, and what is worth knowing about the photos, as JSON types."""
+    """Return everything that determines the result, and facts about the photos, as JSON types."""
     return {
         "settings": json.loads(json.dumps(asdict(settings))),
         "side": side,
@@ -91,7 +91,7 @@ def open_record(folder: Path, facts: Mapping[str, Any]) -> None:
         if differing:
             raise ArgumentError(
                 f"{folder}: the interrupted training had other {_differences(earlier, facts, differing)}: "
-                "give the same, or remove the folder"
+                "use the same, or remove the folder"
             )
     else:
         with writing(folder):
@@ -106,7 +106,7 @@ def close_failed(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def close_record(folder: Path, facts: Mapping[str, Any], result: TrainingResult) -> None:
-    """Record the result, and remove what was kept for an interruption."""
+    """Record the result, and remove what was stored for resuming."""
     found = {name: getattr(result, name) for name in ("accuracy", "confusion", "history", "seconds")}
     _write_record(folder, {"state": _DONE, **facts, **found})
     for step in result.history:

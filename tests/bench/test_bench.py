@@ -62,7 +62,7 @@ def test_median_and_quartiles() -> None:
 def _clocked(
     monkeypatch: pytest.MonkeyPatch, costs: dict[str, float]
 ) -> tuple[dict[str, Callable[[], None]], list[str]]:
-    """Return contestants that move a clock of their own forward, and who ran."""
+    """Return contestants that advance a fake clock, and a list of those that ran."""
     now, ran = [0.0], list[str]()
 
     def contestant(name: str) -> Callable[[], None]:
@@ -90,7 +90,7 @@ def test_turns_begin_with_another_contestant_and_end_with_the_budget(monkeypatch
 def test_a_turn_is_a_burst_whose_first_runs_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     contestants, ran = _clocked(monkeypatch, {"quick": 0.125})
     timings = interleave(contestants, Pace(0, least=1, turn=0.5, settle=0.25))
-    # One to learn how long it takes, two to settle, four samples.
+    # One run to learn its duration, two to settle, four samples.
     assert list(timings["quick"].samples) == [0.125] * 4
     assert len(ran) == 7
 
@@ -123,7 +123,7 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     cases, path = [case("long", 30), case("short", 10), case("endless", 1000)], tmp_path / "q.json"
     record = Record("q", dict(_MACHINE), "python -m bench q")
     measure("q", cases, record, path, 80, say=lambda text: None)
-    # In proportion to what they need: the endless one does not fit, and takes nothing.
+    # In proportion to their needs: the endless one does not fit, and gets nothing.
     assert given == {"long": 60, "short": 50}
     found = read_record(path)
     assert found is not None
@@ -203,7 +203,7 @@ def test_agreement_is_measured_map_by_map() -> None:
     found = expected.copy()
     found[0, 1] *= 1.05
     assert compare(expected, expected) == Agreement(0, 0)
-    # One map of four is a kink; two are another formula.
+    # One map of four is a kink; two mean a different formula.
     assert compare(found, expected).median == 0
     assert compare(found, expected).worst == pytest.approx(0.05)
     assert compare(found, expected).holds
@@ -337,7 +337,7 @@ def test_other_questions_are_refused(arguments: list[str]) -> None:
 def test_requirements_are_followed() -> None:
     found = cold.requirements(["fastcam"])
     assert {"fastcam", "numpy", "onnx", "protobuf", "pillow", "jinja2", "markupsafe"} <= found
-    # Extras are what other machines need.
+    # Extras are for other machines.
     assert "tensorflow-cpu" not in found
     assert cold.requirements(["no-such-package"]) == set()
 

@@ -1,4 +1,4 @@
-"""The measures of where heatmaps point, on maps and pictures whose right answer is plain."""
+"""The measures of where heatmaps point, on maps and pictures with obvious answers."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_masks_are_where_the_objects_are(cutouts: dict[str, Path]) -> None:
         assert composite.pixels.shape == (HEIGHT, WIDTH, 3)
         for name, mask in composite.masks.items():
             painted = np.all(np.abs(composite.pixels.astype(int) - colours[name]) <= 2, axis=2)
-            # Half-transparent edges are in neither, or in the mask alone.
+            # Half-transparent edges are in neither, or only in the mask.
             assert mask.sum() > 0.9 * painted.sum() > 500
             assert painted[mask].mean() > 0.85
             assert not painted[~mask].any()

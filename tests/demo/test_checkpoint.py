@@ -1,4 +1,4 @@
-"""State dicts read without torch: equal to torch's own reading, and hostile files refused with nothing run."""
+"""State dicts read without torch: equal to torch's own results; hostile files are rejected without running anything."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 VALUES = np.arange(6, dtype="<f4")
 
-# Pickle programs by hand: the state dict {"w": 2x3 tensor over storage "0"}, with its parts open to change.
+# Hand-written pickle programs: the state dict {"w": 2x3 tensor over storage "0"}, with replaceable parts.
 REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
 HEAD = b"\x80\x02}X\x01\x00\x00\x00w" + REBUILD
 
@@ -148,7 +148,7 @@ def test_shipped_weights_equal_torch() -> None:
 
 
 class _Runs:
-    """Pickles to a call of os.system that would create a file."""
+    """Unpickling it calls os.system, which would create a file."""
 
     def __init__(self, witness: Path) -> None:
         self.command = f"touch {witness}"
@@ -165,7 +165,7 @@ def test_nothing_is_executed(path: Path, tmp_path: Path, wrap: Callable[[Path, b
     pickle.loads(hostile)
     assert witness.exists(), "the fixture itself must be live"
     witness.unlink()
-    with pytest.raises(ModelError, match=r"weights\.pth: refused (global '(posix|nt)\.system'|pickle opcode)"):
+    with pytest.raises(ModelError, match=r"weights\.pth: rejected (global '(posix|nt)\.system'|pickle opcode)"):
         read_state_dict(wrap(path, hostile))
     assert not witness.exists()
 
@@ -176,7 +176,7 @@ def _hostile_state(tail: bytes) -> bytes:
 
 REFUSED: list[tuple[str, Callable[[Path], Path], str]] = [
     ("empty file", lambda path: _write(path, b""), "not a PyTorch state dict"),
-    ("no pickle", lambda path: _write(path, b"GIF89a" * 99), "not a PyTorch state dict, or damaged|refused pickle"),
+    ("no pickle", lambda path: _write(path, b"GIF89a" * 99), "not a PyTorch state dict, or damaged|rejected pickle"),
     ("other pickle", lambda path: _write(path, pickle.dumps([1, 2], 2)), "no magic number"),
     (
         "other protocol",
@@ -189,7 +189,7 @@ REFUSED: list[tuple[str, Callable[[Path], Path], str]] = [
     (
         "numbered entries",
         lambda path: _zip(path, _state_pickle().replace(b"X\x01\x00\x00\x00w", b"K\x01")),
-        "keys are not texts",
+        "keys are not strings",
     ),
     ("terabytes", lambda path: _zip(path, _state_pickle(numel=1 << 40)), "claim 4398046511104 bytes"),
     (
@@ -221,7 +221,11 @@ REFUSED: list[tuple[str, Callable[[Path], Path], str]] = [
     ),
     ("dtype of objects", lambda path: _zip(path, _state_pickle(b"ccollections\nOrderedDict\n")), "unknown storage"),
     ("memo of gigabytes", lambda path: _zip(path, _hostile_state(b"}r\xff\xff\xff\x7f")), "memo index 2147483647"),
-    ("gigabytes of bytes", lambda path: _zip(path, _hostile_state(b"\x96" + b"\xff" * 7 + b"\x00")), "damaged|refused"),
+    (
+        "gigabytes of bytes",
+        lambda path: _zip(path, _hostile_state(b"\x96" + b"\xff" * 7 + b"\x00")),
+        "damaged|rejected",
+    ),
     (
         "changes a global",
         lambda path: _zip(path, _hostile_state(REBUILD + b"}X\x01\x00\x00\x00aK\x01sb")),
@@ -270,7 +274,7 @@ def _older_file(body: bytes) -> bytes:
 
 
 def _doubling(levels: int) -> bytes:
-    """A tuple that holds a tuple twice, and so on: 2**levels leaves."""
+    """A tuple that contains a tuple twice, and so on: 2**levels leaves."""
     doubled = (b"h%ch%c\x86q%c" % (level, level, level + 1) for level in range(levels))
     return b")q\x00" + b"".join(doubled)
 
@@ -287,7 +291,7 @@ _BOMBS = {
 
 @pytest.mark.parametrize("name", _BOMBS)
 def test_a_small_pickle_that_unfolds_is_refused(name: str, tmp_path: Path) -> None:
-    """Without the check these hang or end the process."""
+    """Without the check these hang or kill the process."""
     (tmp_path / "bomb.pth").write_bytes(_older_file(_BOMBS[name]))
-    with pytest.raises(ModelError, match=r"refused (pickle of nested|a dict whose keys|an OrderedDict)"):
+    with pytest.raises(ModelError, match=r"rejected (pickle of nested|a dict whose keys|an OrderedDict)"):
         read_state_dict(tmp_path / "bomb.pth")

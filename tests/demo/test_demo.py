@@ -168,7 +168,7 @@ def test_demo_from_end_to_end(tmp_path: Path) -> None:
     assert sheet.shape[0] > 800
     assert sheet.shape[1] > 1000
 
-    # Jet over the photo: red gains where it is hot, blue where it is cold. The cat's face fills the middle.
+    # Jet over the photo: more red where it is hot, more blue where it is cold. The cat's face fills the middle.
     photo = read_image(str(importlib.resources.files("skimage") / "data" / "chelsea.png")).astype(int)
     overlay = read_image(result.overlays[0]).astype(int)
     assert overlay.shape == photo.shape

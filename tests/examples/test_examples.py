@@ -1,4 +1,4 @@
-"""Every example runs, and draws what Explainer draws, for a class other than the top one; and passes the self-test."""
+"""Every example runs, draws the same as Explainer for a class other than the top one, and passes the self-test."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from fastcam.kernels.reference import blended
 from fastcam.pictures.writing import palette
 
 _EXAMPLES = Path(__file__).parents[2] / "examples"
-# Within 1e-6 where every value is resized to the same level; runtimes may round a few sums close to a half apart, by
-# one level of 255 each.
+# Within 1e-6 where every value is resized to the same level; runtimes may round a few sums close to a half
+# differently, by one level of 255 each.
 _BOUND = 1e-3
 
 
@@ -67,7 +67,7 @@ def _explain(
 
 def _check(command: list[str | Path], folder: Path, **environment: str) -> None:
     model, explainer = _model(folder, draw="overlays", picture="any", target="required")
-    # Sizes without a common factor with the model's: values are seldom at a half, where runtimes round apart.
+    # Sizes without a common factor with the model's: values are rarely at a half, where runtimes round differently.
     photo = _photo(folder, 97, 131)
     top, *_, target = np.argsort(-explainer(photo).logits[0])
     expected = explainer(photo, target=int(target))
@@ -130,12 +130,12 @@ def test_cpp_with_openvino(tmp_path: Path) -> None:
 
 
 def test_cpp_with_onnx_runtime(tmp_path: Path) -> None:
-    """Built with the headers of a package, and run with the library of the wheel."""
+    """Built with a package's headers, and run with the wheel's library."""
     given = os.environ.get("FASTCAM_TEST_ONNXRUNTIME_HEADERS", "/usr/include/onnxruntime")
     if not (Path(given) / "onnxruntime_cxx_api.h").exists():
         pytest.skip("needs ONNX Runtime's headers: apt-get install libonnxruntime-dev (Debian 13)")
     library = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so*"))
-    # The wheel's library has no name that the linker writes into a program.
+    # The wheel's library lacks an soname for the linker to record in a program.
     link = tmp_path / "libonnxruntime.so.1"
     link.symlink_to(library)
     program = _build("cpp-onnxruntime", tmp_path, ONNXRUNTIME_INCLUDE_DIR=given, ONNXRUNTIME_LIBRARY=link)
@@ -148,7 +148,7 @@ def test_opencv(tmp_path: Path) -> None:
     if int(cv2.__version__.partition(".")[0]) < 5:
         pytest.skip("needs OpenCV 5, which fits such files: pip install opencv-python-headless>=5")
     model, explainer = _model(tmp_path, draw="heatmaps", target="required")
-    # OpenCV resizes otherwise than Pillow: a photo of the model's size shows the network alone.
+    # OpenCV resizes differently from Pillow: a photo of the model's size isolates the network.
     photo = _photo(tmp_path, 48, 64)
     source = (_EXAMPLES / "opencv" / "explain.py").read_text(encoding="utf-8")
     (tmp_path / "explain.py").write_text(source.replace("(224, 224)", "(48, 64)"), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Convolutions of our own in ONNX Runtime's sessions: the file's results, whatever computes them, against float64."""
+"""Our own convolutions in ONNX Runtime's sessions: the file's results, whatever computes them, against float64."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def _vgg(side: int = 32) -> Graph:
-    """Two blocks, a max pooling behind each, and a dense layer large enough to skip zeros."""
+    """Two blocks, a max pooling after each, and a dense layer large enough to skip zeros."""
     net = NetworkBuilder(("batch", 3, side, side))
     value = net.input
     for inputs, outputs in ((3, 16), (16, 32)):
@@ -63,7 +63,7 @@ def _residual(side: int = 21) -> Graph:
 
 
 def _branches(side: int = 17) -> Graph:
-    """Convolutions that our kernels refuse between those that they take; a Concat, a sum and a lone activation."""
+    """Convolutions that our kernels do not support between supported ones; a Concat, a sum and a lone activation."""
     net = NetworkBuilder(("batch", 3, side, side))
     value = net.add("Relu", net.conv(net.input, (16, 3, 3, 3), pads=[1] * 4))
     left = net.conv(value, (16, 16, 3, 3), pads=[1] * 4)
@@ -81,7 +81,7 @@ def _bounds(net: NetworkBuilder, low: float, high: float) -> tuple[str, str]:
 
 @pytest.fixture
 def every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let our kernels compute what they can, however little it gains."""
+    """Make our kernels compute whatever they can, however little it gains."""
     monkeypatch.setattr(costs, "choose", planning.find_layers)
     monkeypatch.setattr(costs, "may_gain", lambda stored: True)
 
@@ -167,7 +167,7 @@ def test_layers_are_fused_as_a_whole(export: Callable[[Graph], Path]) -> None:
 
 
 def test_a_residual_network_stays_in_one_layout(every_layer: None, tmp_path: Path) -> None:
-    """One transpose, of the activations: the input has its channels last already."""
+    """One transpose, of the activations: the input is already channels-last."""
     path = tmp_path / "residual.onnx"
     fastcam.export(_residual().to_model(), path)
     rewritten = convolutions.rewrite(path, None)
@@ -229,7 +229,7 @@ def test_eight_threads_call_at_once(export: Callable[[Graph], Path]) -> None:
 
 
 def test_the_dense_layer_gives_an_image_the_same_in_any_batch(export: Callable[[Graph], Path]) -> None:
-    """Zeros are skipped image by image. The other outputs come from ONNX Runtime's own products."""
+    """Zeros are skipped per image. The other outputs come from ONNX Runtime's own products."""
     explainer = fastcam.Explainer(export(_vgg()))
     dense = next(name for name, how in explainer.convolutions.layers.items() if how == "sparse inputs")
     assert dense
@@ -431,7 +431,7 @@ def test_nothing_of_the_file_is_needed_after_opening(export: Callable[[Graph], P
 
 
 def _session(op: str, number: int, columns: int, results: int, threads: int = 1) -> Any:
-    """Open a session of a single node."""
+    """Open a session with a single node."""
     import onnxruntime
 
     node = helper.make_node(op, ["x"], ["y"], domain="fastcam", number=number, threads=threads)
@@ -489,7 +489,7 @@ def test_a_dense_layer_refuses_other_weights_than_announced() -> None:
 
 
 def test_our_part_of_the_c_api_is_onnx_runtimes(tmp_path: Path) -> None:
-    """Against ONNX Runtime's own header, where that is installed."""
+    """Against ONNX Runtime's own header, if installed."""
     compiler = shutil.which("c++")
     folders = [Path("/usr/include/onnxruntime"), Path("/usr/include"), Path("/usr/local/include/onnxruntime")]
     header = next((folder for folder in folders if (folder / "onnxruntime_c_api.h").exists()), None)

@@ -1,4 +1,4 @@
-"""The CUDA engine on a fake device: results of the CPU's, and every order that a real device would need."""
+"""The CUDA engine on a fake device: the CPU engine's results, and all the ordering that a real device needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastcam.errors import ArgumentError, DeviceError, FileFormatError, ImageErr
 from fastcam.explaining import explained_model as explained
 from fastcam.explaining.engines import cuda
 
-# The specification rounds once where the CPU's kernels sum in float32.
+# The specification rounds once; the CPU's kernels sum in float32.
 _TOLERANCE = 1e-5
 
 
@@ -75,7 +75,7 @@ def _assert_same(found: fastcam.Explanation, expected: fastcam.Explanation, tole
         actual, wanted = getattr(found, name), getattr(expected, name)
         assert actual.dtype == wanted.dtype
         assert relative_error(actual, wanted) < tolerance, name
-        # Each image by itself: a batch in the wrong place would hide in the norm of all.
+        # Each image separately: a misplaced batch would be hidden in the norm over all.
         for n in range(len(wanted)):
             assert relative_error(actual[n], wanted[n]) < tolerance, (name, n)
 
@@ -114,7 +114,7 @@ def test_pictures_are_prepared_on_the_device(
     found, expected = explainer(photos, "top2", batch_size=chunk), on_cpu(photos, "top2", batch_size=chunk)
     _assert_same(found, expected)
     np.testing.assert_array_equal(found.images[3], photos[3])
-    # Bytes go up, not floats: (N,12,12,3), beside the targets.
+    # Bytes are uploaded, not floats: (N,12,12,3), in addition to the targets.
     uploaded = sum(entry[3] for entry in device.log if entry[0] == "copy_in")
     assert 7 * 432 <= uploaded < 7 * 432 * 2
 
@@ -180,7 +180,7 @@ def test_nothing_is_allocated_after_the_first_call(
 def test_a_batch_goes_up_while_the_last_one_computes(
     explainer: fastcam.Explainer, device: FakeDevice, batch: Array
 ) -> None:
-    """Two batches are under way before the host waits; no event orders the second's upload after the first's model."""
+    """Two batches are in flight before the host waits; no event orders the second's upload after the first's model."""
     explainer(batch, batch_size=2)
     names = [entry[0] for entry in device.log if entry[0] in ("copy_in", "model", "copy_out", "event_synchronize")]
     assert names[:7] == ["copy_in", "model", "copy_out", "copy_in", "model", "copy_out", "event_synchronize"]
@@ -201,7 +201,7 @@ def _dropped(call: str, number: int) -> Callable[[FakeDevice, fastcam.Explainer]
 
 
 def _same_lane(device: FakeDevice, explainer: fastcam.Explainer) -> None:
-    """Hand a lane out again while its batch is under way."""
+    """Lend a lane again while its batch is in flight."""
     engine: Any = explainer._engine
     pool = engine._lanes
     lane = pool.take(wait=True)
@@ -231,7 +231,7 @@ def _session_on_another_stream(device: FakeDevice, explainer: fastcam.Explainer)
     _session(explainer).options["user_compute_stream"] = str(device.stream_create())
 
 
-# Numbers count from the first call of that name: a batch makes 2 waits, 3 records and 1 synchronisation.
+# Numbers count calls of that name: a batch makes 2 waits, 3 records and 1 synchronisation.
 _FAULTS: dict[str, Callable[[FakeDevice, fastcam.Explainer], None]] = {
     "model does not wait for the upload": _dropped("stream_wait_event", 0),
     "second model does not wait for its upload": _dropped("stream_wait_event", 2),
@@ -263,7 +263,7 @@ def test_a_mistake_in_the_order_is_found(
 def test_an_upload_on_the_models_stream_is_no_mistake(
     explainer: fastcam.Explainer, on_cpu: fastcam.Explainer, batch: Array
 ) -> None:
-    """What is slower but right is no fault: the detector does not ask for this very order."""
+    """Slower but correct is not a fault: the detector does not require this exact order."""
     engine: Any = explainer._engine
     engine._up = engine._down = engine._stream
     _assert_same(explainer(batch, batch_size=2), on_cpu(batch, batch_size=2))
@@ -272,7 +272,7 @@ def test_an_upload_on_the_models_stream_is_no_mistake(
 def test_a_session_that_waits_is_counted(
     explainer: fastcam.Explainer, device: FakeDevice, batch: Array, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the option is for: without it ONNX Runtime waits after each run."""
+    """The purpose of the option: without it ONNX Runtime waits after each run."""
     monkeypatch.setattr(onnxruntime, "RunOptions", _Forgetful)
     explainer(batch, batch_size=2)
     assert device.host_waits() == 8
@@ -319,7 +319,7 @@ def test_one_image_that_does_not_fit_is_an_error(
 def test_a_device_that_no_longer_answers_is_an_error_each_time_and_never_a_wait(
     explainer: fastcam.Explainer, device: FakeDevice, batch: Array, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first error is said, and no lane is lost: without one, the next call would wait for ever."""
+    """The first error is reported, and no lane is lost: without one, the next call would wait forever."""
     explainer(batch)
 
     def fail(_: int) -> None:
@@ -330,7 +330,7 @@ def test_a_device_that_no_longer_answers_is_an_error_each_time_and_never_a_wait(
         for _ in range(10):
             with pytest.raises(DeviceError, match="illegal memory access"):
                 explainer(batch, batch_size=2)
-    # This device does answer: it must be through before its memory is freed.
+    # This device does respond: it must finish before its memory is freed.
     for stream in tuple(device._streams):
         device.stream_synchronize(stream)
 
@@ -360,7 +360,7 @@ def test_what_is_not_finite_names_its_image(explainer: fastcam.Explainer, batch:
     with pytest.raises(NonFiniteError, match="scores of image 3 are not finite") as caught:
         explainer(batch, batch_size=chunk)
     assert caught.value.image == 3
-    # Lanes came back: the next call finds them.
+    # Lanes were returned: the next call finds them.
     for _ in range(10):
         with pytest.raises(NonFiniteError):
             explainer(batch, batch_size=chunk)
@@ -382,7 +382,7 @@ def test_graphs_hold_the_buffers_that_they_were_captured_with(
 ) -> None:
     captured = opened(path, providers=[("CUDAExecutionProvider", {"enable_cuda_graph": "1"})])
     for _ in range(3):
-        # Larger buffers move: what was captured before must not be replayed for them.
+        # Larger buffers move: earlier graphs must not be replayed for them.
         for count, size in ((1, (4, 4)), (7, (20, 20)), (3, (50, 50)), (7, (20, 20))):
             _assert_same(
                 captured(batch[:count], size=size, batch_size=4), on_cpu(batch[:count], size=size, batch_size=4)
@@ -397,7 +397,7 @@ def test_options_of_the_provider(opened: Callable[..., fastcam.Explainer], path:
     wanted = [("CUDAExecutionProvider", {"use_tf32": "1", "cudnn_conv_algo_search": "DEFAULT"})]
     found = _session(opened(path, providers=wanted)).options
     assert (found["use_tf32"], found["cudnn_conv_algo_search"]) == ("1", "DEFAULT")
-    with pytest.raises(ArgumentError, match="leave user_compute_stream out"):
+    with pytest.raises(ArgumentError, match="omit user_compute_stream"):
         opened(path, providers=[("CUDAExecutionProvider", {"user_compute_stream": "1"})])
     with pytest.raises(ArgumentError, match="device_id 'x' is not a number"):
         opened(path, providers=[("CUDAExecutionProvider", {"device_id": "x"})])
@@ -423,7 +423,7 @@ def test_everything_is_given_back(
     assert device.used == 0
     assert device.count("event_create") == device.count("event_destroy")
     opened(path)
-    # The stream of the session that is gone serves the next one.
+    # The stream of a closed session is reused by the next one.
     assert device.count("stream_create") - streams == 2
 
 
@@ -438,5 +438,5 @@ def test_an_open_layer_cannot_be_bound(
         return inputs, {**outputs, "activations": outputs["activations"]._replace(shape=shape)}
 
     monkeypatch.setattr(explained, "_signature", opened_up)
-    with pytest.raises(FileFormatError, match=r"output 'activations' has the open shape .*'rows'.*device=\"cpu\""):
+    with pytest.raises(FileFormatError, match=r"output 'activations' has the dynamic shape .*'rows'.*device=\"cpu\""):
         opened(path)

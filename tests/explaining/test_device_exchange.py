@@ -1,4 +1,4 @@
-"""Arrays of other libraries on the device, in and out, without a copy through the host and in the order of streams."""
+"""Arrays of other libraries on the device, in and out, without a copy through the host and in stream order."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class DLPackProducer(Producer):
 
 
 class CarelessProducer(DLPackProducer):
-    """Takes no heed of the consumer's stream."""
+    """Ignores the consumer's stream."""
 
     def __dlpack__(self, *, stream: Any = None) -> object:
         return self._tensor.__dlpack__()
@@ -89,7 +89,7 @@ class InterfaceProducer(Producer):
 
 
 class SilentProducer(InterfaceProducer):
-    """Says that there is nothing to wait for, though there is."""
+    """Claims that there is nothing to wait for, although there is."""
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def test_batches_on_the_device(
     assert relative_error(found.logits, expected.logits) < _TOLERANCE
     np.testing.assert_array_equal(found.targets, expected.targets)
     assert found.images == [None] * 5
-    # Up go the targets alone.
+    # Only the targets are uploaded.
     assert all(entry[3] <= 256 for entry in device.log if entry[0] == "copy_in")
 
 
@@ -211,14 +211,14 @@ def test_results_on_the_device(
 ) -> None:
     expected = on_cpu(batch, "top2", size=size)
     found = explainer(DLPackProducer(device, batch), "top2", size=size, batch_size=chunk, on_device=True)
-    # What comes down is what tells errors, not the maps.
+    # Only the error flags are downloaded, not the maps.
     assert sum(entry[3] for entry in device.log if entry[0] == "copy_out") <= 5 * 4 * 256
     device.log.clear()
     assert len(found) == 5
     for name in ("heatmaps", "maps", "targets", "logits"):
         wanted, tensor = getattr(expected, name), getattr(found, name)
         assert (tensor.shape, tensor.dtype) == (wanted.shape, wanted.dtype)
-        # NumPy takes it by DLPack, and without waiting for anything.
+        # NumPy takes it by DLPack without waiting for anything.
         assert relative_error(np.from_dlpack(tensor), wanted) < _TOLERANCE
     assert device.host_waits() == 0
     host = found.to_host()

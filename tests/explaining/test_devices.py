@@ -1,4 +1,4 @@
-"""The two devices hand calls on in the order of the arguments that CUDA takes, to stand-ins for what runs them."""
+"""The two devices pass calls on to stand-ins for the driver, with arguments in CUDA's order."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_the_device_of_cupy(runtime: _Recorder) -> None:
 
 
 def _check_device(device: Any) -> None:
-    """Pinned memory is seen where it is, and a device has what the protocol asks for."""
+    """Pinned memory is viewed in place, and a device implements the protocol."""
     data = np.arange(10, dtype=np.uint8)
     np.testing.assert_array_equal(device.view(data.ctypes.data + 2, 4, writes=False), [2, 3, 4, 5])
     device.view(data.ctypes.data, 1, writes=True)[:] = 9

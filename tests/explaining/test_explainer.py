@@ -96,7 +96,7 @@ def test_normalisation(path: Path, explainer: fastcam.Explainer, batch: Array) -
 
 def test_sizes(explainer: fastcam.Explainer, batch: Array) -> None:
     layer = explainer(batch, 1, size="layer")
-    # A list is taken, too.
+    # A list is accepted, too.
     sizes: list[tuple[Any, tuple[int, int]]] = [("input", (12, 12)), ((17, 23), (17, 23)), ([8, 9], (8, 9))]
     for size, expected in sizes:
         found = explainer(batch, 1, size=size)
@@ -107,7 +107,7 @@ def test_sizes(explainer: fastcam.Explainer, batch: Array) -> None:
 
 
 def test_all_negative_maps_give_zeros_not_nan(tmp_path: Path) -> None:
-    """Where the textbook code divides 0 by 0 and draws NaN."""
+    """The case in which the textbook code divides 0 by 0 and returns NaN."""
     net = NetworkBuilder(("batch", 3, 4, 4))
     features = net.add("Relu", net.conv(net.input, (2, 3, 1, 1)))
     flat = net.add("Flatten", net.add("GlobalAveragePool", features))
@@ -136,7 +136,7 @@ def test_evidence_is_the_share_of_positive_values(
     assert found.evidence.dtype == np.float32
     assert relative_error(found.evidence, expected) < 1e-5
     np.testing.assert_array_equal(found[2].evidence, found.evidence[2])
-    # HiResCAM weighs element by element (Draelos and Carin 2020).
+    # HiResCAM weights element-wise (Draelos and Carin 2020).
     raw = (gradients * activations[:, None]).sum(axis=2)
     expected = raw.clip(min=0).sum(axis=(2, 3)) / np.abs(raw).sum(axis=(2, 3))
     assert relative_error(explainer(batch, targets, method="hirescam").evidence, expected) < 1e-5
@@ -164,7 +164,7 @@ def test_a_blank_map_is_not_coloured_but_captioned(tmp_path: Path) -> None:
     overlay = image.overlay()
     rows = (overlay != large).any(axis=(1, 2))
     first = int(rows.argmax())
-    # The caption covers less than a quarter at the lower edge; above it the picture is as it was.
+    # The caption covers less than a quarter at the lower edge; above it the picture is unchanged.
     assert 150 < first < 199
     np.testing.assert_array_equal(overlay[:first], large[:first])
     assert overlay[first:].min() == 0
@@ -448,7 +448,7 @@ def test_overlay_is_the_blend_at_the_pictures_own_size(explainer: fastcam.Explai
     heat = _bilinear(item.maps[1], (30, 40))
     colours = palette("jet")[np.rint(heat * 255).astype(int)]
     expected = 0.6 * photo + 0.4 * colours
-    # A value on the edge between two colours may fall to either: one step of the palette.
+    # A value on the border of two colours may get either: one step of the palette.
     assert np.abs(overlay - expected).mean() < 0.6
     np.testing.assert_array_equal(item.overlay(alpha=0), photo)
     assert (item.overlay(colormap="viridis") != item.overlay()).any()
@@ -634,7 +634,7 @@ def test_devices(path: Path, batch: Array) -> None:
         fastcam.Explainer(path, device="tpu")
     with pytest.raises(ArgumentError, match=r"providers=\[\]"):
         fastcam.Explainer(path, providers=[])
-    with pytest.raises(DeviceError, match="has no NoSuchProvider here; it has"):
+    with pytest.raises(DeviceError, match="has no NoSuchProvider; it has"):
         fastcam.Explainer(path, providers=["NoSuchProvider"])
     wrong: list[Any] = [0, "2", 2.0]
     for threads in wrong:
@@ -646,7 +646,7 @@ def test_devices(path: Path, batch: Array) -> None:
 
 
 def test_a_provider_that_did_not_start_is_no_silent_fallback(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ONNX Runtime itself only warns, and runs on the CPU."""
+    """ONNX Runtime itself only warns and runs on the CPU."""
     session = onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(
@@ -693,5 +693,5 @@ def test_memory_stays(explainer: fastcam.Explainer, batch: Array) -> None:
     before = process.memory_info().rss
     for _ in range(1000):
         explainer(batch, "top3", size=(64, 64))
-    # One leaked heatmap array a call would be 245 MB, one leaked map 2 MB.
+    # One leaked heatmap array per call would be 245 MB, one leaked map 2 MB.
     assert process.memory_info().rss - before < 1.5e6

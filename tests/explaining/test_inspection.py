@@ -1,4 +1,4 @@
-"""`inspect`: counts worked out by hand, published figures, and what the file says."""
+"""`inspect`: counts computed by hand, published figures, and the facts in the file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastcam.explaining.methods import METHODS
 
 
 def _dense_head(path: Path, **options: Any) -> fastcam.ModelInfo:
-    """A network whose products can be counted by hand: (3,12,12) -> conv -> (8,10,10) -> 2 dense layers -> 5."""
+    """A network with products that can be counted by hand: (3,12,12) -> conv -> (8,10,10) -> 2 dense layers -> 5."""
     net = NetworkBuilder(("batch", 3, 12, 12))
     features = net.add("Relu", net.conv(net.input, (8, 3, 3, 3)))
     hidden = net.add("Relu", net.add("MatMul", net.add("Flatten", features), net.weight(800, 20)))

@@ -54,7 +54,7 @@ def test_the_methods_differ(path: Path, batch: Array) -> None:
 
 
 def test_gradcam_from_full_gradients_is_gradcam(path: Path, batch: Array) -> None:
-    """The row of the table is never taken: the file's own weights are the same numbers."""
+    """The table's row is never used: the file's own weights are the same numbers."""
     activations, gradients = _outputs(path, batch)
     mean = METHODS["gradcam"].weights(activations.astype(np.float32), gradients.astype(np.float32))
     expected = np.einsum("nkc,nchw->nkhw", mean, activations).clip(min=0)
@@ -63,7 +63,7 @@ def test_gradcam_from_full_gradients_is_gradcam(path: Path, batch: Array) -> Non
 
 
 def test_dead_channels_weigh_nothing() -> None:
-    """Nothing to divide by: a channel of zeros, and gradients of zero."""
+    """Division by zero: a channel of zeros, and gradients of zero."""
     activations = np.zeros((1, 2, 2, 2), np.float32)
     activations[0, 1] = 1
     gradients = np.zeros((1, 1, 2, 2, 2), np.float32)
@@ -105,7 +105,7 @@ def test_an_unknown_method_is_named(path: Path, batch: Array) -> None:
 
 @pytest.mark.parametrize("method", ["gradcam++", "xgradcam"])
 def test_sums_beyond_float32_do_not_erase_a_channel(method: str) -> None:
-    """Activations near the end of float32 add up to more: divided by infinity, the weight would be 0."""
+    """Activations near float32's maximum sum to more than it: divided by infinity, the weight would be 0."""
     activations = np.full((1, 1, 4, 4), 1e38, np.float32)
     gradients = np.ones((1, 1, 1, 4, 4), np.float32)
     expected = 1.0 if method == "xgradcam" else 1e-38

@@ -1,4 +1,4 @@
-"""Explainers and kernels in threads, forks and process pools, and at the end of the interpreter."""
+"""Explainers and kernels in threads, forks and process pools, and at interpreter exit."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_an_explainer_is_pickled_and_copied(path: Path) -> None:
 
 
 def test_an_explainer_in_a_process_pool(path: Path) -> None:
-    """An error of one image leaves the pool as it was, and arrives with its fields."""
+    """One image's error leaves the pool intact, and arrives with its fields."""
     explainer = fastcam.Explainer(path, device="cpu", threads=1)
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
@@ -177,7 +177,7 @@ def test_errors_of_any_signature_are_pickled() -> None:
 
 
 def _endless(folder: Path) -> Path:
-    """An explained file whose scores come out of a loop of 2**62 turns."""
+    """An explained file whose scores come from a loop with 2**62 iterations."""
     fastcam.export(small_classifier().to_model(), folder / "good.onnx", classes=list("abcde"))
     model = onnx.load(folder / "good.onnx")
     float32, boolean, integer = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
@@ -258,7 +258,7 @@ def test_a_batch_that_is_not_aligned_is_taken(path: Path) -> None:
 
 
 def _changed(path: Path, folder: Path, replaced: str, values: np.ndarray) -> Path:
-    """A copy of an explained file with a constant for one of its outputs."""
+    """A copy of an explained file with a constant as one of its outputs."""
     model = onnx.load(path)
     for node in model.graph.node:
         for names in (node.input, node.output):

@@ -33,7 +33,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class _Machine:
-    """A machine with one NVIDIA device and all that it needs; a test takes something away."""
+    """A machine with one NVIDIA device and everything that it needs; tests remove something."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.libraries = {"libcuda.so.1", "libcudnn.so.9"}
@@ -83,7 +83,7 @@ _CAUSES: dict[str, tuple[Callable[[_Machine], None], str]] = {
     "driver": (_no_driver, r"there is no NVIDIA driver \(libcuda.*install it, or give the container its GPUs"),
     "provider": (_set("providers", [CPU]), r'no CUDAExecutionProvider: pip uninstall onnxruntime.*"fastcam\[gpu\]"'),
     "kernels": (_set("backend", None), r"no kernels for CUDA.*CuPy is missing.*nvcc"),
-    "broken driver": (_set("status", 999), r"does not start \(CUDA error 999\): see whether nvidia-smi runs"),
+    "broken driver": (_set("status", 999), r"does not start \(CUDA error 999\): check whether nvidia-smi runs"),
     "no device": (_set("count", 0), "there is no CUDA device 0: the driver shows 0"),
     "cudnn": (_no_cudnn, r'cuDNN 9 is missing \(libcudnn.*"fastcam\[gpu\]"'),
 }
@@ -187,11 +187,11 @@ def test_devices_are_read() -> None:
 
 
 class _RefusalError(Exception):
-    """As those of ONNX Runtime's own classes, which say what is wrong with a model: no RuntimeError."""
+    """Like ONNX Runtime's own errors about models: not a RuntimeError."""
 
 
 def _refuses_the_cpu(device: FakeDevice, *, always: bool) -> Callable[..., Any]:
-    """Return a maker of sessions that puts ops on the CPU, as CUDA's provider does with shapes: here all of them."""
+    """Return a session factory that puts all ops on the CPU, as CUDA's provider does with ops on shapes."""
     make = session_factory(device)
     real = onnxruntime.InferenceSession
 
@@ -235,7 +235,7 @@ def test_ops_on_the_cpu_are_named(path: Path, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr("fastcam.explaining.sessions._SHAPE_OPS", frozenset({"Shape"}))
         with pytest.warns(UserWarning, match="Concat"):
             fastcam.Explainer(path, device="cuda")
-        # Whoever lists the CPU knows.
+        # Callers who list the CPU accept that.
         assert fastcam.Explainer(path, providers=[CUDA, CPU]).providers[0] == CUDA
 
 
@@ -264,7 +264,7 @@ def test_a_graph_of_tensorrts_own_is_refused(path: Path) -> None:
 
 
 class _TensorRT(types.ModuleType):
-    """Stands for `fastcam.explaining.tensorrt`, whose own tests are elsewhere."""
+    """Stand-in for `fastcam.explaining.tensorrt`, which is tested elsewhere."""
 
     def __init__(self) -> None:
         super().__init__("fastcam.explaining.tensorrt")
@@ -314,7 +314,7 @@ def test_tensorrt_is_opened_by_its_plan(
     batch = rng.normal(size=(5, 3, 12, 12)).astype(np.float32)
     expected = fastcam.Explainer(path, device="cpu")(batch)
     np.testing.assert_allclose(explainer(batch).heatmaps, expected.heatmaps, atol=1e-5)
-    # Its engine was built for two images at most.
+    # Its engine was built for at most two images.
     assert device.count("model") == 3
     with pytest.raises(TargetError, match="TensorRT's engine was built for at most 3"):
         explainer(batch, "top4")
@@ -352,7 +352,7 @@ def test_no_backend_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class _Folding:
-    """A session that takes the default of ``target`` for a constant, as OpenVINO's provider does."""
+    """A session that treats the default of ``target`` as a constant, as OpenVINO's provider does."""
 
     def __init__(self, session: Any) -> None:
         self._session = session

@@ -35,7 +35,7 @@ def _error(found: Any, expected: Array) -> float:
 
 
 def _moved(array: Array) -> Array:
-    """Channels last, as TensorFlow has them, for arrays with a map."""
+    """Channels last, as in TensorFlow, for arrays with a map."""
     return np.ascontiguousarray(np.moveaxis(array, -3, -1)) if array.ndim > 3 else array
 
 
@@ -78,7 +78,7 @@ def test_arrays_on_the_host(
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("memory", ["first", "last"])
 def test_every_method_agrees_with_torchs_gradients(method: str, memory: str) -> None:
-    """The maps of hooks: activations and gradients of torch's autograd, in either memory format."""
+    """Maps from hooks: activations and gradients from torch's autograd, in either memory format."""
     torch = pytest.importorskip("torch", reason="needs torch: pip install fastcam[torch]")
     torch.manual_seed(0)
     features = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU())
@@ -112,7 +112,7 @@ def test_overlays_on_the_host(rng: np.random.Generator) -> None:
     expected = blended(heatmaps, images, palette("viridis"), 0.25)
     assert found.overlays is not None
     assert found.overlays.shape == expected.shape
-    # float32 heatmaps may fall on the other side of a colour's edge, one step of the table: few pixels, little.
+    # float32 heatmaps may fall on the other side of a colour's edge, one step of the table: few pixels, small errors.
     difference = np.abs(found.overlays.astype(int) - expected)
     assert (difference > 1).mean() < 1e-3
     assert difference.max() <= 4
@@ -299,7 +299,7 @@ def test_arrays_on_the_device(
 
 
 def test_every_kernel_of_maps_is_reachable(shim: ShimKernels, device: FakeDevice, rng: np.random.Generator) -> None:
-    """No public call launches a kernel that this list lacks, and each kernel is launched by one."""
+    """Public calls launch only kernels in this list, and each kernel is launched by one."""
     for dtype, last, (kind, method) in itertools.product(
         ("float32", "float16", "bfloat16"),
         (False, True),
@@ -349,7 +349,7 @@ def test_refusals_on_the_device(shim: ShimKernels, device: FakeDevice, rng: np.r
     for arguments, error, message in (
         ((first, weights), ArgumentError, "one is on a GPU"),
         ((activations, second), ArgumentError, "one is on a GPU"),
-        ((first, moved), ArgumentError, "channels at different places"),
+        ((first, moved), ArgumentError, "different channel orders"),
         ((wide, second), ArgumentError, "make it contiguous"),
         ((_OnDevice(device, activations.astype(np.float64)), second), ArgumentError, "float64 on the device"),
     ):

@@ -95,7 +95,7 @@ def test_a_fixed_batch_stays_in_the_profiles(tmp_path: Path) -> None:
 
 
 def test_the_session_file_has_no_default_target_and_the_same_results(exported: Path) -> None:
-    """The provider would make a constant of it, and explain the best class whatever was asked for."""
+    """The provider would turn it into a constant, and explain the top class whatever was requested."""
     plan = tensorrt.plan(exported)
     assert plan.model != exported
     model = onnx.load(plan.model)
@@ -160,14 +160,14 @@ def test_a_cache_folder_that_cannot_be_written_is_refused(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(WriteError, match=r"file.*cannot be kept here: .*cache=.*FASTCAM_CACHE"):
+    with pytest.raises(WriteError, match=r"file.*cannot be stored here: .*cache=.*FASTCAM_CACHE"):
         tensorrt.plan(exported, cache=tmp_path / "file")
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(WriteError, match="it is not writable"):
         tensorrt.plan(exported)
 
 
-# Stands for ONNX Runtime's building: it writes an engine in two steps, where none is there.
+# Stands in for ONNX Runtime's building: it writes an engine in two steps if there is none.
 _BUILD = """
 import dataclasses, sys, time
 from pathlib import Path
@@ -376,8 +376,8 @@ def test_a_context_model_that_says_nothing_of_its_machine_is_refused(
 @pytest.mark.parametrize(
     ("session", "message"),
     [
-        (_built(embed=True, ops=("EPContext", "MaxUnpool")), r"does not take the whole network \(not: MaxUnpool\)"),
-        (_built(embed=True, ops=()), "does not take the whole network: run the exported file"),
+        (_built(embed=True, ops=("EPContext", "MaxUnpool")), r"does not support the whole network \(not: MaxUnpool\)"),
+        (_built(embed=True, ops=()), "does not support the whole network: run the exported file"),
         (lambda *_, **__: _Session(["CPUExecutionProvider"]), "fell back to CPUExecutionProvider"),
         (lambda *_, **__: 1 / 0, "cannot build an engine of this model: division by zero"),
     ],
@@ -441,7 +441,7 @@ def test_libraries_are_taken_from_their_wheel_for_all_to_see(
 
     monkeypatch.setattr(ctypes, "CDLL", load)
     assert tensorrt.load_libraries() == "10.13.3"
-    # What the wheel lacks the system may have.
+    # The system may have what the wheel lacks.
     assert loaded == [
         (str(wheel / "libnvinfer.so.10"), ctypes.RTLD_GLOBAL),
         ("libnvonnxparser.so.10", ctypes.RTLD_GLOBAL),
@@ -481,7 +481,7 @@ def test_the_machine_is_asked_through_cupy(monkeypatch: pytest.MonkeyPatch) -> N
 def test_on_a_gpu_the_results_are_those_of_the_cpu(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Targets that are not the best class would show a default taken for a constant.
+    """Targets other than the top class would reveal a default treated as a constant.
 
     Products of float32 are TF32: 11 bits, as float16; a few of them in a row.
     """

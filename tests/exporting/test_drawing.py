@@ -104,7 +104,7 @@ def test_signed_heatmaps_keep_the_evidence_against(method: str, images: Array, t
     assert relative_error(found["heatmaps"], rows @ (maps / top) @ rows.T) < _BOUND
     positive = _explainer(tmp_path)(images, target=_TARGETS, method=method, normalize=None).maps
     assert relative_error(np.maximum(maps, 0), positive) < _BOUND
-    # Explainer shows the positive part of them, as ever.
+    # Explainer shows their positive part, as always.
     explained = fastcam.Explainer(path, device="cpu")(images, target=_TARGETS, method=method, normalize=None).maps
     assert relative_error(explained, positive) < _BOUND
 
@@ -223,7 +223,7 @@ def test_pictures_are_prepared_as_explainer_prepares_them(
     drawn = fastcam.Explainer(path, device="cpu")
     assert (drawn.input_size, drawn.input_layout) == (explainer.input_size, "NHWC")
     if name == "grey":
-        return  # Explainer resizes the luma, such a file the colours: other roundings
+        return  # Explainer resizes the luma, such a file the colours: different rounding
     large = rng.integers(0, 256, (40, 31, 3), np.uint8)
     assert relative_error(drawn([large], target=1).heatmaps, explainer([large], target=1).heatmaps) < _BOUND
 
@@ -252,7 +252,7 @@ def test_resizing_is_within_one_level_of_pillows(
         expected = expected.resize(step, Image.Resampling.BILINEAR)
     difference = np.abs(found.transpose(1, 2, 0) - np.asarray(expected, np.float32))
     assert difference.max() <= 1
-    # Pillow's weights have 22 bits, so that values at a half are rounded either way: seldom, but 0.8 % from 300 columns
+    # Pillow's weights have 22 bits, so values at a half are rounded either way: rarely, but 0.8 % from 300 columns
     # to 24, a simple ratio that makes many halves.
     assert np.mean(difference > 0) <= (0.01 if 300 in shape else 0.006)
 
@@ -277,7 +277,7 @@ def test_overlays_of_nan_are_dark(rng: np.random.Generator, tmp_path: Path) -> N
         ({"draw": "overlays"}, 'add picture="input"'),
         ({"draw": "overlays", "picture": "any", "signed": True}, "have no overlays"),
         ({"draw": "heatmaps", "layer": ["block1", "block2"]}, "choose one"),
-        ({"draw": "heatmaps", "picture": "any", "preprocess": None}, "add preprocess"),
+        ({"draw": "heatmaps", "picture": "any", "preprocess": None}, "pass preprocess"),
     ],
 )
 def test_arguments_that_do_not_go_together(options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_inspecting_such_a_file(tmp_path: Path) -> None:
 
 
 def test_a_pad_before_a_max_pool_stays_apart(rng: np.random.Generator, tmp_path: Path) -> None:
-    """ONNX Runtime before 1.32 merges them where all bytes of the value are zero, and takes it for minus infinity."""
+    """ONNX Runtime before 1.32 merges them if all bytes of the value are zero, and treats it as minus infinity."""
     net = NetworkBuilder(("batch", 3, 8, 8))
     pads = net.constant(np.array([0, 0, 1, 1, 0, 0, 1, 1]))
     below = net.add("Sub", net.conv(net.input, (4, 3, 3, 3), pads=[1, 1, 1, 1]), net.constant(np.float32(9)))
@@ -339,7 +339,7 @@ def test_every_runtime_passes_the_self_test(runtime: str, picture: str | None, t
     module = {"opencv": "cv2", "reference": "onnx"}.get(runtime, runtime)
     pytest.importorskip(module, reason=f"needs {runtime}: pip install fastcam[peers]")
     if runtime == "opencv" and picture is not None:
-        pytest.skip("OpenCV takes no inputs of uint8")
+        pytest.skip("OpenCV does not support uint8 inputs")
     path = _export(tmp_path, draw="heatmaps", picture=picture, target="required")
     result = run_selftest(path, runtime)
     assert result.passed, result
@@ -412,7 +412,7 @@ def test_the_commands_export_and_selftest(tmp_path: Path) -> None:
         check_selftest_answer(path, tmp_path / "none.f32")
     with pytest.raises(ArgumentError, match=r"ends in \.png"):
         write_selftest_picture(path, tmp_path / "test.jpg")
-    with pytest.raises(ArgumentError, match="takes no pictures"):
+    with pytest.raises(ArgumentError, match="does not take pictures"):
         write_selftest_picture(_export(tmp_path, draw="heatmaps"), tmp_path / "test.png")
 
 

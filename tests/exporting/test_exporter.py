@@ -94,7 +94,7 @@ def test_scores_and_activations_are_those_of_the_source(exported: Path, image: A
 
 
 def test_weights_are_the_mean_gradient_by_finite_differences(tmp_path: Path, image: Array) -> None:
-    """alpha_k = d logit / d (A_k shifted everywhere by the same amount) / Z, in float64 through the head alone."""
+    """alpha_k = d logit / d (A_k shifted everywhere by the same amount) / Z, in float64 through only the head."""
     path = tmp_path / "small.onnx"
     fastcam.export(small_classifier().to_model(), path)
     target = np.array([[0, 4], [1, 2], [3, 3], [2, 0]], np.int64)
@@ -369,7 +369,7 @@ def test_an_opset_from_the_future_is_refused(tmp_path: Path) -> None:
 def _source_slopes(graph: Graph, value: str, image: Array, scores: str) -> Array:
     """Return d scores / d value by central differences of the *source* network in float64: (classes, *value shape).
 
-    A delta is added to the value before anything reads it; nothing of what export does to the graph takes part.
+    A delta is added to the value before anything reads it; no code of export is involved.
     """
     graph = from_model(graph.to_model())
     single = {name: array for name, array in graph.constants.items() if array.dtype == np.float32}
@@ -409,7 +409,7 @@ def _turned_rows(net: NetworkBuilder, layer: str) -> str:
 
 
 def _stacked_dense(net: NetworkBuilder, layer: str) -> str:
-    """A dense layer whose weights have an axis more."""
+    """A dense layer whose weights have an additional axis."""
     rows = net.add(
         "MatMul",
         net.add("Flatten", layer),

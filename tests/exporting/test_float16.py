@@ -42,7 +42,7 @@ _NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
 def _session(model: onnx.ModelProto | Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # No optimiser may take a rounding for superfluous.
+    # No optimiser may remove a rounding as superfluous.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     source = model if isinstance(model, Path) else model.SerializeToString()
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -95,7 +95,7 @@ def _maps(found: dict[str, Array]) -> Array:
 @pytest.mark.parametrize("gradients", ["pooled", "full"])
 @pytest.mark.parametrize("name", _NETWORKS)
 def test_errors_are_those_of_rounding(name: str, gradients: str, tmp_path: Path, rng: np.random.Generator) -> None:
-    """Relative to the float32 file at most twice the error of rounding everything: what is kept in float32 helps.
+    """Relative to the float32 file, at most twice the error of rounding everything: parts kept in float32 help.
 
     One draw against another needs room; 2**-11 more is half a unit in the last place of a single float16.
     """
@@ -150,7 +150,7 @@ def test_a_trained_network_explains_photos_the_same_in_half_the_file(demo_files:
 
 
 def test_pooled_gradients_are_those_of_the_rounded_weights(tmp_path: Path, rng: np.random.Generator) -> None:
-    """The pooled ones come from weights folded at export, the full ones from those that the network runs with.
+    """The pooled ones come from weights folded at export, the full ones from the network's run-time weights.
 
     Rounding moves the weights by 2**-12: folding before it would leave that.
     """
@@ -238,13 +238,13 @@ def test_several_layers_in_float16(tmp_path: Path, rng: np.random.Generator) -> 
     image = _image(source, rng)
     exact, found = (_run(tmp_path / f"{precision}.onnx", image) for precision in ("fp32", "fp16"))
     for name in ("activations", "activations_1", "weights", "weights_1", "gradients_1"):
-        # A few roundings of 2**-11 one after the other.
+        # A few successive roundings of 2**-11.
         assert relative_error(found[name], exact[name]) < 2**-8
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_op_computes_what_it_did(case: OpCase, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of an op alone: no further from its float32 result than with inputs, weights and results all rounded."""
+    """For a single op: no further from its float32 result than with inputs, weights and results all rounded."""
     monkeypatch.setattr("fastcam.exporting.float16._PRODUCTS", (case.op,))
     graph = op_graph(case, np.float32)
     if any(operator(node) in ("QuantizeLinear", "DequantizeLinear") for node in graph.nodes):
@@ -252,7 +252,7 @@ def test_every_op_computes_what_it_did(case: OpCase, rng: np.random.Generator, m
             round_weights(graph)
         return
     if case.op == "GroupNormalization":
-        return  # importers take it apart: ONNX withdrew it
+        return  # importers expand it: ONNX withdrew it
     inputs = {name: value.astype(np.float32) for name, value in drawn_values(case, rng).items()}
     exact = _run(graph.to_model(), inputs)
     rounded = {name: value.astype(np.float16).astype(np.float32) for name, value in inputs.items()}
@@ -277,7 +277,7 @@ def _run_in_true_halves(path: Path, images: Array) -> dict[str, Array]:
 
 
 def _with_epsilon(epsilon: float) -> onnx.ModelProto:
-    """A network whose normalisation is written out: (x - mean) / sqrt(variance + epsilon)."""
+    """A network with an expanded normalisation: (x - mean) / sqrt(variance + epsilon)."""
     net = NetworkBuilder(("batch", 3, 4, 4))
     value = net.add("Relu", net.conv(net.input, (6, 3, 1, 1)), name="features")
     mean = net.add("ReduceMean", value, net.constant([1]))
@@ -289,7 +289,7 @@ def _with_epsilon(epsilon: float) -> onnx.ModelProto:
 
 
 def test_an_epsilon_that_float16_would_lose_stays(tmp_path: Path) -> None:
-    """Of a black picture all channels are the same where biases are: without epsilon that is 0 / 0."""
+    """For a black picture all channels are equal if the biases are: without epsilon that is 0 / 0."""
     model = _with_epsilon(1e-12)
     bias = next(tensor for tensor in model.graph.initializer if tensor.name.startswith("bias") and tensor.dims[0] == 6)
     bias.CopyFrom(numpy_helper.from_array(np.ones(6, np.float32), bias.name))
@@ -369,7 +369,7 @@ def test_a_source_in_16_bits_keeps_its_weights(half: Any, tmp_path: Path) -> Non
     for name, array in kernels.items():
         found = next(stored[key] for key in stored if key in (name, f"{name}/half"))
         assert found.dtype == np.float16
-        # bfloat16's 8 bits fit into float16's 11, but for its smallest numbers.
+        # bfloat16's 8 bits fit into float16's 11, except for its smallest numbers.
         assert relative_error(found, array.astype(np.float32)) < 1e-6
 
 
@@ -421,7 +421,7 @@ def _network(op: str, dtype: Any = np.float32, inputs: int = 1, **attributes: An
 
 
 def test_ops_that_gpus_lack_are_found() -> None:
-    """The check that every exported graph goes through can fail: by op, by type, by attribute, by a computed input."""
+    """The check that every exported graph undergoes can fail: by op, by type, by attribute, by a computed input."""
     assert _network("Relu") == _network("Relu", np.float16) == []
     assert len(_network("LpNormalization")) == 2
     assert len(_network("ReduceSum", np.int64)) == 1

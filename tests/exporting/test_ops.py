@@ -17,7 +17,7 @@ from fastcam.exporting.passes.constants import _SIZES
 from fastcam.exporting.passes.open_batch import _RULES_BY_OP
 
 _SOURCE = Path(fastcam.exporting.__file__).parent
-# A sequence of this many op names says something about ops that belongs into the table.
+# A sequence with this many op names states a fact about ops that belongs in the table.
 _MOST_NAMES = 3
 
 
@@ -120,7 +120,7 @@ def _edits(path: Path) -> list[str]:
 
 
 def test_no_module_but_graph_edits_nodes() -> None:
-    """Writes to the fields of nodes would leave the indices of `Graph` behind.
+    """Writes to the fields of nodes would make the indices of `Graph` stale.
 
     Excepted are three modules that edit messages before a `Graph` is made of them.
     """

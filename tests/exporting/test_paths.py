@@ -1,4 +1,4 @@
-"""Which elements count, against what changes when each of them is moved; which values change with the picture."""
+"""Which elements count, compared with the effect of changing each of them; which values change with the picture."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_the_elements_that_count_are_those_that_change_the_scores(
         moved[index] += 1e-3
         changes[index] = not np.array_equal(run(None, {"image": moved})[0], before)
     mask = np.broadcast_to(Demand(graph).mask("image"), _SHAPE)
-    # Rows of an open number, several per image, count as a whole: never too few.
+    # A dynamic number of rows, several per image, counts as a whole: never too few.
     assert mask[changes].all()
     if (head, batch) != (_rows, "batch"):
         np.testing.assert_array_equal(mask, changes)

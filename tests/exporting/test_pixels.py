@@ -1,4 +1,4 @@
-"""How pictures become the input: certain where the arithmetic tells, a noted guess, or unknown."""
+"""How pictures become the input: certain if the arithmetic determines it, a noted guess, or unknown."""
 
 from __future__ import annotations
 

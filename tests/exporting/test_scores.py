@@ -1,4 +1,4 @@
-"""What stands behind the probabilities that people write out, and what the file says of them: against the source."""
+"""The scores behind probabilities written in many ways, and what the file says about them, against the source."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Ending = Callable[[NetworkBuilder, str], str]
 
 
 def _network(end: Ending, classes: int = 4, shift: float = 0) -> onnx.ModelProto:
-    """Three times the scores of a dense layer, less a number, and whatever follows them."""
+    """Three times the scores of a dense layer, minus a number, and whatever follows them."""
     net = NetworkBuilder(("batch", 3, 6, 6))
     layer = net.add("Relu", net.conv(net.input, (6, 3, 3, 3)), name="layer")
     scores = net.dense(net.add("Flatten", net.add("GlobalAveragePool", layer)), (6, classes), name="scores")
@@ -150,8 +150,8 @@ def _weights(path: Path, image: Array, count: int) -> Array:
 def test_the_scores_behind_the_probabilities(name: str, tmp_path: Path) -> None:
     """Probabilities and the gradients of the scores, both taken from the source network's outputs.
 
-    The logit of a sigmoid is log(p / (1 - p)). That of a softmax is log p but for a number that all classes share: the
-    differences of the classes' gradients are compared.
+    The logit of a sigmoid is log(p / (1 - p)). That of a softmax is log p except for a number that all classes share:
+    the differences of the classes' gradients are compared.
     """
     end, activation, scale = _ENDINGS[name]
     model = _network(end)
@@ -178,7 +178,7 @@ def test_the_scores_behind_the_probabilities(name: str, tmp_path: Path) -> None:
 
 
 def test_a_gradient_is_that_of_the_score_and_not_of_the_probability(tmp_path: Path) -> None:
-    """The scores are z - max z before a written-out softmax: their gradient would be 0 for the best class."""
+    """The scores are z - max z before an expanded softmax: their gradient would be 0 for the top class."""
     plain, written = tmp_path / "plain.onnx", tmp_path / "written.onnx"
     fastcam.export(_network(_softmax), plain)
     fastcam.export(_network(_written_out), written)
@@ -277,7 +277,7 @@ _BINARY: dict[str, Ending] = {
 
 @pytest.mark.parametrize("name", _BINARY)
 def test_a_binary_score_explains_both_classes(name: str, tmp_path: Path) -> None:
-    """P(class 1) = p and P(class 0) = 1 - p; the gradients are those of the log odds, and their opposite."""
+    """P(class 1) = p and P(class 0) = 1 - p; the gradients are those of the log odds, and their negatives."""
     raw = _network(lambda net, z: net.add("Identity", z), classes=1)
     shift = float(np.median(_source(raw, _images())))
     raw = _network(lambda net, z: net.add("Identity", z), 1, shift + 0.01)
@@ -373,7 +373,7 @@ def test_no_percentages_on_request(tmp_path: Path) -> None:
 
 
 def test_a_scale_per_class_is_part_of_the_scores(tmp_path: Path) -> None:
-    """It changes the order of the classes, so that the softmax behind it is not what decides."""
+    """It changes the order of the classes, so the softmax before it does not decide."""
     model = _network(lambda net, z: net.add("Mul", _softmax(net, z), _constant(net, [[1, 2, 3, 4]])))
     result = fastcam.export(model, tmp_path / "net.onnx")
     found = fastcam.Explainer(result.path)(_images())
@@ -385,7 +385,7 @@ def test_a_scale_per_class_is_part_of_the_scores(tmp_path: Path) -> None:
     ("shape", "message"),
     [
         ([0, 4, 3, 3], "One score per pixel is a segmentation network"),
-        ([0, 6, 6], "Several rows per image are those of a detector"),
+        ([0, 6, 6], "Several rows per image mean a detector"),
     ],
 )
 def test_what_is_not_a_classifier_is_told_so(shape: list[int], message: str, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ _SIZE = (12, 12)
 
 
 def _residual() -> onnx.ModelProto:
-    """A skip around the middle layer, channels last between, as Keras' graphs have it."""
+    """A skip around the middle layer with channels last in between, as in Keras' graphs."""
     net = NetworkBuilder(("batch", 12, 12, 3))
     first = net.add("Transpose", net.input, perm=[0, 3, 1, 2])
     stem = net.add("Relu", net.conv(first, (4, 3, 3, 3), pads=[1, 1, 1, 1]), name="stem")
@@ -39,7 +39,7 @@ _NETWORKS: dict[str, tuple[Any, list[str], tuple[int, ...]]] = {
 
 @pytest.fixture(params=_NETWORKS)
 def files(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, dict[str, Path], Array]:
-    """The file of all layers, one file a layer, and images."""
+    """The file with all layers, one file per layer, and images."""
     build, layers, shape = _NETWORKS[request.param]
     result = fastcam.export(build(), tmp_path / "all.onnx", layer=layers, gradients="full")
     assert result.layers == tuple(layers)
@@ -107,8 +107,8 @@ def test_the_reverse_pass_is_shared(tmp_path: Path) -> None:
         (["block1", 3], ArgumentError, "list of names"),
         (3, ArgumentError, "layer=3"),
         (["block1", "block3"], LayerError, "no layer 'block3': did you mean"),
-        (["block1", "block1"], LayerError, "'block1' and 'block1' are one value"),
-        (["block1", "block1_node"], LayerError, "'block1' and 'block1_node' are one value"),
+        (["block1", "block1"], LayerError, "'block1' and 'block1' are the same value"),
+        (["block1", "block1_node"], LayerError, "'block1' and 'block1_node' are the same value"),
     ],
 )
 def test_wrong_layers_are_refused(layer: Any, error: type[Exception], message: str, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_layer_that_the_file_does_not_explain_is_refused(layer: Any, message: 
 
 
 def test_names_of_the_format_give_way_in_the_source(tmp_path: Path) -> None:
-    """Layers that are called as the outputs of others will be."""
+    """Layers with the names that other layers' outputs will get."""
     model = small_classifier().to_model()
     swapped = {"block1": "activations", "block2": "activations_1", "pool1": "weights", "scores": "weights_1"}
     for node in model.graph.node:

@@ -238,7 +238,7 @@ def test_a_block_is_explained_behind_its_thresholded_relu() -> None:
 
 
 def _two_branches(second: str) -> NetworkBuilder:
-    """Two convolutions over the picture, or one of them over another value, whose means make the scores together."""
+    """Two convolutions over the picture, or one of them over another value, whose means together form the scores."""
     net = NetworkBuilder(("batch", 3, 6, 6))
     net.graph.constants["other"] = np.random.default_rng(1).random((1, 3, 6, 6)).astype(np.float32)
     shape = net.add("Shape", net.input)

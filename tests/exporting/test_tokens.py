@@ -1,4 +1,4 @@
-"""Token maps: which values they are, how they lie on the picture, and whether the scores read them."""
+"""Token maps: which values they are, how they are arranged on the picture, and whether the scores read them."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def _class_token_transformer(activation: str, *, whole_slice: bool) -> onnx.Mode
 @pytest.mark.parametrize("whole_slice", [False, True])
 @pytest.mark.parametrize("activation", ["Relu", "Gelu", "HardSwish", "Mish", "Elu", "Abs"])
 def test_the_layer_before_the_last_attention_is_explained(activation: str, whole_slice: bool, tmp_path: Path) -> None:
-    """Whatever the activation of the last MLP, and however the class token is taken."""
+    """Whatever the activation of the last MLP, and however the class token is selected."""
     model = _class_token_transformer(activation, whole_slice=whole_slice)
     result = fastcam.export(model, tmp_path / "tokens.onnx")
     assert result.layer == "before_attention"

@@ -79,7 +79,7 @@ def test_a_crash_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_read_only_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Root may write anywhere, so the system's answer is given here.
+    # Root may write anywhere, so the system's answer is simulated.
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(WriteError, match="not writable"):
         files.check_writable(tmp_path / "small.onnx")

@@ -41,7 +41,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A folder and a file that must stay as they are."""
+    """A folder and a file that must stay unchanged."""
     folder = tmp_path / "outside"
     folder.mkdir()
     (folder / "victim").write_bytes(_VICTIM)
@@ -109,7 +109,7 @@ def test_the_output_folder_itself_may_be_a_link(model: Path, photos: Path, tmp_p
 
 
 def test_a_pattern_visits_folders_that_link_to_themselves_once(photos: Path) -> None:
-    """Python's own glob takes 2**40 ways through two links."""
+    """Python's own glob follows 2**40 paths through two links."""
     for name in ("a", "b"):
         (photos / name).symlink_to(".")
     found = [source.path for source in find_sources([str(photos / "**" / "*.png")])]
@@ -137,7 +137,7 @@ def nested(photos: Path) -> Iterator[Path]:
     os.close(descriptor)
     (photos / ("d/" * 1100) / "deep.png").symlink_to(photos / "0.png")
     yield photos
-    # Python 3.11 cannot remove such a tree, and pytest would fail to.
+    # Python 3.11 cannot remove such a tree, so pytest would fail.
     subprocess.run(["rm", "-rf", photos / "d"], check=True)
 
 

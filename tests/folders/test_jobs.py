@@ -1,4 +1,4 @@
-"""Folder jobs: what lands on disk is what Explainer says, and nothing finished is ever lost."""
+"""Folder jobs: the files on disk match Explainer's results, and finished work is never lost."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _entries(out: Path) -> list[dict[str, Any]]:
 
 
 def _contents(out: Path) -> dict[str, Any]:
-    """Return every file by name; what tells the time is left out."""
+    """Return every file by name, without times."""
     found: dict[str, Any] = {}
     for path in sorted(out.rglob("*")):
         name = str(path.relative_to(out))
@@ -102,7 +102,8 @@ def test_results_are_what_explainer_says(model: Path, photos: Path, tmp_path: Pa
             assert described["probability"] == pytest.approx(image.probabilities[described["index"]], abs=1e-6)
             overlay = np.asarray(Image.open(tmp_path / "out" / described["file"]))
             expected = image.overlay(k, colormap="viridis", alpha=0.3)
-            # Batches of another size may differ in the last bits, and so a value at the edge between two colours.
+            # Batches of another size may differ in the last bits, and so may the colour of a value on the border of
+            # two.
             assert np.abs(overlay.astype(int) - expected).max() <= 2
             stored = np.frombuffer(base64.b64decode(described["map"]), np.uint8).reshape(entry["map_size"])
             assert np.abs(stored - image.maps[k] * 255).max() < 0.6
@@ -168,7 +169,7 @@ def test_an_unreadable_picture_is_named_and_the_others_are_done(model: Path, pho
 
 
 def test_an_image_that_breaks_the_model_is_named_and_its_batch_is_done(tmp_path: Path) -> None:
-    """A picture of one colour makes 0 / 0 of its own scores, and of nobody else's."""
+    """A picture of one colour makes only its own scores 0 / 0."""
     net = NetworkBuilder(("batch", 3, 12, 12))
     spread = net.add("ReduceMax", net.input, net.constant(np.array([1, 2, 3])), keepdims=1)
     low = net.add("ReduceMin", net.input, net.constant(np.array([1, 2, 3])), keepdims=1)
@@ -303,7 +304,7 @@ def test_runs_killed_at_any_moment_end_with_the_same_files(model: Path, tmp_path
     kills = finished_before = 0
     for _ in range(100):
         with subprocess.Popen([sys.executable, "-c", _SCRIPT, model, photos, out]) as child:
-            # A share of the work, not a time: a fast machine is then killed as often as a slow one.
+            # A share of the work, not a time, so that fast and slow machines are killed equally often.
             _wait_for_growth(child, partial, finished_before + pick.uniform(0, whole / 8))
             time.sleep(pick.uniform(0, 0.01))
             child.kill()
@@ -361,7 +362,7 @@ def test_damaged_settings_are_not_resumed(model: Path, photos: Path, tmp_path: P
 
 
 def test_two_runs_at_once_do_not_meet(model: Path, photos: Path, tmp_path: Path) -> None:
-    """The second one is refused while the first one writes; the first one ends as if it were alone."""
+    """The second one is rejected while the first one writes; the first one finishes as if it were alone."""
     refused: list[str] = []
 
     def second(progress: fastcam.JobProgress) -> None:
@@ -446,7 +447,7 @@ def test_an_output_that_is_no_folder_is_refused(model: Path, photos: Path, tmp_p
         ({"size": (60_000, 60_000)}, ArgumentError, r"2\*\*28 pixels"),
         ({"alpha": "x"}, ArgumentError, "alpha='x': give a number"),
         ({"colormap": None}, ArgumentError, "colormap=None"),
-        ({"target": "pug", "top_k": 2}, ArgumentError, "give one of them"),
+        ({"target": "pug", "top_k": 2}, ArgumentError, "pass only one of them"),
         ({"target": ["pug", "1"]}, ArgumentError, r"classes \[1\] more than once"),
         ({"size": (0, 3)}, ArgumentError, r"size=\(0, 3\): give \(height, width\)"),
         ({"top_k": 0}, ArgumentError, "top_k=0: give a whole number"),
@@ -486,7 +487,7 @@ def test_files_that_cannot_explain_are_refused(photos: Path, tmp_path: Path) -> 
 
 
 def test_memory_does_not_grow_with_the_number_of_images(model: Path, tmp_path: Path) -> None:
-    """Two thousand images after a warm-up of a thousand: less than a kilobyte each stays, the lists of names."""
+    """Two thousand images after a warm-up of a thousand: less than a kilobyte each remains, the lists of names."""
     make_photos(tmp_path / "photos", 3000)
     sizes: dict[int, int] = {}
 

@@ -1,4 +1,4 @@
-"""The report page: what is in the file, and what a person at a browser sees and does."""
+"""The report page: the contents of the file, and what a person sees and does in a browser."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def page(browser: Any, folder: Path) -> Iterator[Any]:
-    """The page, freshly loaded; nothing may complain while a test uses it."""
+    """The page, freshly loaded; nothing may be logged while a test uses it."""
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     _resize(browser, 1200, 800)
     browser.get((folder / "report.html").as_uri())
@@ -210,7 +210,7 @@ def page(browser: Any, folder: Path) -> Iterator[Any]:
 
 
 def _complaints(browser: Any) -> list[Any]:
-    # The browser has advice for who reads canvases as often as these tests.
+    # The browser warns about reading canvases as often as these tests do.
     return [entry for entry in browser.get_log("browser") if entry["source"] != "rendering"]
 
 
@@ -220,7 +220,7 @@ def _resize(browser: Any, width: int, height: int) -> None:
 
 
 def _settle(page: Any) -> None:
-    """Wait until the browser has painted, and its observers have been told."""
+    """Wait until the browser has painted and notified its observers."""
     page.execute_async_script("const done = arguments[0]; requestAnimationFrame(() => setTimeout(done, 50))")
 
 
@@ -517,7 +517,7 @@ def test_every_control_has_a_name_for_screen_readers(page: Any) -> None:
     _check_names(page, "header", 9)
     _check_names(page, "main li:nth-child(-n+6)", 18)
     assert page.find_element("id", "count").aria_role == "status"
-    # What is behind a dialog has no name while it is open.
+    # Elements behind an open dialog have no accessible name.
     page.find_elements("css selector", ".open")[0].click()
     _check_names(page, "#large[open]", 8)
     assert page.find_element("id", "large").accessible_name == "photos/even/dog0.jpg"

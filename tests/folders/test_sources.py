@@ -1,4 +1,4 @@
-"""What a person names becomes a list of pictures: each once, in order, with an id of its own."""
+"""The named inputs become a list of pictures: each once, in order, with its own id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels compile for every device, keep what they work on in registers, and load 16 bytes at a time."""
+"""The CUDA kernels compile for every device, keep their working set in registers, and load 16 bytes at a time."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fastcam.kernels.cuda.launches import PARTS
 
 SOURCE = CSRC / "cuda" / "cam_kernels.cuh"
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-REGISTERS = {4: 64, 3: 80, 2: 128}  # of 65536, for so many blocks of 256 threads, in eights
+REGISTERS = {4: 64, 3: 80, 2: 128}  # of 65536, for this many blocks of 256 threads, in multiples of eight
 TYPES = [part for part in PARTS if part != "any"]
 
 needs_nvrtc = pytest.mark.skipif(nvrtc_library.folder() is None, reason="nvidia-cuda-nvrtc is not installed")
 
 
 def blocks_of_kernels() -> dict[str, int]:
-    """How many blocks the source wants on a processor, for each kernel."""
+    """The number of resident blocks per multiprocessor that the source requests for each kernel."""
     listed = re.findall(r"X\((cam_\w+?)(?:##name##(\w+))?, \w+, (\d)", SOURCE.read_text())
     kernels = {name: int(blocks) for name, rest, blocks in listed if not rest}
     for kind in TYPES:
@@ -31,7 +31,7 @@ def blocks_of_kernels() -> dict[str, int]:
 
 
 def assert_in_registers(log: str, architecture: int, kernels: set[str]) -> None:
-    """Read ptxas' report: nothing spilled, and registers as few as the blocks need that shall run at once."""
+    """Read ptxas' report: nothing is spilled, and there are few enough registers for the requested resident blocks."""
     report = re.findall(
         rf"entry function '(\w+)' for 'sm_{architecture}'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
         r"(\d+) bytes spill loads.*?Used (\d+) registers",
@@ -79,7 +79,7 @@ def test_nvrtc(architecture: int) -> None:
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 @pytest.mark.parametrize("part", PARTS)
 def test_nvcc(part: str, tmp_path: Path) -> None:
-    """As CMake calls it: one intermediate code for all devices."""
+    """As CMake calls it: one PTX for all devices."""
     nvcc = shutil.which("nvcc")
     assert nvcc is not None
     binaries = ",".join(f"sm_{architecture}" for architecture in ARCHITECTURES)
@@ -114,7 +114,7 @@ def test_memory_is_read_and_written_16_bytes_at_a_time() -> None:
         half = "float16" in name and name.endswith(("_8", "_16"))
         assert (narrow if half else wide) >= (1 if name == "cam_check_rows" else 2), name
         if name.startswith("cam_channel") and "_first_" in name and not half:
-            # Two or four in the loop, and one behind it.
+            # Two or four in the loop, and one after it.
             assert wide >= 3, f"{name}: fewer loads on their way than planned"
     for name in ("cam_view", "cam_prepare"):
         assert re.search(r"st\.global\.v4\.[bf]32", bodies[name]), name

@@ -1,7 +1,7 @@
-"""What only the CUDA kernels have: bfloat16, preparation, the check of rows, the cut into blocks, and refusals.
+"""Features specific to the CUDA kernels: bfloat16, preparation, the check of rows, the division into blocks, errors.
 
 `test_kernels.py` holds them to the specification. Here they run emulated, in several orders of threads, and on a device
-where there is one.
+if there is one.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def bfloat16(array: NDArray[np.float32]) -> tuple[NDArray[np.uint16], NDArray[np
     return bits, (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-# Shapes that meet every kernel, and every way of cutting: one tile and several, groups of one channel and of several,
+# Shapes that reach every kernel, and every way of dividing: one tile and several, groups of one channel and of several,
 # slices, a single pixel, more maps than a block takes.
 SHAPES = [
     ((2, 16, 7, 7), 1),
@@ -125,7 +125,7 @@ def test_bfloat16(backend: HostedKernels, rng: np.random.Generator, weighting: A
 
 
 def test_every_bfloat16(backend: HostedKernels) -> None:
-    """All bit patterns but NaN and infinity, with their signs: weight 1 and, for the negative ones, -1."""
+    """All bit patterns except NaN and infinity, with their signs: weight 1 and, for the negative ones, -1."""
     bits = np.arange(65536, dtype=np.uint32)
     values = (bits << 16).view(np.float32)
     finite = np.isfinite(values) & (values != 0)
@@ -199,7 +199,7 @@ def test_map_too_large_for_shared_memory(shim: shim_kernels.ShimBackend, rng: np
         assert_same(shim, random_case(rng, (1, 4, 90, 100), 2, normalize=normalize, size=(60, 70)))
 
 
-# The cut into blocks
+# The division into blocks
 
 
 def test_every_kernel_is_met(shim: shim_kernels.ShimBackend, rng: np.random.Generator) -> None:
@@ -236,7 +236,7 @@ def test_plans_stay_inside_the_limits(rng: np.random.Generator, weighting: Any, 
 
 
 def test_large_batches_read_little_but_activations() -> None:
-    """Partial sums cost about an eighth of the activations' bytes at most, also for 15 maps."""
+    """Partial sums take at most about an eighth of the activations' bytes, even for 15 maps."""
     for channels, side in [(512, 14), (1280, 7), (2048, 7), (256, 56)]:
         for maps in (1, 4, 15):
             for last in (False, True):
@@ -244,7 +244,7 @@ def test_large_batches_read_little_but_activations() -> None:
                 assert maps * plan.parts * 7.9 <= channels
 
 
-# Refusals
+# Errors
 
 
 def arrays(**changes: Any) -> DeviceRender:
@@ -332,7 +332,7 @@ def test_nothing_to_do(shim: shim_kernels.ShimBackend) -> None:
     assert not shim.shim.launches
 
 
-# The two backends that need a device, as far as they go without
+# The two backends that need a device, as far as they can be tested without one
 
 
 def test_native_module_without_a_driver() -> None:
@@ -383,7 +383,7 @@ class FakeModule:
 
 
 class FakeCupy(types.ModuleType):
-    """CuPy as `nvrtc` uses it: its launches are run by the emulation."""
+    """CuPy as `nvrtc` uses it: the emulation runs its launches."""
 
     def __init__(self, shim: shim_kernels.ShimKernels) -> None:
         super().__init__("cupy")

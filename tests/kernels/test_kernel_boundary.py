@@ -1,4 +1,4 @@
-"""What the kernels refuse: in every backend the same, by name, before any memory is touched."""
+"""Arguments that the kernels reject: the same in every backend, by name, before any memory is touched."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def test_prepare_needs_memory_of_its_own(kernels: Kernels) -> None:
         kernels.prepare(**arguments)
 
 
-# The native module by itself: only what keeps memory safe.
+# The native module by itself: only the checks that keep memory safe.
 
 
 def native_render(**changes: Any) -> None:

@@ -1,4 +1,4 @@
-"""Every backend computes what the specification says, and the specification what papers and other libraries say."""
+"""Every backend agrees with the specification, and the specification with papers and other libraries."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
 
 @pytest.fixture(params=HOST_BACKENDS)
 def viewers(request: pytest.FixtureRequest) -> Iterator[Kernels]:
-    """The backends that draw maps which somebody else computed, and run on threads."""
+    """The backends that draw maps computed elsewhere, and run on threads."""
     with host_backend(request.param) as backend:
         yield backend
 
@@ -68,7 +68,7 @@ def same_bits(a: Rendered, b: Rendered) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None)
 
 
-# Worked by hand
+# Computed by hand
 
 
 def test_maps_by_hand(kernels: Kernels) -> None:
@@ -85,7 +85,7 @@ def test_maps_by_hand(kernels: Kernels) -> None:
 
 
 def test_evidence_by_hand(kernels: Kernels) -> None:
-    """3 of the magnitudes 6 are positive; all; none; and nothing is there."""
+    """3 of the total magnitude 6 is positive; all; none; and an empty map."""
     activations = np.array([[[[3, -1], [0, -2]], [[1, 2], [3, 4]]]], np.float32)
     weights = np.array([[[1, 0], [0, 2], [0, -1], [0, 0]]], np.float32)
     for normalize in NORMALIZATIONS:
@@ -128,7 +128,7 @@ def test_overlay_by_hand(viewers: Kernels) -> None:
     palette[0], palette[128], palette[255] = (10, 20, 30), (101, 102, 103), (200, 100, 0)
     maps = np.array([[[[0, 0.5, 1]]]], np.float32)  # 255 * 0.5 = 127.5 rounds to the even 128
     images = np.array([[[[0, 1, 2], [100, 100, 101], [255, 255, 255]]]], np.uint8)
-    # Halves go to the even neighbour: (1 + 20) / 2 -> 10, (100 + 101) / 2 -> 100, (255 + 100) / 2 -> 178.
+    # Halves round to even: (1 + 20) / 2 -> 10, (100 + 101) / 2 -> 100, (255 + 100) / 2 -> 178.
     assert viewers.colorize(maps, images, palette=palette).tolist() == [
         [[[[5, 10, 16], [100, 101, 102], [228, 178, 128]]]]
     ]
@@ -266,7 +266,7 @@ def test_largest_values(kernels: Kernels) -> None:
 
 
 def test_every_half(kernels: Kernels) -> None:
-    """All 65536 bit patterns of float16 but NaN and infinity."""
+    """All 65536 bit patterns of float16 except NaN and infinity."""
     bits = np.arange(65536, dtype=np.uint16).view(np.float16)
     finite = np.abs(bits[np.isfinite(bits)]).reshape(1, 1, 64, -1)
     result = kernels.render(finite, np.ones((1, 1, 1), np.float16), normalize=None)
@@ -353,7 +353,7 @@ def test_views_agree_with_render(viewers: Kernels, rng: np.random.Generator) -> 
     overlay = dict(case.overlay)
     overlays = np.empty_like(result.overlays)
     assert viewers.colorize(result.maps, overlay.pop("images"), **overlay, overlays_out=overlays) is overlays
-    # The reference rounds its maps to float32 in between, which may move a value over the edge between two colours.
+    # The reference rounds its maps to float32 in between, which may move a value across the border of two colours.
     assert np.count_nonzero((overlays != result.overlays).any(axis=-1)) <= 2
 
 
@@ -415,7 +415,7 @@ def test_fork_with_a_running_pool() -> None:
     subprocess.run([sys.executable, "-c", FORK], check=True, timeout=60, env=environment)
 
 
-# Against libraries that others wrote
+# Against other libraries
 
 
 def _resize_pairs() -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -454,7 +454,7 @@ def test_pipeline_like_cv2(kernels: Kernels, rng: np.random.Generator) -> None:
     colored = case.overlay["palette"][np.rint(255 * heatmap).astype(int)]
     expected = cv2.addWeighted(case.overlay["images"][0], 0.6, colored, 0.4, 0)
     difference = np.abs(result.overlays[0, 0].astype(int) - expected)
-    # cv2 rounds halves its own way; a value on the edge between two colours may take either.
+    # cv2 rounds halves differently; a value on the border of two colours may get either.
     assert np.count_nonzero((difference > 1).any(axis=-1)) <= 2
 
 
@@ -497,7 +497,7 @@ def test_unknown_instruction_set() -> None:
         _cpu.use_instruction_set("mmx")
 
 
-# What the Explainer calls between two forward passes
+# Calls of the Explainer between two forward passes
 
 
 @pytest.mark.parametrize("normalize", ["max", "minmax", None])
@@ -529,7 +529,7 @@ SIDES = st.one_of(st.integers(1, 12), st.integers(1, 90), st.integers(1, 600))
 @given(
     source=st.tuples(SIDES, SIDES),
     target=st.tuples(SIDES, SIDES),
-    # Of black and white alone, many sums lie exactly between two roundings.
+    # With only black and white, many sums are exactly halfway between two levels.
     values=st.sampled_from([(0, 255), tuple(range(256))]),
     last=st.booleans(),
     reverse=st.booleans(),
@@ -556,7 +556,7 @@ def test_prepare_is_pillow_and_the_levels(
 
 @pytest.mark.parametrize("side", [(1, 300_000), (300_000, 1)])
 def test_prepare_shrinks_much(viewers: Kernels, side: tuple[int, int]) -> None:
-    """Thousands of weights a pixel, whose roundings add up."""
+    """Thousands of weights per pixel, whose rounding errors add up."""
     levels = np.tile(np.arange(256, dtype=np.float32), (3, 1))
     found = np.empty((1, 1, 3), np.float32)
     image = np.full((*side, 3), 255, np.uint8)

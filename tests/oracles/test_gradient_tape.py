@@ -26,7 +26,7 @@ _KINK = 1e-5
 
 
 def small_vgg() -> Any:
-    """VGG16's last two blocks and head, in small."""
+    """A small version of VGG16's last two blocks and head."""
     layers = keras.layers
     return keras.Sequential(
         [
@@ -172,7 +172,7 @@ print(json.dumps(peak * 1024))
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 def test_exporting_full_size_vgg16_stays_below_three_gigabytes(vgg16: Any, vgg16_file: Path, tmp_path: Path) -> None:
-    """The whole process, TensorFlow included; and another process writes the same bytes."""
+    """The whole process, including TensorFlow; and another process writes the same bytes."""
     vgg16.save(tmp_path / "dogs.keras")
     command = [sys.executable, "-c", _EXPORT, str(tmp_path / "dogs.keras"), str(tmp_path / "dogs.onnx")]
     outputs = []

@@ -16,7 +16,7 @@ import fastcam
 keras = pytest.importorskip("keras", reason="needs tensorflow: pip install fastcam[keras]")
 pytest.importorskip("tensorflow", reason="needs tensorflow: pip install fastcam[keras]")
 
-# Input side, and the layer to explain where the automatic one is no layer of Keras' (a bare addition).
+# Input side, and the layer to explain if the automatic one is not a Keras layer (a bare addition).
 _FAMILIES: dict[str, tuple[int, str | None]] = {
     "ConvNeXtTiny": (64, "convnext_tiny_stage_3_block_2_pointwise_conv_2"),
     "DenseNet121": (64, None),
@@ -71,7 +71,7 @@ def _raw_maps(model: Any, layer: str, images: Array) -> Array:
     return np.stack(maps, axis=1)
 
 
-# Depthwise and residual blocks, squeeze and excitation; the others repeat them.
+# Depthwise and residual blocks, squeeze-and-excitation; the others repeat them.
 _EVERY_TIME = {"MobileNetV2", "EfficientNetB0", "ResNet50"}
 
 
@@ -96,8 +96,8 @@ def test_maps_are_those_of_gradient_tape(family: str, tmp_path: Path) -> None:
         assert found.probabilities is not None
         assert relative_error(found.probabilities, expected_scores) < 1e-4
         errors = list(map(relative_error, found.maps, _raw_maps(model, layer, images)))
-        # Of a hundred thousand ReLUs one may lie within rounding of 0, on one side here and on the other there: such a
-        # kink moves the maps of that image, not those of most.
+        # Of a hundred thousand ReLUs one may be within rounding of 0, on different sides in the two networks: such a
+        # kink moves the maps of that image, but not of most.
         assert np.median(errors) < 1e-4, errors
 
     nodes = onnx.load(tmp_path / "last.onnx").graph.node
@@ -106,9 +106,9 @@ def test_maps_are_those_of_gradient_tape(family: str, tmp_path: Path) -> None:
     readers = Counter(name for node in nodes for name in node.input)
     for node in nodes:
         if node.op_type == "BatchNormalization":
-            # Only what a Conv cannot take in, for another node reads it bare.
+            # Only what a Conv cannot absorb, because another node reads it unscaled.
             assert node.input[0] not in convolved or readers[node.input[0]] > 1
-    # One at the image, three at targets and weights, and where the channels have to be last.
+    # One at the image, three at targets and weights, and where the channels must be last.
     assert ops["Transpose"] <= _LEFT_TRANSPOSES.get(family, 4)
 
 

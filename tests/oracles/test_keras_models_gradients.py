@@ -31,7 +31,7 @@ def _seeded() -> None:
 
 
 def _settle(model: Any) -> Any:
-    """Give biases and normalisations values as after training."""
+    """Set biases and normalisations to values as after training."""
     generator = np.random.default_rng(0)
     for variable in model.trainable_variables + model.non_trainable_variables:
         if len(variable.shape) == 1 and variable.dtype == "float32" and variable.name not in ("mean", "variance"):
@@ -99,7 +99,7 @@ def _rescaled() -> Any:
 
 
 class _Gate(Layer):
-    """A layer of one's own: weights, and arithmetic on them."""
+    """A custom layer: weights, and arithmetic on them."""
 
     def build(self, shape: Any) -> None:
         self.scale = self.add_weight(shape=(shape[-1],), name="scale")
@@ -109,7 +109,7 @@ class _Gate(Layer):
 
 
 class _Subclassed(Model):
-    """Layers called in a method; its call takes no ``training``."""
+    """Layers called in a method; its call has no ``training`` argument."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ def _several_outputs() -> Any:
 
 
 def _fine_tuned() -> Any:
-    """A network of keras.applications under a new head, as tutorials do it, in a model of its own."""
+    """A network of keras.applications under a new head, as in tutorials, in a separate model."""
     base = keras.applications.MobileNetV2(weights=None, include_top=False, input_shape=(64, 64, 3), alpha=0.35)
     augmentation = keras.Sequential(
         [keras.Input((64, 64, 3)), layers.RandomFlip(), layers.RandomRotation(0.1)], name="augmentation"

@@ -1,4 +1,4 @@
-"""Gradient rules against onnx-ad: automatic differentiation of ONNX graphs that others wrote."""
+"""Gradient rules against onnx-ad: an independent automatic differentiation of ONNX graphs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from fastcam.graph import static_dims
 
 onnx_ad = pytest.importorskip("onnx_ad", reason="needs onnx-ad: pip install onnx-ad")
 
-# It takes the pads at the end of an axis for those at its start; finite differences agree with us.
+# It mistakes the pads at the end of an axis for those at its start; finite differences agree with us.
 _WRONG = {"conv-asymmetric-pads"}
 _STRAIGHT_THROUGH = {"QuantizeLinear", "DequantizeLinear"}
-# It takes no open batch.
+# It does not support a dynamic batch.
 _CASES = [replace(case, batched=False) for case in CASES if case.name not in _WRONG]
 
 
@@ -31,7 +31,7 @@ def _run(model: ModelProto, inputs: dict[str, Array]) -> dict[str, Array]:
 
 
 def _theirs(case: OpCase) -> ModelProto | None:
-    """Return onnx-ad's reverse pass, None where it refuses."""
+    """Return onnx-ad's reverse pass, or None if it rejects the graph."""
     try:
         derived: ModelProto = onnx_ad.reverse(op_graph(case, np.float32).to_model(), layout="onnx")
     except onnx_ad.UnsupportedOperator:
@@ -40,7 +40,7 @@ def _theirs(case: OpCase) -> ModelProto | None:
 
 
 def test_the_oracle_knows_every_op() -> None:
-    """It refuses variants (automatic padding, ceil_mode, steps, mirrored pads), and of each op takes some."""
+    """It rejects variants (automatic padding, ceil_mode, steps, mirrored pads), but accepts some of each op."""
     taken = {case.op for case in _CASES if _theirs(case) is not None}
     assert taken == set(VJPS) - _STRAIGHT_THROUGH
     assert sum(_theirs(case) is None for case in _CASES) <= 15

@@ -1,4 +1,4 @@
-"""Heatmaps against every peer that is installed, by the formula in which each differs (DESIGN section 5)."""
+"""Heatmaps against every peer that is installed, with the formula by which each differs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from bench.contestants import FASTCAM, PEERS, Models, agreement
 from bench.networks import drawn_images, tiny
 
-# What a peer imports at import time or warns of while it runs is not ours.
+# What a peer imports at import time or warns about while it runs is not our concern.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 _CLASSES = [0, 3, 7]
@@ -19,7 +19,7 @@ _SLOW = {"torch.compile, by hand"}
 
 
 class _UntimedModels(Models):
-    """TensorFlow keeps the threads that it has: other tests have started it."""
+    """TensorFlow keeps its number of threads: other tests have started it."""
 
     @cached_property
     def keras(self) -> Any:
@@ -45,15 +45,15 @@ def test_heatmaps_are_those_of(name: str, models: Models) -> None:
     raw = models.explainer(images, _CLASSES, size="layer", normalize=None).maps
     assert raw.max((2, 3)).all()
     found = agreement(name, explain, raw, _CLASSES, (16, 16))
-    # Two float32 networks: 1e-4 (DESIGN section 6) for every map, for none of these images lies at a kink.
+    # Two float32 networks: 1e-4 for every map, because none of these images is at a kink.
     assert found.worst <= 1e-4
-    # It can fail: of another class's maps nothing is so close.
+    # It can fail: no other class's maps are this close.
     shifted = agreement(name, explain, np.roll(raw, 1, axis=1), _CLASSES, (16, 16))
     assert shifted.median > 0.01
 
 
 def test_every_class_of_a_batch_in_one_call(models: Models) -> None:
-    """All classes at once are what a peer gives one after the other, at batch 1 and at batch 4."""
+    """All classes at once equal a peer's one after the other, at batch sizes 1 and 4."""
     pytest.importorskip("captum", reason="needs captum: pip install fastcam[peers]")
     for count in (1, 4):
         images = drawn_images(count, (3, 16, 16))

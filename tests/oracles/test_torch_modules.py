@@ -60,7 +60,7 @@ def test_maps_are_those_of_autograd(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.filterwarnings("ignore")
 def test_files_of_the_older_exporter_explain_the_same(name: str, opset: int, tmp_path: Path) -> None:
-    """As most users have them: traced with one image, which fixes the batch in every shape."""
+    """The common case: traced with one image, which fixes the batch in every shape."""
     model, images = family(name), images_for()
     example = (torch.zeros(1, 3, SIDE, SIDE),)
     torch.onnx.export(model, example, tmp_path / "file.onnx", dynamo=False, opset_version=opset)
@@ -95,7 +95,7 @@ def test_a_module_is_left_as_it_was(tmp_path: Path, capfd: pytest.CaptureFixture
     assert model.features[0][0].weight.requires_grad
     assert capfd.readouterr() == ("", "")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
-    # Exported as at inference, whatever the module was at.
+    # Exported in inference mode, whatever the module's mode.
     found = fastcam.Explainer(tmp_path / "model.onnx")(images_for())
     assert relative_error(found.logits, _autograd(model.eval(), "features.1", images_for())[1]) < _BOUND
 
@@ -148,7 +148,7 @@ class _Undecided(Module):
 
 
 class _Counting(Module):
-    """As at inference with one image, whatever it was traced with."""
+    """As in inference with one image, whatever it was traced with."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ def test_a_module_splits_in_two() -> None:
 
 
 class _Pooled(Module):
-    """A classifier with a pooling and a head of the caller's."""
+    """A classifier with the given pooling and head."""
 
     def __init__(self, pool: Callable[[Any], Any], features: int = 8) -> None:
         super().__init__()
@@ -318,4 +318,4 @@ def test_the_skipped_check_is_noted(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name))
     result = fastcam.export(family("VGG"), tmp_path / "m.onnx", example_input=torch.zeros(1, 3, SIDE, SIDE))
-    assert any("not tried out: onnxruntime is not installed" in note for note in result.notes)
+    assert any("not test-run: onnxruntime is not installed" in note for note in result.notes)

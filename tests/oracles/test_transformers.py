@@ -79,7 +79,7 @@ def _image(channels_first: bool = False) -> Array:
     return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
 
-# What the class token reads of the last block's patches goes through its attention; a mean reads all to the end.
+# The class token reads the last block's patches through its attention; a mean reads them all to the end.
 @pytest.mark.parametrize(("class_token", "automatic"), [(True, "norm1_1"), (False, "norm")])
 def test_tokens_of_a_keras_model_are_maps(class_token: bool, automatic: str, tmp_path: Path) -> None:
     model, image = _keras_transformer(class_token), _image()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fastcam.arrays import Pixels
 
 RED, GREEN, BLUE, WHITE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (128, 128, 128)
-# Asymmetric on purpose: every rotation and mirroring gives another picture.
+# Asymmetric on purpose: every rotation and mirroring gives a different picture.
 UPRIGHT = np.array([[RED, GREEN, BLUE], [WHITE, (0, 0, 0), GREY]], np.uint8)
 
 
@@ -196,7 +196,7 @@ def test_exif_orientation(tmp_path: Path, orientation: int, suffix: str) -> None
         np.testing.assert_array_equal(read_image(image), UPRIGHT)
 
 
-# Orientation 6 beside a maker's name of the wrong type: MM, 2 entries, then what they point to.
+# Orientation 6 next to a maker's name of the wrong type: MM, 2 entries, then what they point to.
 BAD_MAKER = b"MM\x00*\x00\x00\x00\x08\x00\x02" + bytes.fromhex(
     "01170002000000060000002601120003000000010006000000000000" + b"maker\x00".hex()
 )
@@ -388,7 +388,7 @@ def test_bad_json(text: str) -> None:
 
 
 def test_prepare_squashes_the_whole_picture() -> None:
-    """A 40x20 picture, left half red and right half blue, at 2x2: each column keeps its half, none is cropped."""
+    """A 40x20 picture, left half red and right half blue, at 2x2: each column keeps its half; nothing is cropped."""
     picture = np.zeros((20, 40, 3), np.uint8)
     picture[:, :20], picture[:, 20:] = RED, BLUE
     batch = prepare([picture], Preprocessing.of("none"), (2, 2))
@@ -432,7 +432,7 @@ def test_prepare_refuses() -> None:
     unknown: Any = "CHW"
     with pytest.raises(ArgumentError, match="layout must be 'NHWC' or 'NCHW', not 'CHW'"):
         prepare([UPRIGHT], Preprocessing.of("none"), (2, 3), unknown)
-    with pytest.raises(ArgumentError, match="1 or 3 input channels, not 4"):
+    with pytest.raises(ArgumentError, match="1 or 3 channels, not 4"):
         prepare([UPRIGHT], Preprocessing.of("none"), (2, 3), channels=4)
 
 
@@ -529,7 +529,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_no_file_runs_a_program_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PostScript in a .jpg: Pillow would hand it to Ghostscript."""
+    """PostScript in a .jpg: Pillow would pass it to Ghostscript."""
     ran = tmp_path / "ran"
     ghostscript = tmp_path / "gs"
     ghostscript.write_text(f'#!/bin/sh\ntouch "{ran}"\n', encoding="ascii")
@@ -598,7 +598,7 @@ def test_a_range_is_two_numbers(stated: Any) -> None:
 
 
 def test_a_picture_that_becomes_a_pipe_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the look at it and its opening: a reader that waits for a writer would never return."""
+    """Swapped between check and opening: a reader that waits for a writer would never return."""
     path = _save(tmp_path, Image.new("RGB", (4, 4)), "photo.png")
     regular = path.stat()
     path.unlink()

@@ -1,4 +1,4 @@
-"""A headless Chromium for the tests of pages; they skip where there is none."""
+"""A headless Chromium for the tests of pages; they are skipped if there is none."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def open_browser(folder: Path) -> Iterator[Any]:
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     driver = shutil.which("chromedriver")
     if chromium is None or driver is None:
-        # Where everything has to be tested, a missing browser is a failure.
+        # If everything has to be tested, a missing browser is a failure.
         give_up = pytest.fail if os.environ.get("FASTCAM_TEST_BROWSER") == "required" else pytest.skip
         give_up("needs a browser: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()

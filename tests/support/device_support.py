@@ -22,13 +22,13 @@ from fastcam.kernels.cuda.interface import (
 
 
 class DeviceMemory(ABC):
-    """Memory of a device for one test's call, and the way there and back."""
+    """Device memory for one call of a test, with uploads and downloads."""
 
     stream = 0
 
     @abstractmethod
     def allocate(self, shape: Sequence[int], dtype: DeviceType) -> DeviceArray:
-        """Memory whose content is NaN, or as far from anything sensible."""
+        """Memory filled with NaN or other implausible values."""
 
     @abstractmethod
     def upload(self, array: NDArray[Any], dtype: DeviceType | None = None) -> DeviceArray:

@@ -1,9 +1,9 @@
-"""A CUDA device made of host memory, which finds every missing order.
+"""A CUDA device made of host memory, which detects missing synchronisation.
 
-Work that is enqueued runs when a host wait needs it and not before, so that what is read too early is not there yet.
-Beside that, vector clocks (Mattern 1989) over streams, events and the host tell for any two accesses of a byte whether
-one is ordered before the other; two that are not, one of them a write, are a `Fault`, as is memory that is not
-allocated. So a mistake is found whatever the timing.
+Work that is enqueued runs when a host wait needs it and not before, so that a premature read finds nothing yet. In
+addition, vector clocks (Mattern 1989) over streams, events and the host determine for any two accesses of a byte
+whether one is ordered before the other; if not and one is a write, that is a `Fault`, as is an access to
+unallocated memory. So a mistake is found whatever the timing.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from fastcam.kernels.reference import normalized, positive_share, resized, weigh
 Clock = dict[Any, int]
 _HOST = "host"
 _ALIGNMENT = 256
-# As float32 it is a NaN: what nobody wrote cannot pass for a result.
+# As float32 it is NaN: unwritten memory cannot pass for a result.
 _POISON = 0xFF
 
 
 class Fault(BaseException):
-    """An access that a real device might do too early or too late. Not an Exception: nobody is to handle it."""
+    """An access that a real device might make too early or too late. Not an Exception: nothing should handle it."""
 
 
 @dataclass
@@ -59,7 +59,7 @@ class _Memory:
 
 
 class _Point(NamedTuple):
-    """A place in a stream: what is enqueued before it."""
+    """A point in a stream: everything enqueued before it."""
 
     stream: int
     position: int
@@ -194,7 +194,7 @@ class FakeDevice:
         writes: Sequence[DeviceArray],
         work: Callable[[], None],
     ) -> None:
-        """Let ``work`` run on a stream when it has to."""
+        """Enqueue ``work`` on a stream; it runs when it has to."""
         with self._called(what, stream):
             self._enqueue(
                 stream,
@@ -214,7 +214,7 @@ class FakeDevice:
             self._wait_on_host(self._here(stream))
 
     def happens_before(self, first: Clock, second: Clock) -> bool:
-        """Whether all that the first clock knows, the second knows too."""
+        """Whether the second clock knows everything that the first one knows."""
         return all(second.get(actor, 0) >= time for actor, time in first.items())
 
     def clock_of(self, stream: int) -> Clock:
@@ -236,7 +236,7 @@ class FakeDevice:
     def _allocated(self, size: int, *, is_pinned: bool) -> int:
         data = np.full(size + _ALIGNMENT, _POISON, np.uint8)
         start = -(-data.ctypes.data // _ALIGNMENT) * _ALIGNMENT
-        # NumPy may give out the same addresses again when an earlier array is gone: none ever is.
+        # NumPy may reuse the addresses of freed arrays: none are ever freed.
         self._memory[start] = _Memory(data, start, size, is_pinned)
         return start
 
@@ -281,7 +281,7 @@ class FakeDevice:
         self._drain(point)
 
     def _drain(self, point: _Point) -> None:
-        """Run what a point stands for, and nothing else."""
+        """Run everything up to a point, and nothing else."""
         state = self._streams.get(point.stream)
         while state is not None and state.done < point.position:
             item = state.items[state.done]
@@ -313,7 +313,7 @@ class FakeDevice:
         memory.accesses = [*kept, access]
 
     def _fail(self, message: str) -> None:
-        """Raise the first fault; what follows from it, as everything is taken apart, is none of its own."""
+        """Raise the first fault; faults that follow during teardown are only consequences."""
         if not self._has_failed:
             self._has_failed = True
             raise Fault(message)
@@ -388,7 +388,7 @@ class FakeKernels(DeviceKernels):
 
 
 class FakeBinding:
-    """What `FakeSession` was told of the buffers."""
+    """The buffers that `FakeSession` was bound to."""
 
     def __init__(self) -> None:
         self.inputs: dict[str, DeviceArray] = {}
@@ -409,7 +409,7 @@ class FakeSession:
     Attributes
     ----------
     largest : int or None
-        Images beyond which it says what ONNX Runtime says when memory is short.
+        Number of images beyond which it fails as ONNX Runtime does when memory runs out.
     graphs : dict
         Buffers by number of the CUDA graph that was captured with them.
     """
@@ -458,7 +458,7 @@ class FakeSession:
 
 
 def session_factory(device: FakeDevice) -> Callable[..., FakeSession]:
-    """Return what takes the place of `onnxruntime.InferenceSession`."""
+    """Return the replacement for `onnxruntime.InferenceSession`."""
     real = onnxruntime.InferenceSession
 
     def make(path: Any, options: Any, providers: Sequence[Any], enable_fallback: int) -> FakeSession:
@@ -472,7 +472,7 @@ def session_factory(device: FakeDevice) -> Callable[..., FakeSession]:
 
 
 def install(device: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let ``Explainer(..., device="cuda")`` run on a fake device."""
+    """Make ``Explainer(..., device="cuda")`` run on a fake device."""
     monkeypatch.setattr(providers, "find_problem", lambda index: None)
     monkeypatch.setattr(opening, "_idle_streams", defaultdict(list))
     monkeypatch.setattr(devices, "open_device", lambda index: (device, FakeKernels(device)))

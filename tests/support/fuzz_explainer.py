@@ -1,6 +1,7 @@
-"""Mutated explained models through the door of Explainer, in a process of its own, as `fuzz_export`.
+"""Mutated explained models given to Explainer, in a separate process, like `fuzz_export`.
 
-``python tests/support/fuzz_explainer.py FOLDER FIRST COUNT`` prints how many explained an image and were refused.
+``python tests/support/fuzz_explainer.py FOLDER FIRST COUNT`` prints how many explained an image and how many were
+rejected.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def explained_models(folder: Path) -> list[bytes]:
 
 
 def run(folder: Path, first: int, count: int) -> tuple[int, int]:
-    """Open and use mutations number ``first`` and following; return how many explained and were refused."""
+    """Open and use mutations number ``first`` and following; return how many explained and how many were rejected."""
     models = explained_models(folder)
     photo = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     explained = refused = 0

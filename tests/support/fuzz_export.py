@@ -1,4 +1,4 @@
-"""Mutated models through the ONNX door, in a process of its own: a crash or a hang ends it, and its last seed is known.
+"""Mutated models given to the ONNX importer, in a separate process: a crash or hang ends it, and the seed is known.
 
 ``python tests/support/fuzz_export.py FOLDER FIRST COUNT`` prints how many were exported and how many refused.
 """
@@ -90,7 +90,7 @@ def _add_sparse_weights(model: onnx.ModelProto, pick: random.Random) -> None:
 
 
 def _add_made_constant(model: onnx.ModelProto, pick: random.Random) -> None:
-    """Put an op that can make anything of any size in front of a node."""
+    """Insert an op that can create anything of any size before a node."""
     node = pick.choice(list(model.graph.node))
     sizes = [pick.choice([0, 1, 3, 2**20, 2**40, -1]) for _ in range(pick.randrange(1, 4))]
     model.graph.initializer.append(helper.make_tensor("made/sizes", 7, [len(sizes)], sizes))
@@ -133,7 +133,7 @@ def sources() -> list[onnx.ModelProto]:
 
 
 def mutated(data: bytes, pick: random.Random) -> bytes | None:
-    """Return a model with one to three mutations; None where one took away what the next one changes."""
+    """Return a model with one to three mutations; or None if one removed what the next one changes."""
     model = onnx.load_from_string(data)
     try:
         for _ in range(pick.choice([1, 1, 1, 2, 3])):
@@ -144,12 +144,12 @@ def mutated(data: bytes, pick: random.Random) -> bytes | None:
 
 
 def limit_memory() -> None:
-    """Bound this process, so that a model that asks for everything meets a refusal and not the machine's end."""
+    """Limit this process, so that a model that asks for everything is rejected before it exhausts the machine."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
 
 
 def run(folder: Path, first: int, count: int) -> tuple[int, int]:
-    """Export mutations number ``first`` and following; return how many were exported and refused."""
+    """Export mutations number ``first`` and following; return how many were exported and how many rejected."""
     models = [model.SerializeToString() for model in sources()]
     exported = refused = 0
     for seed in range(first, first + count):

@@ -1,4 +1,4 @@
-"""Mutated pictures through the door of Explainer, in a process of its own, as `fuzz_export`.
+"""Mutated pictures given to Explainer, in a separate process, like `fuzz_export`.
 
 ``python tests/support/fuzz_images.py FOLDER FIRST COUNT`` prints how many were explained and how many refused.
 """
@@ -24,7 +24,7 @@ _HEAD = 64
 
 
 def pictures() -> list[bytes]:
-    """Return small pictures in every format and mode that people send, animations and pages among them."""
+    """Return small pictures in every common format and mode, including animations and multi-page files."""
     coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     photo = Image.fromarray(coarse).resize((40, 30), Image.Resampling.BICUBIC)
     exif = Image.Exif()
@@ -56,14 +56,14 @@ def _encoded(photo: Image.Image, kind: str, mode: str, options: dict[str, Any]) 
     data = io.BytesIO()
     converted = photo.convert("I").convert("I;16") if mode == "I;16" else photo.convert(mode)
     if "save_all" in options:
-        # Of its own for each file: saving leaves its settings on an image.
+        # A new one for each file: saving leaves its settings on an image.
         options = {**options, "append_images": [photo.rotate(90), photo.rotate(180)]}
     converted.save(data, kind, **options)
     return data.getvalue()
 
 
 def mutated(data: bytes, pick: random.Random) -> bytes:
-    """Return a picture with changed bytes, or with a part left out, doubled, or replaced by extreme numbers."""
+    """Return a picture with changed bytes, or with a part removed, doubled, or replaced by extreme numbers."""
     changed = bytearray(data)
     place = pick.randrange(min(len(changed), _HEAD) if pick.random() < 0.5 else len(changed))
     length = pick.randrange(1, 40)
@@ -82,7 +82,7 @@ def mutated(data: bytes, pick: random.Random) -> bytes:
 
 
 def run(folder: Path, first: int, count: int) -> tuple[int, int]:
-    """Explain mutations number ``first`` and following; return how many were explained and refused."""
+    """Explain mutations number ``first`` and following; return how many were explained and how many rejected."""
     fastcam.export(small_classifier().to_model(), folder / "m.onnx", preprocess="scale")
     explainer = fastcam.Explainer(folder / "m.onnx", threads=1)
     sound = pictures()

@@ -1,4 +1,4 @@
-"""The kernels on a CUDA device, for the tests marked `gpu`: skipped with the reason where there is none."""
+"""The kernels on a CUDA device, for the tests marked `gpu`: skipped with the reason if there is none."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class DeviceBackend(HostedKernels):
 
 
 def backend(name: str) -> DeviceBackend:
-    """The backend "cuda" or "nvrtc"; skips the test where it cannot run."""
+    """The backend "cuda" or "nvrtc"; skips the test if it cannot run."""
     kernels, memory = _BACKENDS[name]()
     return DeviceBackend(name, kernels, memory)
 

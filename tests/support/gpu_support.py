@@ -1,7 +1,7 @@
-"""What GPUs run: the kernels of ONNX Runtime's CUDA provider and the ops of TensorRT's ONNX parser, with their types.
+"""Ops that GPUs run: kernels of ONNX Runtime's CUDA provider and ops of TensorRT's ONNX parser, with their types.
 
-Any other op runs on the CPU, with copies in both directions in every run, and keeps TensorRT from running the whole
-network.
+Any other op runs on the CPU, with copies in both directions in every run, and prevents TensorRT from running the
+whole network.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LETTERS = {"float32": "f", "float16": "h", "int32": "i", "int64": "i", "bool": 
 CUDA_KERNELS = {name: frozenset(op.cuda) for name, op in OPS.items() if op.cuda}
 TENSORRT_OPS = {name: frozenset(op.tensorrt) for name, op in OPS.items() if op.tensorrt}
 
-# Ops of source models that stay in the forward part though one of the lists does not have them, and the consequence.
+# Ops of source models that stay in the forward part although one of the lists lacks them, and the consequence.
 EXCEPTIONS = {
     "Celu": "ONNX Runtime decomposes it into ops that CUDA has",
     "Mish": "ONNX Runtime decomposes it into ops that CUDA has",
@@ -31,9 +31,9 @@ EXCEPTIONS = {
     "DequantizeLinear": "as the source was quantised: TensorRT wants zero points of 0, CUDA no biases of 32 bits",
 }
 
-# The input whose type chooses the kernel, where it is not the first.
+# The input whose type selects the kernel, if it is not the first.
 _CHOOSING_INPUT = {"Where": 1}
-# Inputs that TensorRT wants as constants.
+# Inputs that TensorRT requires to be constants.
 _CONSTANT_INPUTS = {
     **dict.fromkeys(
         ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceL1", "ReduceL2", "Squeeze", "Unsqueeze", "TopK"),
@@ -46,7 +46,7 @@ _CONSTANT_INPUTS = {
 
 
 def reasons_against_gpus(graph: Graph) -> list[str]:
-    """Return why CUDA or TensorRT would leave nodes to the CPU, a line per node and reason, except `EXCEPTIONS`."""
+    """Return why CUDA or TensorRT would leave nodes to the CPU, one line per node and reason, except `EXCEPTIONS`."""
     found = []
     for node in graph.nodes:
         if operator(node) in EXCEPTIONS:

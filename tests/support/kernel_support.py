@@ -94,19 +94,19 @@ def sum_bound(case: Case) -> NDArray[np.float64]:
     _, c, h, w = case.activations.shape
     terms = c if case.weighting != "pooled" else c + h * w + 1
     magnitudes = reference.weighted_sum(np.abs(case.activations), np.abs(case.weights), case.weighting)
-    # A subnormal weight or product is off by TINY at most, times what it is multiplied with.
+    # A subnormal weight or product is off by at most TINY, times its other factor.
     reach = np.abs(case.activations.astype(np.float64)).sum(axis=1)[:, None]
     bound: NDArray[np.float64] = (terms + 2) * (EPS * magnitudes + TINY * (1 + reach))
     return bound
 
 
 def assert_same(kernels: Kernels, case: Case, **more: Any) -> Rendered:
-    """Demand that a backend computes what the specification says; return what it computed."""
+    """Check that a backend agrees with the specification; return its results."""
     expected = case.run(reference.KERNELS)
     actual = case.run(kernels, **more)
     tolerance = _map_tolerance(case)
     assert_close(actual.maps, expected.maps, tolerance)
-    # Bilinear interpolation is an average: it carries the largest error at most, and rounds a few times itself.
+    # Bilinear interpolation is an average: it passes on at most the largest error, and rounds a few times itself.
     largest = tolerance.max(axis=(2, 3), keepdims=True) + 4 * EPS * expected.maps.max(axis=(2, 3), keepdims=True)
     assert_close(actual.heatmaps, expected.heatmaps, largest)
     assert_close(actual.evidence, expected.evidence, _evidence_tolerance(case))
@@ -121,8 +121,8 @@ def _evidence_tolerance(case: Case) -> NDArray[np.float64]:
     """Largest error of P / T, the sum of the positive values over that of all magnitudes.
 
     With E the sum of the errors of all pixels, P and T are off by E at most, and by (pixels + 4) EPS of themselves from
-    adding up in float32 in any order: the quotient is off by 2 E / (T - E) + 2 (pixels + 4) EPS. Where E is not small
-    beside T, any value in 0..1 is right.
+    adding up in float32 in any order: the quotient is off by 2 E / (T - E) + 2 (pixels + 4) EPS. If E is not small
+    compared with T, any value in 0..1 is right.
     """
     sums = reference.weighted_sum(case.activations, case.weights, case.weighting)
     total, error = np.abs(sums).sum(axis=(2, 3)), sum_bound(case).sum(axis=(2, 3))
@@ -142,7 +142,7 @@ def _map_tolerance(case: Case) -> NDArray[np.float64]:
     worst = error.max(axis=(2, 3), keepdims=True)
     relative = np.divide(4 * worst, span - 2 * worst, out=np.ones_like(span), where=span > 4 * worst)
     surely_zero = (sums + error <= 0).all(axis=(2, 3), keepdims=True)
-    # Between the two, rounding decides whether there is anything to divide by: any value in 0..1 is right.
+    # Between the two, rounding decides whether the divisor is 0: any value in 0..1 is right.
     return np.broadcast_to(np.where(surely_zero, 0.0, np.minimum(relative, 1) + 2 * EPS), raw.shape)
 
 
@@ -158,7 +158,7 @@ def assert_close(actual: NDArray[Any], expected: NDArray[Any], tolerance: NDArra
 
 
 def assert_overlays(overlays: NDArray[np.uint8], heatmaps: NDArray[np.float32], overlay: dict[str, Any]) -> None:
-    """Demand the blend of each pixel with the colour of its value, or with a neighbour where rounding decides."""
+    """Check the blend of each pixel with the colour of its value, or with an adjacent one where rounding decides."""
     values = heatmaps.astype(np.float64)
     slack = 2 * EPS
     blends = [

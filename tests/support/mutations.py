@@ -1,4 +1,4 @@
-"""Ways to break a small model, shared by the tests of both doors."""
+"""Ways to break a small model, shared by the tests of importer and Explainer."""
 
 from __future__ import annotations
 

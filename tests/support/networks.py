@@ -48,7 +48,7 @@ class NetworkBuilder:
         return key
 
     def weight(self, *shape: int, scale: float | None = None) -> str:
-        """Add He-initialised weights (He et al. 2015), which keep activations at the size of the input."""
+        """Add He-initialised weights (He et al. 2015), which preserve the scale of activations."""
         fan_in = int(np.prod(shape[1:])) if len(shape) == 4 else shape[0]
         spread = np.sqrt(2 / fan_in) if scale is None else scale
         return self.constant(self._rng.normal(0, spread, shape).astype(self.dtype), "weight")
@@ -70,9 +70,9 @@ class NetworkBuilder:
 def small_classifier(
     dtype: Any = np.float32, batch: int | str = "batch", seed: int = 0, keeps_batch: bool = False
 ) -> Graph:
-    """A VGG in small: two convolution blocks, a flattening head of three dense layers, softmax over 5 classes.
+    """A small VGG: two convolution blocks, a flattening head of three dense layers, softmax over 5 classes.
 
-    With ``keeps_batch`` an op that changes nothing keeps a fixed batch from being opened.
+    With ``keeps_batch`` an op that changes nothing prevents a fixed batch from being made dynamic.
     """
     net = NetworkBuilder((batch, 3, 12, 12), dtype, seed=seed)
     first = net.add("Relu", net.conv(net.input, (6, 3, 3, 3), pads=[1, 1, 1, 1]), name="block1")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 @cache
 def folder() -> Path | None:
-    """Where the wheel's libraries are; None where it is not installed."""
+    """The folder of the wheel's libraries; None if it is not installed."""
     try:
         files = importlib.metadata.files("nvidia-cuda-nvrtc") or []
     except importlib.metadata.PackageNotFoundError:

@@ -1,7 +1,7 @@
-"""One row for every variant of every op in the gradient table: how the op is called, and on what.
+"""One row for every variant of every op in the gradient table: how the op is called, and its inputs.
 
 An input that is a tuple of numbers is a variable of that shape (its first axis is the batch where `batched`); an array
-is a constant (float64: in the graph's type), None an optional input left out. Values are drawn so that no two elements
+is a constant (float64: in the graph's type), None an omitted optional input. Values are drawn so that no two elements
 of a variable are closer than 0.01: finite differences then never step over a kink or a tie.
 """
 

@@ -1,4 +1,4 @@
-"""What the tests of gradient rules share: an op as a graph, its gradients as one, and the ops that these may use."""
+"""Shared by the tests of gradient rules: an op as a graph, its gradients as one, and the ops that these may use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CUDA_AND_TENSORRT_OPS = ops_with(Fact.EMITTED)
 
 
 def drawn_values(case: OpCase, rng: np.random.Generator) -> dict[str, Array]:
-    """Draw the variables: distinct values, so that neither ties nor kinks lie within a finite-difference step."""
+    """Draw the variables: distinct values, so that there are no ties or kinks within a finite-difference step."""
     drawn = {}
     for index in case.variables:
         shape = case.inputs[index]
@@ -32,7 +32,7 @@ def drawn_values(case: OpCase, rng: np.random.Generator) -> dict[str, Array]:
 
 
 def op_graph(case: OpCase, dtype: Any) -> Graph:
-    """The op alone: variables x0, x1 ..., outputs y0, y1 ..., of which those that are read are the graph's."""
+    """The op alone: variables x0, x1 ..., outputs y0, y1 ..., of which the graph's outputs are those that are read."""
     graph = Graph([], {}, {}, [f"y{index}" for index in case.read], case.opset)
     for index, item in enumerate(case.inputs):
         if isinstance(item, tuple):

@@ -1,4 +1,4 @@
-"""A classifier for every opset, written with what changed over the years: attributes that became inputs, new ops."""
+"""A classifier for every opset, with everything that changed over the years: attributes that became inputs, new ops."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 OPSETS = range(7, 24)
-# Of the oldest files: weights had to be among the inputs then.
+# In the oldest files, weights had to be among the inputs.
 _IR_VERSIONS = {7: 3, 8: 3}
 
 # The map that is explained, and its size.
@@ -59,7 +59,7 @@ def classifier(opset: int, softmax: str = "Softmax") -> onnx.ModelProto:
     value = net.add("LeakyRelu", net.add("Conv", value, net.normal(6, 6, 3, 3)), alpha=0.1)
     value = _enlarge(net, value)
     value = _slice(net, value)
-    # The pooling that follows should see no equal neighbours, where gradients jump.
+    # The following pooling should not see equal neighbours, where gradients jump.
     gate = net.add("Conv", value, net.normal(6, 6, 3, 3), pads=[1, 1, 1, 1])
     value = net.add("Add", value, net.add("Sigmoid", gate), outputs=(LAYER,))
     value = _pool(net, value)
@@ -77,7 +77,7 @@ def classifier(opset: int, softmax: str = "Softmax") -> onnx.ModelProto:
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 16, 12])],
         [helper.make_tensor_value_info(value, TensorProto.FLOAT, ["batch", 5])],
         net.weights,
-        # Inference does not pass GroupNormalization.
+        # Shape inference stops at GroupNormalization.
         value_info=[helper.make_tensor_value_info("raw", TensorProto.FLOAT, ["batch", 5])],
     )
     opsets = [helper.make_opsetid("", opset)]
@@ -145,7 +145,7 @@ def _split_and_swap(net: _Writer, value: str) -> str:
 
 
 def _gate(net: _Writer, value: str) -> str:
-    """Squeeze and excitation by hand: (N,6,h,w) -> (N,6) -> (N,6,1,1)."""
+    """Hand-written squeeze-and-excitation: (N,6,h,w) -> (N,6) -> (N,6,1,1)."""
     squeezed = net.moved(13, "Squeeze", net.add("GlobalAveragePool", value), axes=np.array([2, 3]))
     hidden = net.add("HardSigmoid", net.add("MatMul", squeezed, net.normal(6, 6)), alpha=0.2, beta=0.5)
     gate = net.moved(13, "Unsqueeze", hidden, axes=np.array([2, 3]))

@@ -1,4 +1,4 @@
-"""What a child process may be asked to do, well or badly."""
+"""Work for the child process, well-behaved or not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def behave(deed: bytes) -> bytes:
-    """Do what is asked for, and answer who did it."""
+    """Do the requested work, and return the id of the process that did it."""
     _DEEDS[deed]()
     return f"child {os.getpid()}".encode()
 
@@ -19,7 +19,7 @@ def _refuse() -> None:
 
 
 def _spin() -> None:
-    # In C, and with the GIL held: no Python code of this process gets to run.
+    # In C, with the GIL held: no Python code of this process can run.
     sum(range(10**12))
 
 

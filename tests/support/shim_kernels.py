@@ -31,7 +31,7 @@ SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno
 
 
 def missing() -> str | None:
-    """Why the kernels cannot be emulated here; None where they can."""
+    """Why the kernels cannot be emulated here; None if they can."""
     if compiler() is None:
         return "no C++ compiler"
     if sys.platform != "linux":
@@ -55,7 +55,7 @@ def build(folder: Path, source: str | None = None, *, sanitized: bool = SANITIZE
         shutil.copy(CSRC / "tests" / name, tests / name)
     library = folder / "libcam_kernels_shim.so"
     options = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    # The blend is rounded as it says. Loads of 16 bytes read other types than the memory holds, as CUDA allows.
+    # No contraction: the blend is rounded as written. 16-byte loads alias other types, as CUDA allows.
     options += ["-ffp-contract=off", "-fno-strict-aliasing", *(SANITIZERS if sanitized else [])]
     subprocess.run([command, *options, tests / "cam_kernels_shim.cpp", "-o", library], check=True)
     return library
@@ -92,7 +92,7 @@ class ShimKernels(LaunchedKernels):
 
 
 class HostMemory(DeviceMemory):
-    """Heap blocks of the exact size, for AddressSanitizer; without it, between guards that must stay as they are."""
+    """Heap blocks of the exact size, for AddressSanitizer; without it, between guards that must stay unchanged."""
 
     def __init__(self) -> None:
         self._guard = 0 if SANITIZED else 256
@@ -122,7 +122,7 @@ class HostMemory(DeviceMemory):
         return result
 
     def release(self) -> None:
-        """Free all blocks, and demand that nothing was written beside them."""
+        """Free all blocks, and check that nothing was written outside them."""
         blocks, self._blocks = self._blocks, []
         intact = True
         for start, size in blocks:

@@ -1,4 +1,4 @@
-"""Classifiers of a fixed batch in the shapes that exporters give them, none of which mixes images."""
+"""Classifiers with a fixed batch, as exporters write them, none of which mixes images."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _squeeze_and_excitation(batch: int) -> onnx.ModelProto:
 
 
 def _attention(batch: int) -> onnx.ModelProto:
-    """Tokens (N,T,C) in two heads (N,2,T,C/2), as exporters write them for a batch that they know."""
+    """Tokens (N,T,C) in two heads (N,2,T,C/2), as exporters write them for a known batch size."""
     net, value = features(batch)
     tokens = net.add("Transpose", net.add("Reshape", value, net.constant([batch, 4, 64])), perm=[0, 2, 1])
     heads = net.add("Reshape", tokens, net.constant([batch, 64, 2, 2]))

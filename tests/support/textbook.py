@@ -9,7 +9,7 @@ from networks import Array
 
 
 def make_layers_he(model: Any, seed: int) -> None:
-    """Give every kernel He-initialised weights (He et al. 2015), which keep activations at the size of the input."""
+    """Give every kernel He-initialised weights (He et al. 2015), which preserve the scale of activations."""
     generator = np.random.default_rng(seed)
     for variable in model.trainable_variables:
         shape = tuple(variable.shape)
@@ -21,7 +21,7 @@ def make_layers_he(model: Any, seed: int) -> None:
 
 
 class Textbook:
-    """The textbook code for one model and layer; the model's softmax is taken off."""
+    """The textbook code for one model and layer; the model's softmax is removed."""
 
     def __init__(self, model: Any, layer: str) -> None:
         import keras
@@ -52,7 +52,7 @@ class Textbook:
         """Return the smallest dense pre-activation, relative to their spread.
 
         The gradient jumps where a ReLU switches. Below 1e-5 the rounding of two float32 convolution stacks may put a
-        unit on different sides, and the maps then rightly differ by one unit of some thousand.
+        unit on different sides, and the maps then legitimately differ by one unit of some thousands.
         """
         import keras
 

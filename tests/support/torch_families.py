@@ -37,7 +37,7 @@ class _Residual(Module):
 
 
 class _Dense(Module):
-    """DenseNet's layer: what it makes is joined to what it read."""
+    """DenseNet's layer: its output is concatenated with its input."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class _Dense(Module):
 
 
 class _Gate(Module):
-    """Squeeze and excitation."""
+    """Squeeze-and-excitation."""
 
     def __init__(self, channels: int, act: Any) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class _Branches(Module):
 
 
 class _Shuffled(Module):
-    """ShuffleNet's unit: half of the channels goes through, then both are interleaved."""
+    """ShuffleNet's unit: half of the channels pass through, then both halves are interleaved."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ def stacked(*blocks: Any, channels: int = 8) -> Any:
     return _Classifier(nn.Sequential(_conv(3, 8, stride=2), *blocks), channels)
 
 
-# What makes the network, its last layer with a map, and one in the middle.
+# The network's factory, its last layer with a map, and one in the middle.
 FAMILIES: dict[str, tuple[Callable[[], Any], str, str]] = {
     "ResNet": (lambda: stacked(_Residual(8), _Residual(8)), "features.2", "features.1.bn1"),
     "DenseNet": (lambda: stacked(_Dense(8), _Dense(12), channels=16), "features.2", "features.1"),
@@ -170,15 +170,15 @@ def images_for(count: int = 2) -> Array:
 
 
 def scores_and_activations(model: Any, layer: str, images: Array) -> tuple[Any, Any]:
-    """Return what a module makes of images, and what its layer gave on the way, for torch's autograd.
+    """Return a module's outputs for images, and its layer's output, for torch's autograd.
 
-    Of a layer that is called several times it is the last call.
+    For a layer that is called several times it is the last call's.
     """
     kept: list[Any] = []
 
     def keep(_: Any, __: Any, output: Any) -> Any:
         kept.append(output)
-        # A module behind may overwrite it in place.
+        # A later module may overwrite it in place.
         return output.clone()
 
     hook = model.get_submodule(layer).register_forward_hook(keep)

@@ -1,4 +1,4 @@
-"""The networks of keras.applications: what their photos go through, their blocks, their weights."""
+"""The networks of keras.applications: their preprocessing, their blocks, their weights."""
 
 from __future__ import annotations
 

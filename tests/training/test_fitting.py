@@ -1,4 +1,4 @@
-"""A fit that is interrupted between any two epochs ends as one that is not."""
+"""A fit that is interrupted between any two epochs ends like an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _model() -> Any:
 
 
 def _data(*, contrary: bool) -> tuple[Any, Any]:
-    """Batches without end, and a validation set of the same or of the opposite labels."""
+    """Endless batches, and a validation set with the same or the opposite labels."""
     inputs = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
     labels = (inputs[:, 0] > 0).astype(np.int64)
     batches = tf.data.Dataset.from_tensor_slices((inputs, labels)).shuffle(20, seed=1).batch(5).repeat()
@@ -70,7 +70,7 @@ def test_it_stops_when_nothing_gets_better_and_keeps_what_was_best(tmp_path: Pat
     losses = [row["val_loss"] for row in rows]
     assert len(rows) < 6
     assert losses == sorted(losses)
-    # The start was the best, and an epoch that was stopped is not gone on with.
+    # The initial weights were the best, and a stopped training is not continued.
     for one, two in zip(model.get_weights(), _model().get_weights(), strict=True):
         np.testing.assert_array_equal(one, two)
     assert _run(tmp_path / "fit", _phase(), contrary=True)[1] == rows

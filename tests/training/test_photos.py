@@ -63,7 +63,7 @@ def test_the_division_depends_on_the_seed_alone(folder: Path, tmp_path: Path) ->
     first = _by_part(_stage(folder, tmp_path / "a"))
     assert _by_part(_stage(folder, tmp_path / "b")) == first
     assert any(_by_part(_stage(folder, tmp_path / f"c{seed}", seed=seed)) != first for seed in (1, 2))
-    # A class more does not divide the others anew.
+    # An additional class does not change the split of the others.
     (folder / "another").mkdir()
     Image.new("RGB", (9, 9)).save(folder / "another" / "1.png")
     Image.new("RGB", (9, 9)).save(folder / "another" / "2.png")
@@ -79,7 +79,7 @@ def test_photos_are_read_once(folder: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("fastcam.training.photos.read_image", lambda path: pytest.fail(f"{path} was read again"))
     again = _stage(folder, tmp_path / "staged")
     assert again == first
-    # Another division moves them.
+    # A different split moves them.
     other = _stage(folder, tmp_path / "staged", seed=3)
     assert {photo.staged.name for photo in (*other.train, *other.val)} == {path.name for path in before}
     assert set((tmp_path / "staged").rglob("*.png")) == {photo.staged for photo in (*other.train, *other.val)}
@@ -127,7 +127,7 @@ def test_what_is_no_photo_is_listed_and_skipped(folder: Path, tmp_path: Path) ->
 
 
 def test_copies_in_hidden_folders_are_no_photos(folder: Path, tmp_path: Path) -> None:
-    """An editor's copy of a photo to learn from would be one to test on."""
+    """An editor's copy of a training photo could become a validation photo."""
     shutil.copytree(folder / "grün", folder / "grün" / ".ipynb_checkpoints" / "deep")
     photos = _stage(folder, tmp_path / "staged")
     assert len(photos.train) + len(photos.val) == 24
@@ -266,5 +266,5 @@ def test_folders_may_be_nested_as_deeply_as_the_system_allows(folder: Path, tmp_
     try:
         assert len(_stage(folder, tmp_path / "staged").train) == 18
     finally:
-        # Python 3.11 cannot remove such a tree, and pytest would fail to.
+        # Python 3.11 cannot remove such a tree, so pytest would fail.
         subprocess.run(["rm", "-rf", folder / "grün" / "d"], check=True)

@@ -1,4 +1,4 @@
-"""Fine-tuning on a folder of photos: what is learnt, what is kept, what is refused."""
+"""Fine-tuning on a folder of photos: what is learnt, what is stored, what is rejected."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from fastcam.training.results import TrainingProgress
 
 keras = pytest.importorskip("keras", reason="needs tensorflow: pip install fastcam[train]")
 
-# A side for which VGG16 is quickly computed, and block5 still has a map.
+# A side for which VGG16 is fast and block5 still has a map.
 _SIDE = 48
 _SMALL: dict[str, Any] = {"size": _SIDE, "batch_size": 8, "augmentations": 0, "epochs": 8, "learning_rate": 0.01}
 _ALTERED = {**_SMALL, "augmentations": 1}
 _VGG16 = keras.applications.VGG16
-# Channels of each block. The last ones are the features, of which a head needs many.
+# Channels of each block. The last ones are the features, and a head needs many.
 _WIDTHS = (16, 16, 16, 32, 128)
 
 
@@ -59,7 +59,7 @@ def _vgg16_is_narrow() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A backbone whose features tell colours apart, and no more."""
+    """A backbone whose features distinguish colours only."""
     network = keras.applications.VGG16(weights=None, include_top=False, input_shape=(_SIDE, _SIDE, 3))
     make_layers_he(network, seed=0)
     first = network.get_layer("block1_conv1")
@@ -187,7 +187,7 @@ def test_the_folder_holds_the_settings_and_the_pictures(trained: fastcam.Trainin
 
 
 def test_features_are_those_of_the_frozen_backbone(trained: fastcam.TrainingResult, weights: Path) -> None:
-    """Computed by Keras' own preprocessing and network, without anything of ours."""
+    """Computed by Keras' own preprocessing and network, without our code."""
     network = keras.applications.VGG16(weights=None, include_top=False, input_shape=(_SIDE, _SIDE, 3))
     network.load_weights(weights)
     expected = {
@@ -206,7 +206,7 @@ def test_features_are_those_of_the_frozen_backbone(trained: fastcam.TrainingResu
     for features in expected.values():
         errors = [np.abs(array - features).max() for array in cached if array.shape == features.shape]
         assert min(errors) < 1e-4 * np.abs(features).max()
-        # The altered copies are others, though of the same photos.
+        # The altered copies differ, although they are of the same photos.
         assert len(errors) == 1 or max(errors) > 0.01 * np.abs(features).max()
 
 
@@ -246,7 +246,7 @@ def test_training_ends_when_it_no_longer_helps_and_keeps_the_best(photos: Path, 
     assert _is_same(_weights(result.path), _weights(shorter.path))
 
 
-# The way to production
+# The path to production
 
 
 def test_export_finds_the_classes_and_the_preprocessing(trained: fastcam.TrainingResult, tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_the_seed_decides_everything(photos: Path, weights: Path, tmp_path: Path
 
 
 class _Interrupted(BaseException):
-    """What Ctrl-C or a power failure is."""
+    """Simulates Ctrl-C or a power failure."""
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_a_training_that_is_killed_ends_as_if_it_had_not_been(photos: Path, tmp_
 
 
 def test_names_that_are_no_unicode_are_kept_in_the_record(weights: Path, tmp_path: Path) -> None:
-    """Such a record must not look like none: the training that it tells of would be begun anew."""
+    """Such a record must not be taken for a missing one: its training would be started again."""
     folder = make_class_folders(tmp_path / "photos", 3)
     for path in [*(folder / "grün").iterdir()]:
         path.rename(os.fsdecode(os.fsencode(path.parent) + b"/caf\xe9" + os.fsencode(path.name)))
@@ -420,7 +420,7 @@ def test_errors_of_the_callers_own_progress_stay_what_they_are(photos: Path, wei
         fastcam.finetune(photos, tmp_path / "dogs.keras", weights=weights, progress=progress, **_SMALL)
 
 
-# Nobody's files are lost
+# No files are lost
 
 
 def _tree(folder: Path) -> dict[str, bytes]:
@@ -441,7 +441,7 @@ def test_a_folder_that_no_training_made_is_left_alone(photos: Path, weights: Pat
 def test_photos_in_the_trainings_own_folder_are_refused(weights: Path, tmp_path: Path) -> None:
     own = make_class_folders(tmp_path / "birds.training" / "photos", 3)
     before = _tree(own)
-    with pytest.raises(ArgumentError, match=r"lies in .*birds\.training, where the training keeps its own files"):
+    with pytest.raises(ArgumentError, match=r"is in .*birds\.training, where the training keeps its own files"):
         fastcam.finetune(own, tmp_path / "birds.keras", weights=weights, **_SMALL)
     assert _tree(own) == before
 
@@ -459,7 +459,7 @@ def test_a_disk_without_room_for_the_weights_is_refused_first(
     monkeypatch.setattr(keras.applications, "VGG16", _VGG16)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=400_000_000))
-    # VGG16's base has 14.7 million weights of 4 bytes, and 8 times that may be kept.
+    # VGG16's base has 14.7 million weights of 4 bytes, and 8 times that may be stored.
     with pytest.raises(WriteError, match="has 400 MB of free space, but training VGG16 may need 471 MB"):
         fastcam.finetune(photos, tmp_path / "dogs.keras", weights=None, **_SMALL)
 
@@ -515,7 +515,7 @@ def test_a_diverged_training_says_so_and_can_be_begun_anew(photos: Path, weights
 
 @pytest.mark.parametrize("name", ["$100 bill", "$\\frac{$", "a_b^c", "100 %"])
 def test_class_names_are_drawn_as_they_are(tmp_path: Path, name: str) -> None:
-    """Matplotlib would take some for mathematics, and fail."""
+    """Matplotlib would parse some as mathematics, and fail."""
     write_confusion_matrix(np.array([[1, 2], [3, 4]]), [name, "other"], tmp_path / "confusion.png")
     assert Image.open(tmp_path / "confusion.png").size[0] > 100
 
@@ -534,7 +534,7 @@ def test_links_in_the_trainings_folder_are_refused(photos: Path, tmp_path: Path,
     assert len(list(outside.iterdir())) == 1
 
 
-# Refusals
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -572,14 +572,14 @@ def test_arguments_that_cannot_be_are_refused_before_anything_is_trained(
 
 
 def test_nothing_stays_frozen_in_a_network_without_weights(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="leave out unfreeze"):
+    with pytest.raises(ArgumentError, match="omit unfreeze"):
         fastcam.finetune(photos, tmp_path / "dogs.keras", weights=None, unfreeze=1)
 
 
 def test_the_file_must_be_a_keras_file_in_another_place(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"must end in \.keras"):
         fastcam.finetune(photos, tmp_path / "dogs.h5")
-    with pytest.raises(ArgumentError, match="lies in the folder of the photos"):
+    with pytest.raises(ArgumentError, match="is in the folder of the photos"):
         fastcam.finetune(photos, photos / "dogs.keras")
     assert not (photos / "dogs.training").exists()
     with pytest.raises(WriteError, match="does not exist"):

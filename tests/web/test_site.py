@@ -57,7 +57,7 @@ class _Plain(http.server.SimpleHTTPRequestHandler):
 
 
 def _plain_server(folder: Path) -> http.server.ThreadingHTTPServer:
-    """Return what ``python -m http.server`` starts."""
+    """Return the server that ``python -m http.server`` starts."""
     return http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Plain, directory=str(folder)))
 
 
@@ -85,10 +85,10 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def _wait(browser: Any, script: str, seconds: float = 120) -> Any:
-    """Return what a script says once that is true."""
+    """Return a script's result once it is truthy."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        # In this order: the state changes before what the script looks for is read.
+        # In this order: the state changes before the script's condition is read.
         failed = browser.execute_script("return document.documentElement.dataset.state === 'error'")
         found = browser.execute_script(f"return {script}")
         if found:
@@ -106,7 +106,7 @@ def _open(browser: Any, url: str) -> None:
 
 
 def _show(browser: Any, photo: Path) -> dict[str, Any]:
-    """Give the page a photo, and return its result."""
+    """Pass a photo to the page, and return its result."""
     browser.execute_script("globalThis.fastcam = null")
     browser.find_element("id", "file").send_keys(str(photo))
     return _result(browser)
@@ -160,7 +160,7 @@ def test_a_real_photo_and_network_give_explainers_classes_and_map(
     found = _choose(browser, third)
     assert found["target"] == third
     assert relative_error(found["heatmap"], top.heatmaps[0, 2].ravel()) < _BOUND
-    # Nothing but the site's own files is asked for.
+    # Only the site's own files are requested.
     origins = browser.execute_script(
         "return performance.getEntriesByType('resource').map((item) => new URL(item.name).origin)"
     )
@@ -210,7 +210,7 @@ def test_the_page_says_what_is_wrong(archive: Path, serve: Any, browser: Any, tm
     (tmp_path / "note.txt").write_text("no picture", encoding="utf-8")
     browser.find_element("id", "file").send_keys(str(tmp_path / "note.txt"))
     _wait(browser, f"{status}.textContent.includes('not a picture')")
-    # After an error the next photo is explained as ever.
+    # After an error the next photo is explained as usual.
     Image.new("RGB", (20, 30), (200, 10, 10)).save(tmp_path / "photo.png")
     assert _show(browser, tmp_path / "photo.png")["target"] >= 0
     assert browser.execute_script(f"return {status}.hidden")
@@ -235,7 +235,7 @@ def test_the_keyboard_is_enough(archive: Path, serve: Any, browser: Any, tmp_pat
     browser.switch_to.active_element.send_keys(keys.ARROW_DOWN)
     second = _result(browser)["target"]
     assert second != first
-    # The list is made anew, and the focus stays where it was.
+    # The list is rebuilt, and the focus stays where it was.
     assert browser.execute_script("return document.activeElement.value") == str(second)
     opacity = browser.find_element("id", "opacity")
     before = browser.execute_script("return document.getElementById('heat').style.opacity")
@@ -246,8 +246,8 @@ def test_the_keyboard_is_enough(archive: Path, serve: Any, browser: Any, tmp_pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"draw": None, "picture": None}, "draws no heatmaps and takes no pictures"),
-        ({"picture": None}, "takes no pictures"),
+        ({"draw": None, "picture": None}, "does not draw heatmaps and does not take pictures"),
+        ({"picture": None}, "does not take pictures"),
         ({"target": "default"}, "has a default for its input 'target'"),
         ({"signed": True}, "signed"),
     ],

@@ -1,8 +1,8 @@
 """fastcam's own convolutions inside ONNX Runtime sessions on the CPU, where they are faster.
 
 The file on disk stays plain ONNX. When it is opened, `stored` locates its weights without reading them, `planning`
-finds the layers that the kernels support, `costs` selects those that are worth it, and `rewriting` replaces them with
-the custom ops of the native library. Their weights go to the kernels, all others to ONNX Runtime. `onnx` is
+finds the layers that the kernels support, `costs` selects those that are worthwhile, and `rewriting` replaces them with
+the custom ops of the native library. Their weights go to the kernels, all other weights to ONNX Runtime. `onnx` is
 imported lazily, and only for files that may become faster.
 
 In: a file and the number of threads. Out: a `Rewritten` model with the options to open it, or the reason why the file
@@ -112,7 +112,7 @@ class Rewritten:
         return arrays
 
     def check_unchanged(self) -> None:
-        """Raise OSError if the file is not the one that was read first: weights may come from two files then."""
+        """Raise OSError if the file is no longer the one that was read first: weights could come from two files."""
         if _state(self.path) != self.state:
             raise OSError("the file was replaced while it was opened: open it again")
 
@@ -135,12 +135,12 @@ def rewrite(path: Path, threads: int | None) -> Rewritten | Convolutions:
     if reason is not None:
         return Convolutions(reason=reason)
     try:
-        # A link may lead out of its folder, where ONNX Runtime reads no weights.
+        # A link may point outside its folder, and ONNX Runtime does not read weights there.
         path = path.resolve(strict=True)
         state = _state(path)
         stored = read_stored(path)
     except (OSError, ValueError) as error:
-        return Convolutions(reason=f"the file cannot be read: {error}")  # ONNX Runtime will refuse it, too
+        return Convolutions(reason=f"the file cannot be read: {error}")  # ONNX Runtime will reject it, too
     if stored.has_external_data:
         return Convolutions(reason="the file keeps weights in other files")
     if not costs.may_gain(stored):
@@ -154,7 +154,7 @@ def _rewrite(path: Path, state: tuple[int, ...], stored: StoredModel, threads: i
     try:
         model = onnx.ModelProto.FromString(stored.message)
         network = read_network(model, stored)
-    except Exception as error:  # noqa: BLE001 - protobuf and shape inference raise their own; ONNX Runtime judges the file
+    except Exception as error:  # noqa: BLE001 - protobuf and shape inference raise their own
         return Convolutions(reason=f"the file cannot be read: {error}")
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in network.nodes):
         return Convolutions(reason="the model is quantised")
@@ -170,7 +170,7 @@ def _why_impossible() -> str | None:
     from ... import kernels
 
     if kernels.describe()["backend"] != "native":
-        return "FASTCAM_BACKEND chooses the specification instead of the native kernels"
+        return "FASTCAM_BACKEND selects the reference backend instead of the native kernels"
     from ...kernels import _cpu
 
     if not _cpu.convolution_supported():
@@ -247,7 +247,7 @@ def _published_dense(dense: DenseLayer, network: Network, stored: StoredModel) -
 
 
 def _packed(graph: onnx.GraphProto) -> set[str]:
-    """Return the weights that ONNX Runtime packs and does not keep: matrices that a single dense layer reads."""
+    """Return the weights that ONNX Runtime packs and then drops: matrices that a single dense layer reads."""
     readers: dict[str, list[bool]] = {}
     for node in graph.node:
         for index, name in enumerate(node.input):

@@ -14,7 +14,7 @@ from .stored import StoredModel
 
 # Time of a layer relative to ONNX Runtime's, by instruction set and algorithm. ONNX Runtime's kernels gain more from
 # AVX-512 than Winograd's transforms do. The figures of "avx512" were measured against ONNX Runtime 1.32 on a Sapphire
-# Rapids, one thread, processor time; the others, on AVX2 alone, with an earlier version of the kernels.
+# Rapids, one thread, processor time; the others, on AVX2 only, with an earlier version of the kernels.
 _AVX512 = {"winograd_4x4": 0.6, "winograd_6x6": 0.5, "pointwise": 1.2, "gathered": 1.3}
 _OTHERS = {"winograd_4x4": 0.42, "winograd_6x6": 0.4, "pointwise": 1.05, "gathered": 1.3}
 # Time to read one byte of weights, which a single image does not reuse; and bytes per byte of the original weights.
@@ -29,7 +29,7 @@ _WORTH = 0.92
 
 
 def may_gain(stored: StoredModel) -> bool:
-    """Return whether a model may have convolutions that gain, by the shapes of its weights alone."""
+    """Return whether a model may have convolutions that gain, judging only by the shapes of its weights."""
     shapes = (tensor.shape for tensor in stored.tensors.values())
     return any(len(shape) == 4 and shape[2:] == (3, 3) and min(shape[:2]) >= _LEAST_CHANNELS for shape in shapes)
 

@@ -1,6 +1,6 @@
 """The layers of a model that fastcam's kernels support.
 
-A layer is a `Conv` fused with the nodes behind it: the sum with a residual, ReLU or Clip, 2x2 max pooling. ONNX Runtime
+A layer is a `Conv` fused with the nodes after it: the sum with a residual, ReLU or Clip, 2x2 max pooling. ONNX Runtime
 keeps everything else: groups, dilation, `auto_pad=SAME_*`, computed weights.
 """
 
@@ -30,7 +30,7 @@ class Layer:
     Attributes
     ----------
     nodes : tuple of onnx.NodeProto
-        The Conv first; the last one makes ``output``.
+        The Conv first; the last one computes ``output``.
     input, weights, output : str
         Values.
     bias, residual : str or None
@@ -91,7 +91,7 @@ class Layer:
         )
 
     def algorithm(self) -> _cpu.Algorithm | None:
-        """Return how the kernels would compute the layer, None if they do not support it."""
+        """Return how the kernels would compute the layer, or None if they do not support it."""
         from ...kernels import _cpu
 
         return _cpu.choose_algorithm(self.native(), *self.size)
@@ -99,7 +99,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class DenseLayer:
-    """A dense layer behind a ReLU, with the bounds of its own activation.
+    """A dense layer after a ReLU, with the bounds of its own activation.
 
     Attributes
     ----------
@@ -156,7 +156,7 @@ class Network:
             self.positions.update(dict.fromkeys(node.output, position))
 
     def only_reader(self, value: str) -> onnx.NodeProto | None:
-        """Return the only reader of a value; None if there are several, or if it is an output of the model."""
+        """Return the only reader of a value, or None if there are several or it is an output of the model."""
         readers = self.readers.get(value, [])
         return self.nodes[readers[0]] if len(readers) == 1 and value not in self.outputs else None
 
@@ -205,7 +205,7 @@ def find_layers(network: Network) -> list[Layer]:
 
 
 def _layer(network: Network, node: onnx.NodeProto) -> Layer | None:
-    """Return the layer of a single node; None if it is not a convolution that the kernels support."""
+    """Return the layer of a single node, or None if it is not a convolution that the kernels support."""
     if node.op_type != "Conv" or node.domain not in ("", "ai.onnx"):
         return None
     source, weights, *rest = node.input
@@ -283,12 +283,12 @@ def _with_bounds(network: Network, layer: Layer, taken: set[int]) -> Layer | Non
 
 # Number of weights from which it pays to skip some.
 _LARGE_DENSE = 2**20
-# Ops whose outputs hold zeros where their inputs do.
+# Ops that preserve the zeros of their inputs.
 _ZEROS_KEPT = frozenset("Dropout Flatten Identity MaxPool Reshape Squeeze Transpose Unsqueeze".split())
 
 
 def find_dense_layers(network: Network) -> list[DenseLayer]:
-    """Return the large dense layers behind a ReLU, where most inputs may be zeros."""
+    """Return the large dense layers after a ReLU, where most inputs may be zeros."""
     layers = []
     for node in network.nodes:
         layer = _dense_layer(network, node)
@@ -331,7 +331,7 @@ def _behind_relu(network: Network, value: str) -> bool:
 
 
 def read_bounds(network: Network, node: onnx.NodeProto) -> tuple[float, float] | None:
-    """Return the bounds of a Relu or Clip; None for other nodes and for computed bounds."""
+    """Return the bounds of a Relu or Clip, or None for other nodes and for computed bounds."""
     if node.op_type == "Relu":
         return 0.0, math.inf
     if node.op_type != "Clip":

@@ -57,7 +57,7 @@ class Rewriter:
         self.nodes: list[onnx.NodeProto] = []
         self.layers: list[Layer] = []
         self.transposed: list[str] = []
-        # Names of the channels-last copies by value; and the values of which there is no other copy yet.
+        # Names of the channels-last copies by value, and the values that have no other copy yet.
         self._last: dict[str, str] = {}
         self._missing: set[str] = set()
         whole = {id(layer.nodes[-1]): layer for layer in layers}
@@ -86,7 +86,7 @@ class Rewriter:
         self.layers.append(chosen)
 
     def _carry(self, node: onnx.NodeProto) -> bool:
-        """Emit a node in channels-last layout if it works in any layout and its maps are available in that one."""
+        """Emit a node in channels-last layout if it works in any layout and its maps are available in that layout."""
         if node.domain not in ("", "ai.onnx") or len(node.output) != 1:
             return False
         permutation = tuple(attributes(node).get("perm", ())) if node.op_type == "Transpose" else None

@@ -69,7 +69,7 @@ class StoredTensor(NamedTuple):
             while begin < self.nbytes:
                 count = file.readinto(memory[begin:])
                 if not count:
-                    raise OSError(f"{self.path}: the file was truncated while it was read")
+                    raise OSError(f"{self.path}: the file was truncated while it was being read")
                 begin += count
 
 
@@ -95,7 +95,7 @@ class _Field(NamedTuple):
     number: int
     wire: int
     begin: int  # of the tag
-    value: int  # the number, or where the bytes begin
+    value: int  # the number, or the offset of the bytes
     end: int
 
 
@@ -181,14 +181,14 @@ def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[_Field]:
             value = position
             position += 4 if wire == _FIXED32 else 8
         else:
-            raise ValueError(f"byte {begin} begins no field of a message")
+            raise ValueError(f"byte {begin} does not start a field of a message")
         if position > end:
-            raise ValueError(f"the field at byte {begin} ends behind the message")
+            raise ValueError(f"the field at byte {begin} extends past the end of the message")
         yield _Field(tag >> 3, wire, begin, value, position)
 
 
 def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
-    """Return a base-128 number and the position behind it."""
+    """Return a base-128 number and the position after it."""
     number = shift = 0
     while position < end and shift < 64:
         byte = data[position]

@@ -1,7 +1,7 @@
 """CUDA devices: memory, streams and events, through the native module or through CuPy.
 
-Addresses and handles are plain integers, as ONNX Runtime takes them. Nothing but `Device.stream_synchronize` and
-`Device.event_synchronize` waits for the device.
+Addresses and handles are plain integers, as ONNX Runtime takes them. Only `Device.stream_synchronize` and
+`Device.event_synchronize` wait for the device.
 
 In: host arrays and foreign device arrays. Out: device memory, streams and copies. Imports `kernels` and the ground.
 """
@@ -24,7 +24,7 @@ class Device(Protocol):
     """Number of the device in this process."""
 
     dlpack_type: int
-    """Type that its arrays have in DLPack: 2, kDLCUDA."""
+    """Type of its arrays in DLPack: 2, kDLCUDA."""
 
     def activate(self) -> None:
         """Make it the device of the calling thread."""
@@ -39,7 +39,7 @@ class Device(Protocol):
         """
 
     def free(self, pointer: int) -> None:
-        """Free memory of `allocate`; no work that uses it may be in flight."""
+        """Free memory from `allocate`; no work in flight may use it."""
 
     def allocate_pinned(self, size: int) -> int:
         """Return the address of ``size`` bytes of page-locked host memory.
@@ -51,10 +51,10 @@ class Device(Protocol):
         """
 
     def free_pinned(self, pointer: int) -> None:
-        """Free memory of `allocate_pinned`."""
+        """Free memory from `allocate_pinned`."""
 
     def view(self, pointer: int, size: int, *, writes: bool) -> Bytes:
-        """Return pinned memory as bytes, for one access: to write to it, or to read what was copied there."""
+        """Return pinned memory as bytes for one access: to write to it, or to read what was copied to it."""
 
     def stream_create(self) -> int:
         """Return a stream that does not wait for the legacy default stream."""
@@ -66,7 +66,7 @@ class Device(Protocol):
         """Wait for all work on the stream."""
 
     def stream_wait_event(self, stream: int, event: int) -> None:
-        """Let what is enqueued on the stream from now on wait for the event."""
+        """Make work that is enqueued on the stream from now on wait for the event."""
 
     def event_create(self) -> int:
         """Return an event without timing."""
@@ -75,10 +75,10 @@ class Device(Protocol):
         """Destroy an event."""
 
     def event_record(self, event: int, stream: int) -> None:
-        """Let the event stand for all that is enqueued on the stream so far."""
+        """Record the event: it completes with all work that is enqueued on the stream so far."""
 
     def event_synchronize(self, event: int) -> None:
-        """Wait for what the event stands for."""
+        """Wait for the recorded work."""
 
     def copy_in(self, device: int, host: int, size: int, stream: int) -> None:
         """Enqueue a copy of ``size`` bytes from pinned to device memory."""
@@ -96,9 +96,9 @@ class Backend(NamedTuple):
     Attributes
     ----------
     needs : str
-        Module that cannot be imported where the backend is missing.
+        Module that cannot be imported if the backend is missing.
     device, kernels : tuple of str
-        Module and name of the class of its devices, and of its kernels, which work on the thread's device.
+        Module and name of the class of its devices, and of its kernels, which run on the thread's current device.
     """
 
     needs: str
@@ -122,7 +122,7 @@ class Backend(NamedTuple):
 
 @functools.cache
 def _kernels(module: str, name: str) -> DeviceKernels:
-    """Return the kernels of a backend, one for all: they may compile themselves, which takes seconds."""
+    """Return the kernels of a backend, one shared instance: they may compile themselves, which takes seconds."""
     kernels: DeviceKernels = getattr(importlib.import_module(module, _PACKAGE), name)()
     return kernels
 
@@ -147,7 +147,7 @@ def open_device(index: int) -> tuple[Device, DeviceKernels]:
     Raises
     ------
     DeviceError
-        Neither backend is installed, or there is no device of this number.
+        Neither backend is installed, or no device has this number.
     """
     backend = find_backend()
     if backend is None:

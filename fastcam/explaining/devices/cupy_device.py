@@ -80,7 +80,7 @@ def _translated(call: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return call(*arguments)
         except runtime.CUDARuntimeError as error:
-            raise DeviceError(f"CUDA failed: {error}. See whether nvidia-smi runs, and update the driver") from error
+            raise DeviceError(f"CUDA failed: {error}. Check whether nvidia-smi runs, and update the driver") from error
 
     return translated
 

@@ -65,7 +65,7 @@ _set_name = ctypes.pythonapi.PyCapsule_SetName
 _set_name.restype, _set_name.argtypes = ctypes.c_int, (ctypes.py_object, ctypes.c_char_p)
 _pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer_of.restype, _pointer_of.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-# Of a capsule that is being destroyed: it has no references left to count.
+# For a capsule that is being destroyed: it has no references left to count.
 _is_named = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_IsValid", ctypes.pythonapi))
 _pointer_in = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi)
@@ -96,9 +96,9 @@ class Foreign:
     pointer : int
     shape : tuple of int
     strides : tuple of int or None
-        In elements; None where the array is C-contiguous.
+        In elements; None if the array is C-contiguous.
     dtype : str
-        Name of the type, as NumPy's, or "bfloat16".
+        Name of the type as in NumPy, or "bfloat16".
     owner : object
         Keeps the memory alive.
     """
@@ -110,7 +110,7 @@ class Foreign:
     owner: object
 
     def is_dense(self, order: Sequence[int] | None = None) -> bool:
-        """Return whether it is dense with its axes in this order from the outermost; None for their own order."""
+        """Return whether it is dense with its axes in this order, outermost first; None means the given order."""
         if self.strides is None:
             axes = [axis for axis in order or () if self.shape[axis] != 1]
             return axes == sorted(axes)
@@ -131,32 +131,32 @@ def is_on_device(value: Any) -> bool:
 
 
 def device_number(value: Any) -> int:
-    """Return the number of the device that holds an array, 0 if its library does not say."""
+    """Return the number of the device that holds an array, or 0 if its library does not say."""
     if hasattr(value, "__dlpack_device__"):
         return int(value.__dlpack_device__()[1])
     return int(getattr(getattr(value, "device", None), "id", 0))
 
 
 def borrow(value: Any, device: Device, stream: int, *, dense: bool = True) -> Foreign:
-    """Take an array of another library; work enqueued on ``stream`` from now on waits for what fills the array.
+    """Take an array from another library; work enqueued on ``stream`` from now on waits for whatever fills the array.
 
     Parameters
     ----------
     value, device, stream
     dense : bool
-        Whether to refuse an array that is not C-contiguous.
+        Whether to reject an array that is not C-contiguous.
 
     Raises
     ------
     ImageError
-        It is on another device, not dense, or its library does not give it.
+        It is on another device, not dense, or its library refuses to export it.
     """
     take = _from_dlpack if hasattr(value, "__dlpack__") else _from_interface
     try:
         foreign = take(value, device, stream)
     except ImageError:
         raise
-    except Exception as error:  # each library refuses in its own way, for example a tensor that requires gradients
+    except Exception as error:  # each library raises its own, for example for a tensor that requires gradients
         raise ImageError(f"cannot take the {type(value).__name__} on the device: {error}") from error
     if dense and not foreign.is_dense():
         raise ImageError(
@@ -194,7 +194,7 @@ def _from_interface(value: Any, device: Device, stream: int) -> Foreign:
     if strides is not None:
         strides = tuple(step // dtype.itemsize for step in strides)
     producer = interface.get("stream")
-    # Version 2 has no stream: what it means by synchronising is left to the default stream.
+    # Version 2 has no stream: it leaves synchronisation to the default stream.
     if interface.get("version", 0) < 3:
         producer = _LEGACY_STREAM
     if producer is not None:
@@ -214,7 +214,7 @@ def _check_place(index: int, device: Device) -> None:
 
 
 class _Managed:
-    """A tensor that was taken out of its capsule, and is given back with this object."""
+    """A tensor taken out of its capsule; it is released with this object."""
 
     _pointer: Any = None
 
@@ -224,13 +224,13 @@ class _Managed:
         self.tensor: Any = self._pointer.contents.tensor
 
     def __del__(self) -> None:
-        # There is no tensor if the capsule held none.
+        # The capsule may not have held a tensor.
         deleter = self._pointer.contents.deleter if self._pointer else None
         if deleter:
             deleter(self._pointer)
 
 
-# What consumers hold: tensors handed out and not yet given back, by number.
+# Tensors exported to consumers and not yet released, by number.
 _handed_out: dict[int, tuple[object, ...]] = {}
 _numbers = itertools.count(1)
 
@@ -240,7 +240,7 @@ def _give_back(managed: Any) -> None:
 
 
 def _destroy(capsule: Any) -> None:
-    """Release a tensor that nobody has taken."""
+    """Release a tensor that no consumer has taken."""
     if _is_named(capsule, _NAME):
         managed = ctypes.cast(_pointer_in(capsule, _NAME), ctypes.POINTER(_DLManagedTensor))
         _give_back(managed)
@@ -251,7 +251,7 @@ _deleter, _destructor = _Deleter(_give_back), _Destructor(_destroy)
 
 
 class DeviceTensor:
-    """A dense array in device memory, complete: nothing on the device still writes to it.
+    """A dense, complete array in device memory: nothing on the device still writes to it.
 
     Other libraries take it without a copy: ``torch.from_dlpack(tensor)``, ``cupy.from_dlpack(tensor)``,
     ``jax.dlpack.from_dlpack(tensor)``, or any library that reads the CUDA array interface. The memory is freed
@@ -287,7 +287,7 @@ class DeviceTensor:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """The array by version 3 of the interface; no stream to wait for."""
+        """The array in version 3 of the interface; there is no stream to wait for."""
         return {
             "shape": self.shape,
             "typestr": self.dtype.str,
@@ -323,7 +323,7 @@ class DeviceTensor:
 
     @classmethod
     def upload(cls, device: Device, values: NDArray[Any], stream: int) -> DeviceTensor:
-        """Copy an array to the device, and wait for it."""
+        """Copy an array to the device and wait for the copy."""
         tensor = cls(device, values.shape, values.dtype)
         if values.size:
             pinned = Block(device, tensor.nbytes, pinned=True)
@@ -334,7 +334,7 @@ class DeviceTensor:
         return tensor
 
     def numpy(self) -> NDArray[Any]:
-        """Copy to the host, and wait for it."""
+        """Copy to the host and wait for the copy."""
         self._device.activate()
         pinned = Block(self._device, max(1, self.nbytes), pinned=True)
         stream = self._device.stream_create()

@@ -1,4 +1,4 @@
-"""Blocks of memory that free themselves, and how arrays lie in them."""
+"""Blocks of memory that free themselves, and the layout of arrays in them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ...arrays import Bytes
 from ...kernels.cuda.interface import DeviceArray, DeviceType
 from . import Device
 
-# What cudaMalloc aligns to, and the widest load of any kernel is a divisor of.
+# The alignment of cudaMalloc, a multiple of the widest load of any kernel.
 _ALIGNMENT = 256
 
 
 def host_bytes(pointer: int, size: int) -> Bytes:
-    """Return host memory with another owner as an array."""
+    """Return host memory that another object owns as an array."""
     return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(pointer))
 
 
 class Block:
-    """Memory that is freed with the object; no work on it may be under way then.
+    """Memory that is freed with the object; no work in flight may use it then.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class Block:
         self.size = size
         self.pointer = allocate(size)
         self.free = weakref.finalize(self, _free, device, free, self.pointer)
-        # At the interpreter's end the driver may be gone, and frees all by itself.
+        # At interpreter exit the driver may be gone; it frees everything itself.
         self.free.atexit = False
 
 
@@ -49,7 +49,7 @@ def _free(device: Device, free: Callable[[int], None], pointer: int) -> None:
 
 
 class Slot(NamedTuple):
-    """Where an array lies in a block."""
+    """The place of an array in a block."""
 
     offset: int
     shape: tuple[int, ...]

@@ -25,7 +25,7 @@ class Task(NamedTuple):
         Name of a row of `METHODS`.
     normalize : {"max", "minmax", None}
     size : tuple of int or None
-        (H,W) of the heatmaps; None for the layer's.
+        (H,W) of the heatmaps; None for that of the layer.
     batch : int
         Largest number of images given to the model at once.
     on_device : bool
@@ -78,13 +78,13 @@ class Engine(Protocol):
         Raises
         ------
         ArgumentError
-            Images or results cannot be on a device here.
+            Images or results cannot be on a device with this engine.
         TimeLimitError
-            The time was up.
+            The time limit was exceeded.
         NonFiniteError
             NaN or infinity in an image's scores, activations or gradients.
         ModelError
             ONNX Runtime cannot run the model.
         FileFormatError
-            Outputs do not fit each other.
+            Outputs do not match each other.
         """

@@ -1,4 +1,4 @@
-"""The engine of the CPU, and of every provider whose results ONNX Runtime copies to the host."""
+"""The engine for the CPU, and for every provider whose results ONNX Runtime copies to the host."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class CpuEngine:
         count = len(tensor)
         fixed_batch = self._model.fixed_batch
         if fixed_batch is not None:
-            # Such a file takes whole batches only: the last one is filled up with its last image.
+            # Such a file takes only full batches: the last one is padded with its last image.
             tensor, targets = (_filled(array, fixed_batch) for array in (tensor, targets))
         feeds = {self._model.input_name: tensor, "target": targets}
         try:
@@ -66,5 +66,5 @@ class CpuEngine:
 
 
 def _filled(array: Array, count: int) -> Array:
-    """Repeat the last row until there are ``count``."""
+    """Repeat the last row until there are ``count`` rows."""
     return np.concatenate([array, np.repeat(array[-1:], count - len(array), axis=0)])

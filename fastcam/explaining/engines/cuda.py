@@ -1,4 +1,4 @@
-"""The engine of CUDA devices: model and kernels on one stream, nothing waits between them.
+"""The engine for CUDA devices: model and kernels run on one stream without waiting in between.
 
 A batch passes through three streams: its pixels are uploaded on the first, the model and the kernels run on the second,
 which is ONNX Runtime's, and scores and maps are downloaded on the third. Events order them. A call keeps two batches in
@@ -50,19 +50,19 @@ if TYPE_CHECKING:
     import onnxruntime
 
 
-# Batches under way of one call, and of all calls together.
+# Maximum number of batches in flight per call, and of all calls together.
 _DEPTH = 2
 _MOST_LANES = 6
 # Methods that are drawn on the device. The file pools the gradients of the default one itself.
 _WEIGHTINGS: dict[str, Weighting] = {**FUSED, DEFAULT_METHOD: "channel"}
 _TYPES: dict[str, DeviceType] = {"tensor(float)": "float32", "tensor(int64)": "int64"}
-# What ONNX Runtime and the libraries under it say when memory is short.
+# What ONNX Runtime and its libraries say when they run out of memory.
 _OUT_OF_MEMORY = ("out of memory", "failed to allocate memory", "alloc_failed", "smaller than requested bytes")
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """All that the buffers of a batch depend on.
+    """Everything that the buffers of a batch depend on.
 
     Attributes
     ----------
@@ -89,18 +89,18 @@ class _Shape:
 
     @property
     def is_drawn(self) -> bool:
-        """Whether the kernels of the device draw the maps."""
+        """Whether the device's kernels draw the maps."""
         return self.method in _WEIGHTINGS
 
     @property
     def has_heatmaps(self) -> bool:
-        """Whether they also draw heatmaps: those of several layers are joined on the host."""
+        """Whether they also draw heatmaps: those of several layers are averaged on the host."""
         return self.size is not None and len(self.fetched) == 4
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """A batch under way: images ``start`` to ``start + count``, in a lane of this shape."""
+    """A batch in flight: images ``start`` to ``start + count``, in a lane of this shape."""
 
     lane: Lane
     shape: _Shape
@@ -110,7 +110,7 @@ class _Batch:
 
 @dataclass(frozen=True)
 class _Call:
-    """The arguments of `CudaEngine.explain`, and what they come to."""
+    """The arguments of `CudaEngine.explain`, and what follows from them."""
 
     inputs: Inputs
     foreign: Foreign | None
@@ -137,7 +137,7 @@ class CudaEngine:
     threads : int or None
         Threads of the host's kernels.
     captures : bool
-        Whether the session captures CUDA graphs: each lane and shape of batch then is a graph of its own.
+        Whether the session captures CUDA graphs: each lane and batch shape then has its own graph.
     largest_batch, largest_targets : int or None
         Limits of one run.
 
@@ -174,26 +174,26 @@ class CudaEngine:
         self._lanes = LanePool(device, _MOST_LANES)
         self._layouts: dict[_Shape, BufferMap] = {}
         self._graphs = itertools.count(1)
-        # One thread enqueues at a time. A graph is captured with no other thread near the device.
+        # One thread enqueues at a time. While a graph is captured, no other thread may use the device.
         self._enqueuing = threading.Lock()
         self._calling: AbstractContextManager[Any] = threading.Lock() if captures else nullcontext()
         for name, value in model.outputs.items():
             if not all(isinstance(side, int) for side in model.output_shape(name, 1, 1)):
                 raise FileFormatError(
-                    f"{model.path}: its output {name!r} has the open shape {list(value.shape)}, and a GPU has to "
-                    'know it: export the model again with input_size=..., or use device="cpu"'
+                    f"{model.path}: its output {name!r} has the dynamic shape {list(value.shape)}, but a GPU "
+                    'needs a fixed one: export the model again with input_size=..., or use device="cpu"'
                 )
         weakref.finalize(self, _destroy, device, (self._up, self._down)).atexit = False
 
     def explain(self, inputs: Inputs, targets: Indices, task: Task) -> Results:
         """See `Engine`.
 
-        A batch that does not fit into the memory is halved, and so are all later ones.
+        A batch that does not fit into memory is halved, and so are all later ones.
 
         Raises
         ------
         DeviceError
-            Not even one image fits into the memory.
+            Not even a single image fits into memory.
         """
         self._check(targets, task)
         with self._calling:
@@ -214,10 +214,10 @@ class CudaEngine:
                         results = self._finish(call, under_way.popleft(), results)
             finally:
                 for item in under_way:
-                    # The error under way says more than that of a device that no longer answers.
+                    # The current error says more than that of a device that no longer responds.
                     with suppress(FastcamError), self._awaited(item.lane):
                         pass
-        assert results is not None  # noqa: S101  # there is an image at least
+        assert results is not None  # noqa: S101  # there is at least one image
         return results
 
     def _check(self, targets: Indices, task: Task) -> None:
@@ -232,7 +232,7 @@ class CudaEngine:
             )
 
     def _read(self, inputs: Inputs, targets: Indices, task: Task) -> _Call:
-        """Borrow an array of another library, in the order of its stream, and make room for results that stay."""
+        """Borrow another library's array, ordered after its stream, and allocate results that stay on the device."""
         array = inputs.device_array
         foreign = None if array is None else borrow(array, self._device, self._up)
         kept = self._room(len(inputs), targets.shape[1], task) if task.on_device else None
@@ -247,7 +247,7 @@ class CudaEngine:
         return Results(heatmaps, maps, targets, logits, DeviceTensor(self._device, (n, k), np.float32))
 
     def _begin(self, call: _Call, start: int, *, wait: bool) -> _Batch | None:
-        """Enqueue the batch that starts at this image; None where something else has to be finished before."""
+        """Enqueue the batch that starts at this image; None if something else has to finish first."""
         lane = self._lanes.take(wait=wait)
         if lane is None:
             return None
@@ -280,7 +280,7 @@ class CudaEngine:
         return item
 
     def _let_go(self, lane: Lane) -> None:
-        """Wait until what was enqueued of a failed batch is over."""
+        """Wait for the work that a failed batch has enqueued."""
         try:
             for stream in (self._up, self._stream, self._down):
                 self._device.stream_synchronize(stream)
@@ -301,7 +301,7 @@ class CudaEngine:
             ) from error
 
     def _rows(self, left: int, batch: int) -> int:
-        """Return how many rows the buffers of the next batch have."""
+        """Return the number of rows in the buffers of the next batch."""
         if self._model.fixed_batch is not None:
             return self._model.fixed_batch
         most = min(batch, self._largest or batch)
@@ -340,7 +340,7 @@ class CudaEngine:
         return arrange(upload, scratch, down, drawn) if shape.on_device else arrange(upload, scratch, down + drawn, [])
 
     def _enqueue(self, call: _Call, item: _Batch) -> None:
-        """Stage the batch, then enqueue all of it: up, model, maps, down."""
+        """Stage the batch, then enqueue all its work: upload, model, maps, download."""
         device, lane = self._device, item.lane
         self._stage(call, item)
         with self._enqueuing:
@@ -362,7 +362,7 @@ class CudaEngine:
         """Write the uploads to pinned memory."""
         chunk = slice(item.start, item.start + item.count)
         targets = item.lane.stage("target")
-        # Padding rows ask for the best class: leftovers might not be the index of a class.
+        # Padding rows ask for the top class: leftover values might not be valid class indices.
         targets[item.count :] = -1
         targets[: item.count] = call.targets if len(call.targets) == 1 else call.targets[chunk]
         if call.foreign is None:
@@ -382,7 +382,7 @@ class CudaEngine:
         self._device.copy_between(target.pointer, source + offset, size, stream)
 
     def _prepare(self, call: _Call, item: _Batch) -> None:
-        """Make the model's input of pictures; look at one that comes from elsewhere."""
+        """Compute the model's input from pictures; check an input that comes from another library."""
         tensor = item.lane.on_device("input", item.count)
         if call.checks_input:
             self._kernels.check_rows(tensor, item.lane.on_device("input_finite", item.count), self._stream)
@@ -414,7 +414,7 @@ class CudaEngine:
             raise ModelError(f"{self._model.path}: ONNX Runtime cannot run this model: {error}") from error
 
     def _bound(self, lane: Lane, shape: _Shape) -> tuple[Any, Any]:
-        """Return the buffers of a lane as ONNX Runtime takes them, and the options of a run on them."""
+        """Return ONNX Runtime's binding to the buffers of a lane, and the options of a run on them."""
         import onnxruntime
 
         binding = self._session.io_binding()
@@ -428,7 +428,7 @@ class CudaEngine:
         options = onnxruntime.RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         if self._captures:
-            # A graph holds the addresses that it was captured with.
+            # A graph keeps the addresses with which it was captured.
             options.add_run_config_entry("gpu_graph_id", str(next(self._graphs)))
         return binding, options
 
@@ -451,7 +451,7 @@ class CudaEngine:
             self._kernels.render(call, self._stream)
 
     def _keep(self, kept: Results, item: _Batch) -> None:
-        """Copy the results to where they stay."""
+        """Copy the results to their final place."""
         for tensor, name in zip(kept, _drawn_names(item.shape), strict=True):
             source = item.lane.on_device(name, item.count)
             offset = item.start * _bytes(source) // item.count
@@ -469,7 +469,7 @@ class CudaEngine:
 
     @contextmanager
     def _awaited(self, lane: Lane) -> Iterator[None]:
-        """Wait until a lane's batch is complete, and give the lane back afterwards."""
+        """Wait until a lane's batch is complete, and return the lane afterwards."""
         try:
             self._device.event_synchronize(lane.downloaded)
         except BaseException:
@@ -488,7 +488,7 @@ class CudaEngine:
             raise ImageError(f"image {item.start + bad[0]} of the batch holds NaN or infinity")
 
     def _part(self, task: Task, item: _Batch) -> Results:
-        """Return the results of one batch, in memory that the lane reuses; raise for what is not finite."""
+        """Return the results of one batch, in memory that the lane reuses; raise if they are not finite."""
         lane, count, shape = item.lane, item.count, item.shape
         logits, targets = (lane.result(name, count) for name in shape.fetched[:2])
         if not shape.is_drawn:
@@ -520,7 +520,7 @@ def _pairs(fetched: tuple[str, ...]) -> list[tuple[str, str]]:
 
 
 def _drawn_names(shape: _Shape) -> tuple[str, ...]:
-    """Return the arrays of a lane that hold the fields of `Results`."""
+    """Return the arrays of a lane that contain the fields of `Results`."""
     return "heatmaps" if shape.has_heatmaps else "maps/0", "maps/0", "targets", "logits", "evidence/0"
 
 
@@ -529,7 +529,7 @@ def _bytes(array: DeviceArray) -> int:
 
 
 def _placed(results: Results | None, part: Results, start: int, count: int) -> Results:
-    """Copy the part of a batch into the results of all ``count`` images, made with the first one."""
+    """Copy a batch's part into the results of all ``count`` images, which the first batch allocates."""
     if results is None:
         results = Results(*(np.empty((count, *array.shape[1:]), array.dtype) for array in part))
     for whole, array in zip(results, part, strict=True):

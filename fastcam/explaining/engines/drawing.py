@@ -57,12 +57,12 @@ class HostPen:
         return Results(*fused, targets, logits, mean_evidence([one.evidence for one in rendered_layers]))
 
     def check_outputs(self, n: int, k: int, logits: Floats, targets: Indices, layers: Sequence[Floats]) -> None:
-        """Refuse outputs of a changed file that do not fit each other, which is taken for granted afterwards.
+        """Reject outputs of a modified file that do not match each other; later code relies on it.
 
         Raises
         ------
         FileFormatError
-            They do not.
+            They do not match.
         """
         fits = logits.shape == (n, self._model.class_count) and targets.shape == (n, k)
         if self._model.draws_only:
@@ -72,18 +72,18 @@ class HostPen:
             whole = (n, k, c) if second.ndim == 3 else (n, k, c, *activations.shape[2:])
             fits = fits and activations.shape[0] == n and second.shape == whole and activations.size > 0
         if not fits:
-            raise FileFormatError(f"{self._model.path}: its outputs do not fit each other: export the model again")
+            raise FileFormatError(f"{self._model.path}: its outputs do not match each other: export the model again")
         self.check_targets(targets)
 
     def check_targets(self, targets: Indices) -> None:
-        """Refuse explained classes that the model does not have.
+        """Reject explained classes that the model does not have.
 
         Raises
         ------
         FileFormatError
-            There is one.
+            There is such a class.
         """
-        # Python's own minimum: NumPy's takes microseconds to begin with.
+        # Python's own minimum: NumPy's takes microseconds to start.
         indices = targets.ravel().tolist()
         low, high = min(indices), max(indices)
         if not 0 <= low <= high < self._model.class_count:
@@ -108,7 +108,7 @@ class HostPen:
         if task.method == DEFAULT_METHOD:
             return kernels.render_outputs(activations, second, task.normalize, size, self._threads)
         row = find_method(task.method)
-        # What overflows here is found and named by the kernel.
+        # Overflow here is found and reported by the kernel.
         with np.errstate(over="ignore", invalid="ignore"):
             weights = row.weights(activations, second)
         return kernels.render(
@@ -122,14 +122,14 @@ class HostPen:
 
 
 def check_answered(path: Path, wanted: Indices, explained: Indices, logits: Floats) -> None:
-    """Raise ModelError where the file explained other classes than those that were asked for.
+    """Raise ModelError if the file explained other classes than the requested ones.
 
     Some execution providers take the default of ``target`` for a constant, and always explain the top class.
 
     Parameters
     ----------
     path : Path
-        What to call the file.
+        The file's name for messages.
     wanted : ndarray
         (1 or N, K): class indices, or -r for the class of rank r.
     explained : ndarray
@@ -146,7 +146,7 @@ def check_answered(path: Path, wanted: Indices, explained: Indices, logits: Floa
     if lowest > 0:
         best = -np.sort(-logits, axis=1)[:, :lowest] if lowest > 1 else logits.max(axis=1, keepdims=True)
         ranked = np.take_along_axis(best, np.maximum(-asked - 1, 0), axis=1)
-        # Classes of equal scores share their ranks; scores that are not finite are found and named later.
+        # Classes with equal scores share ranks; scores that are not finite are reported later.
         scores = np.take_along_axis(logits, np.clip(explained, 0, logits.shape[1] - 1), axis=1)
         different |= (asked < 0) & ((scores < ranked) | (scores > ranked))
     if different.any():
@@ -162,14 +162,14 @@ def _target_name(target: int) -> str:
 
 
 def check_scores(logits: Floats, start: int, advice: str) -> None:
-    """Raise NonFiniteError for the first image whose scores are not finite; ``start`` is the number of the first."""
+    """Raise NonFiniteError for the first image with scores that are not finite; images count from ``start``."""
     bad = kernels.first_not_finite(logits)
     if bad is not None:
         raise NonFiniteError(f"the scores of image {start + bad} are not finite: {advice}", start + bad)
 
 
 def maps_not_finite(image: int, advice: str) -> NonFiniteError:
-    """Return the error of an image whose maps are not finite; ``advice`` says what to do."""
+    """Return the error for an image whose maps are not finite; ``advice`` says what to do."""
     return NonFiniteError(f"the activations or gradients of image {image} are not finite: {advice}", image)
 
 

@@ -1,4 +1,4 @@
-"""The images of one call, in the ways that an engine may take them."""
+"""The images of one call, in the forms that an engine may take."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...errors import ArgumentError
 from ...pictures.preparing import resize_image
 
 Source: TypeAlias = Literal["pixels", "input"]
-"""What a device is given: pictures of the input's size, or the model's input."""
+"""What a device receives: pictures of the input's size, or the model's input."""
 
 
 WAY_OUT = 'Open Explainer(..., device="cuda"), or use arrays on the host'
@@ -21,7 +21,7 @@ class Inputs(Protocol):
 
     @property
     def device_array(self) -> Any:
-        """The array on the device of another library that holds them, or None."""
+        """Another library's array on the device that holds them, or None."""
 
     @property
     def source(self) -> Source:
@@ -33,7 +33,7 @@ class Inputs(Protocol):
         """Return a slice of them as the model's input, on the host."""
 
     def write(self, places: Any, chunk: slice) -> None:
-        """Write a slice of them: to (n,H,W,3) uint8, or (n,H,W,1) for the luma, or to the model's input."""
+        """Write a slice of them, to (n,H,W,3) uint8, to (n,H,W,1) for the luma, or to the model's input."""
 
 
 class Tensors:
@@ -71,7 +71,7 @@ class Pictures:
     pictures : sequence of ndarray
         uint8 (H0,W0,3).
     prepare : callable
-        Turns pictures into the model's input.
+        Converts pictures into the model's input.
     """
 
     device_array = None
@@ -95,7 +95,7 @@ class Pictures:
 
 
 class DeviceInputs:
-    """An array on the device of another library.
+    """Another library's array on the device.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ class DeviceInputs:
         return self._count
 
     def tensor(self, chunk: slice) -> Floats | Pixels:
-        """Refuse: only engines of that device take these.
+        """Raise an error: only engines for that device take these.
 
         Raises
         ------
@@ -126,5 +126,5 @@ class DeviceInputs:
         raise ArgumentError(f"the images cannot be on a GPU: the model runs on the host. {WAY_OUT}")
 
     def write(self, places: Any, chunk: slice) -> None:
-        """Refuse, as `tensor`."""
+        """Raise an error, as `tensor` does."""
         self.tensor(chunk)

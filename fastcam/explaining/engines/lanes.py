@@ -18,7 +18,7 @@ Entry: TypeAlias = "tuple[str, tuple[int, ...], DeviceType]"
 
 
 class BufferMap(NamedTuple):
-    """Where the arrays of a batch lie: uploads, scratch, downloads; each part is one copy.
+    """Where the arrays of a batch are: uploads, scratch, downloads; uploads and downloads are one copy each.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class Lane:
     uploaded, computed, downloaded : int
         Events.
     bindings : dict
-        ONNX Runtime's bindings to the buffers, by keys of the engine; cleared when the buffers move.
+        ONNX Runtime's bindings to the buffers, by keys that the engine chooses; cleared when the buffers move.
     """
 
     def __init__(self, device: Device) -> None:
@@ -71,12 +71,12 @@ class Lane:
         weakref.finalize(self, _destroy, device, events).atexit = False
 
     def fit(self, layout: BufferMap) -> None:
-        """Make room for this layout; the lane holds no batch now.
+        """Make room for this layout; the lane must not hold a batch.
 
         Raises
         ------
         DeviceMemoryError
-            There is not enough memory; the lane has none then.
+            There is not enough memory; the lane then has none.
         """
         staged = len(layout.upload) + len(layout.download)
         if self._memory is None or self._memory.size < layout.size:
@@ -106,7 +106,7 @@ class Lane:
         return self._staged(name, rows, writes=False)
 
     def upload(self, last: str, rows: int, stream: int) -> None:
-        """Enqueue the upload; of the array ``last`` only its first rows."""
+        """Enqueue the upload; only the first rows of the array ``last``."""
         memory, staging, layout = self._held()
         slot = layout.slots[last]
         self._device.copy_in(memory.pointer, staging.pointer, slot.offset + rows * slot.row_bytes, stream)
@@ -131,12 +131,12 @@ class Lane:
         return data.view(np.dtype(slot.dtype)).reshape(shape)
 
     def _held(self) -> tuple[Block, Block, BufferMap]:
-        """Return memory, staging and layout, which are there: `fit` comes first."""
+        """Return memory, staging and layout, which exist once `fit` has been called."""
         return cast("tuple[Block, Block, BufferMap]", (self._memory, self._staging, self._layout))
 
 
 class LanePool:
-    """Lanes for all calls of an engine, made when first needed, up to ``most``."""
+    """Lanes for all calls of an engine, created on demand, up to ``most``."""
 
     def __init__(self, device: Device, most: int) -> None:
         self._device = device
@@ -146,7 +146,7 @@ class LanePool:
         self._changed = threading.Condition()
 
     def take(self, *, wait: bool) -> Lane | None:
-        """Return a lane that holds no batch; where there is none, wait for one, or return None."""
+        """Return a lane that holds no batch; if there is none, wait for one or return None."""
         with self._changed:
             if wait:
                 self._changed.wait_for(lambda: self._free or self._unmade)
@@ -170,14 +170,14 @@ class LanePool:
             self._changed.notify()
 
     def abandon(self, lane: Lane) -> None:
-        """Never use a lane again, nor free its memory: its device did not say that the batch is complete."""
+        """Never use a lane again, nor free its memory: its device did not confirm that the batch is complete."""
         with self._changed:
             self._abandoned.append(lane)
             self._unmade += 1
             self._changed.notify()
 
     def drop_idle(self) -> None:
-        """Give back the memory of all lanes that hold no batch."""
+        """Free the memory of all lanes that hold no batch."""
         with self._changed:
             for lane in self._free:
                 lane.drop()

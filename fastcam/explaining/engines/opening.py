@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Session: TypeAlias = "onnxruntime.InferenceSession | OpenVinoSession"
 
-# A session may still use its stream while it is destroyed: streams outlive sessions, and serve the next ones.
+# A session may still use its stream while it is destroyed: streams outlive sessions and are reused.
 _idle_streams: dict[int, list[int]] = defaultdict(list)
 
 
@@ -103,7 +103,7 @@ def _open_on_device(path: Path, request: providers.Request, threads: int | None)
     weakref.finalize(session, idle.append, stream).atexit = False
     model = ExplainedModel(path, session)
     if model.draws_only or model.metadata.picture is not None:
-        # Its graph does what the device's kernels are for.
+        # Its graph does the work of the device's kernels.
         return _with_host_engine(path, session, threads, placement.providers[0][0])
     engine = CudaEngine(
         model,

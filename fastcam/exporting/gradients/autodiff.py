@@ -33,9 +33,9 @@ def target_gradients(graph: Graph, logits: str, target: str) -> tuple[str, str]:
     Returns
     -------
     value : str
-        The dense layer's input, (N,U); the logits themselves where no dense layer with constant weights makes them.
+        The dense layer's input, (N,U); the logits themselves where no dense layer with constant weights computes them.
     gradient : str
-        (K,N,U). For a dense layer it is the target's column of the weights: K*N*U numbers are read where a product with
+        (K,N,U). For a dense layer it is the target's column of the weights: K*N*U numbers are read; a product with
         one-hot rows would read the whole matrix.
     """
     dense = dense_layer(graph, logits)
@@ -49,7 +49,7 @@ def target_gradients(graph: Graph, logits: str, target: str) -> tuple[str, str]:
 
 
 def dense_layer(graph: Graph, logits: str) -> onnx.NodeProto | None:
-    """Return the dense layer with constant weights that makes the logits, or None."""
+    """Return the dense layer with constant weights that computes the logits, or None."""
     node = graph.producer(logits)
     if node is None or operator(node) not in ("Gemm", "MatMul") or graph.rank(node.input[0]) != 2:
         return None
@@ -86,7 +86,7 @@ def backpropagate(graph: Graph, gradients: Mapping[str, str], values: Sequence[s
     Raises
     ------
     UnsupportedOpError
-        When an op between has no rule, or nothing depends on a value.
+        When an op on the way has no rule, or the logits do not depend on a value.
     """
     found = dict(gradients)
     path = _path(graph, [value for value in values if value not in found], gradients)
@@ -94,7 +94,7 @@ def backpropagate(graph: Graph, gradients: Mapping[str, str], values: Sequence[s
     collected: dict[str, list[str]] = {name: [gradient] for name, gradient in gradients.items()}
     for node, value in reversed(path):
         totals = [_add_up(graph, collected.pop(output, [])) for output in node.output]
-        # All that reads an output has been passed: its gradient is complete.
+        # All readers of an output have been visited: its gradient is complete.
         found.update((output, total) for output, total in zip(node.output, totals, strict=True) if total)
         if not any(totals):
             continue
@@ -127,7 +127,7 @@ def _path(graph: Graph, values: Sequence[str], gradients: Mapping[str, str]) -> 
 def _varies(graph: Graph, node: onnx.NodeProto, value: str) -> bool:
     """Return whether a value can have a gradient: integers and truth values (shapes, indices, masks) change in jumps.
 
-    Quantised numbers stand for real ones.
+    Quantised numbers count as real ones.
     """
     known = graph.types.get(value)
     return known is None or known.dtype.kind not in "iub" or operator(node) == "QuantizeLinear"
@@ -168,7 +168,7 @@ def _add_up(graph: Graph, gradients: Sequence[str]) -> str | None:
 
 
 def _sum_broadcast_axes(step: Step, gradient: str, name: str, core_axes: int) -> str:
-    """Sum a gradient of the output's shape down to the shape of input ``name``, the leading K kept."""
+    """Sum a gradient of the output's shape down to the shape of input ``name``, keeping the leading K."""
     before, after = step.shape(name), step.shape(step.y)
     outer = len(before) - core_axes
     missing = len(after) - len(before)

@@ -99,7 +99,7 @@ def _push_sum(graph: Graph, value: str, gradients: Mapping[str, str]) -> tuple[s
     while (node := _only_reader(graph, value, gradients)) is not None:
         push = PUSHES.get(operator(node))
         pushed = push(graph, node, layout) if push else None
-        # Rows have to stay images for the sums to be theirs.
+        # Each row must remain one image, or the sums would mix images.
         if pushed is None or not pushed.startswith("N"):
             break
         value, layout = node.output[0], pushed
@@ -111,7 +111,7 @@ def _map_size(graph: Graph, value: str, layout: Axes) -> int:
 
 
 def _flattened_reader(graph: Graph, value: str, gradients: Mapping[str, str]) -> onnx.NodeProto | None:
-    """Return the dense layer that alone reads ``value`` flattened to one row per image, or None."""
+    """Return the dense layer that is the only reader of ``value`` flattened to one row per image, or None."""
     flatten = _only_reader(graph, value, gradients)
     if flatten is None or operator(flatten) not in ("Flatten", "Reshape") or not _flattens(graph, flatten):
         return None

@@ -15,7 +15,7 @@ from ...graph import Graph, attribute
 
 # The axes of a value, a permutation of "NCHW" or, without its map, of "NC".
 Axes: TypeAlias = str
-# Returns the layout behind a node, None where the sum has to be taken before it.
+# Returns the layout behind a node, or None if the sum has to be taken before it.
 PushRule: TypeAlias = "Callable[[Graph, onnx.NodeProto, Axes], Axes | None]"
 
 
@@ -28,7 +28,7 @@ def _pooling_keeps_layout(graph: Graph, node: onnx.NodeProto, layout: Axes) -> A
 
 
 def _average_keeps_sum(graph: Graph, node: onnx.NodeProto, layout: Axes) -> Axes | None:
-    """Every window distributes exactly its gradient, unless a share of it falls on padding."""
+    """Every window distributes its gradient completely, unless a share of it falls on padding."""
     counts_padding = attribute(node, "count_include_pad", 0)
     padded = any(attribute(node, "pads", [])) or attribute(node, "auto_pad", "NOTSET").startswith("SAME")
     return None if counts_padding and padded else _pooling_keeps_layout(graph, node, layout)

@@ -1,11 +1,11 @@
 """The table of gradient rules: one short vector-Jacobian product (VJP) per input of an ONNX op.
 
 A rule gets a `Step`, one node of the forward pass together with the gradient of its output, and emits the nodes that
-give the gradient of one input. Every gradient has one more axis than its value, in front: K, the targets. A value of
+give the gradient of one input. Every gradient has one more axis than its value, a leading K for the targets. A value of
 shape (N,C,h,w) has a gradient of shape (K,N,C,h,w), so element-wise rules work by broadcasting alone and the forward
 values are never repeated.
 
-The emitted nodes are ones that ONNX Runtime's CUDA provider and TensorRT run: no MaxUnpool, Col2Im or Scatter.
+Rules emit only nodes that ONNX Runtime's CUDA provider and TensorRT run: no MaxUnpool, Col2Im or Scatter.
 Sums over broadcast axes, accumulation and the choice of path belong to the engine, `autodiff`.
 """
 
@@ -50,7 +50,7 @@ class Step:
         r"""Gradient of the node's first output, (K, \*output shape); rejects the node when another output has one."""
         first, *others = self.gradients
         if first is None or any(others):
-            self.refuse("the gradient arrives at another output than its first")
+            self.refuse("the gradient arrives at an output other than its first")
         return first
 
     @property
@@ -109,7 +109,7 @@ class Step:
         return self.emit("Mul", self.gradient, factor)
 
     def axis(self, default: int = -1) -> int:
-        """Return the attribute ``axis`` as a negative number, which means the same on a value and on its gradient."""
+        """Return the attribute ``axis`` as a negative number, which means the same for a value and its gradient."""
         axis = int(self.attribute("axis", default))
         return axis - self.rank(self.x[0]) if axis >= 0 else axis
 
@@ -144,7 +144,7 @@ class Vjp:
     core_axes: int = 0
 
     def rule(self, index: int) -> Rule | None:
-        """Return the rule of one input, None where there is none."""
+        """Return the rule of one input, or None."""
         if index < len(self.rules):
             return self.rules[index]
         variadic = self.variadic
@@ -164,10 +164,10 @@ def defvjp(
     op : str
         Op type of the default ONNX domain, for example "Relu".
     *rules : callable or None
-        One for each input in turn: takes a `Step`, emits nodes, returns the name of the input's gradient, whose shape
+        One per input, in order: takes a `Step`, emits nodes, returns the name of the input's gradient, whose shape
         is (K, \*input shape). None: the input has no gradient.
     variadic : callable, optional
-        For ops of any number of inputs: takes the `Step` and the input's index.
+        For ops with any number of inputs: takes the `Step` and the input's index.
     broadcasts : bool
         True for ops of several inputs that follow NumPy's broadcasting: the rules then return gradients of the
         output's shape.

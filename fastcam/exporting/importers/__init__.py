@@ -1,7 +1,7 @@
 """From a framework's model to a clean `Graph` of its forward pass: one module per framework, and tables to choose.
 
-In: a Keras model, a torch module, an ONNX model or the path of one. Out: an `ImportedModel`. Imports the ground; each
-framework is imported when a model of its kind arrives.
+In: a Keras model, a torch module, an ONNX model or the path of one. Out: an `ImportedModel`. Imports the ground only;
+each framework is imported when one of its models arrives.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ _ADVICE_ON_OBJECTS = {
 def _refuse_nan(graph: Graph) -> None:
     """Refuse NaN, which spoils every score; infinity may be meant, in the mask of an attention."""
     for name, array in graph.constants.items():
-        # The sum is NaN if a number is, and takes no memory; it may also be where infinities meet.
+        # The sum is NaN if any number is, and needs no memory; it can also be NaN where infinities meet.
         with np.errstate(all="ignore"):
             suspect = array.dtype.kind == "f" and bool(np.isnan(array.sum()))
         count = int(np.isnan(array).sum()) if suspect else 0
@@ -135,11 +135,11 @@ _ADVICE = {
     "--graphdef",
     ".tflite": "convert it with python -m tf2onnx.convert --tflite model.tflite --output model.onnx, or give the Keras "
     "model it was made from",
-    ".safetensors": "it holds weights only: build the module or the Keras model, load them, and give export the model",
-    ".ckpt": "it holds weights only: build the model, load them, and give export the model",
+    ".safetensors": "it holds only weights: build the module or the Keras model, load them, and pass it to export",
+    ".ckpt": "it holds weights only: build the model, load them, and pass the model to export",
     ".ort": "give the .onnx file that it was made from",
     ".json": "give the Keras model; a TensorFlow.js model becomes a SavedModel with tensorflowjs_converter",
     ".mlmodel": "give the model that it was converted from",
-    ".pkl": "a pickle is a program, which export does not run: load it yourself, and give export the model",
-    ".bin": "it holds weights only: build the model, load them, and give export the model",
+    ".pkl": "a pickle is a program, which export does not run: load it yourself, and pass the model to export",
+    ".bin": "it holds weights only: build the model, load them, and pass the model to export",
 }

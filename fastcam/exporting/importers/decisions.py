@@ -1,4 +1,4 @@
-"""Outputs that are decisions (a label, the index of the best class): the scores that they were made from."""
+"""Outputs that are decisions (a label, the index of the top class), traced back to the scores behind them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import onnx
 from ...graph import attribute, operator
 from ...notes import Note
 
-# Ops that make a decision of scores, and those that turn decisions into labels.
+# Ops that turn scores into a decision, and those that turn decisions into labels.
 _DECIDING_OPS = frozenset(["ArgMax", "TopK", "ai.onnx.ml::ZipMap", "ai.onnx.ml::ArrayFeatureExtractor"])
 _LABELLING_OPS = frozenset(["ai.onnx.ml::LabelEncoder", "ai.onnx.ml::CategoryMapper", "Gather", "GatherElements"])
 _PASSING_OPS = frozenset("Cast Flatten Identity Reshape Squeeze Unsqueeze".split())
 
 
 class Scores(NamedTuple):
-    """The outputs with the scores of those that are decisions in their place.
+    """The outputs, with decisions replaced by their scores.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class Scores(NamedTuple):
 
 
 def find_scores(nodes: Iterable[onnx.NodeProto], constants: Iterable[str], outputs: Sequence[str]) -> Scores:
-    """Replace outputs that are decisions by the scores that they were made from.
+    """Replace outputs that are decisions by the scores behind them.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def find_scores(nodes: Iterable[onnx.NodeProto], constants: Iterable[str], outpu
     decided = {name: scores for name, scores in found.items() if scores != name}
     if not decided:
         return Scores(list(outputs), None, None)
-    # A label beside the scores says nothing more; a ZipMap pairs them with names.
+    # A label next to the scores adds nothing; a ZipMap pairs the scores with names.
     maps = [name for name in decided if operator(producers[name]) == "ai.onnx.ml::ZipMap"]
     scores = list(dict.fromkeys(found[name] for name in found if name in maps or name not in decided))
     scores = scores or list(dict.fromkeys(found.values()))

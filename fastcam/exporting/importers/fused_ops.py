@@ -1,4 +1,4 @@
-"""Ops that ONNX Runtime's optimiser fuses, written back into ONNX's own.
+"""Ops that ONNX Runtime's optimiser fuses, expanded into standard ONNX ops.
 
 Sources: the contrib operator documentation of ONNX Runtime; GELU and its approximations by Hendrycks and Gimpel 2016.
 """
@@ -26,12 +26,12 @@ _WAY_OUT = (
 
 
 def unfused(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Return nodes of ONNX's own that do what ``node`` does; the node itself where it is one of them, or unknown.
+    """Return standard ONNX nodes that compute what ``node`` does; the node itself if it is standard or unknown.
 
     Raises
     ------
     ModelError
-        For an op that only ONNX Runtime's optimiser makes, and that cannot be written back.
+        For an op that only ONNX Runtime's optimiser creates and that cannot be expanded.
     """
     if node.domain == _LAYOUT_DOMAIN:
         raise ModelError(f"op {node.op_type!r} of domain {node.domain!r} (node {node.name!r}): {_WAY_OUT}")
@@ -40,10 +40,10 @@ def unfused(node: onnx.NodeProto) -> list[onnx.NodeProto]:
 
 
 def fused_op_reason(node: onnx.NodeProto) -> str:
-    """Return what to do about an op that is not ONNX's own."""
+    """Return what to do about an op that is not a standard one."""
     if node.domain.startswith(_DOMAIN):
         return _WAY_OUT
-    return "export the model again with ONNX's own ops in its place, or ask fastcam for support"
+    return "export the model again with standard ONNX ops in its place, or request support for it in fastcam"
 
 
 def _name(node: onnx.NodeProto, part: str) -> str:

@@ -1,4 +1,4 @@
-"""What every importer hands over, and what it settles before: one image, one vector of scores."""
+"""What every importer returns, and what it establishes first: one image input, one vector of scores."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAXIMUM_OPSET = 20
 # ONNX Runtime's CUDA provider runs MaxPool, Elu and Selu up to opset 21 only; 18 is the lowest with the ops we emit.
 TARGET_OPSET = 18
 
-# The name of an open batch.
+# The name of a dynamic batch.
 BATCH = "batch"
 
 
@@ -35,11 +35,11 @@ class ImportOptions:
     output : str or None
         The output with the scores, where there are several; or any value inside the model.
     input_size : (int, int) or None
-        Height and width for a model that leaves them open.
+        Height and width for a model with dynamic ones.
     example_input : object
         An image batch to trace a torch module with, or a Keras model that does not know its input.
     class_names : int or None
-        Number of class names that the caller gives, to be compared with the model's scores before a long conversion.
+        Number of class names that the caller passes, compared with the model's scores before a long conversion.
     custom_objects : mapping of str to class or function, optional
         Layers and functions that a Keras file names.
     inputs : mapping of str to array, optional
@@ -54,12 +54,12 @@ class ImportOptions:
     inputs: Mapping[str, Any] | None = None
 
     def check_scores(self, shape: Sequence[Any] | None) -> None:
-        """Refuse a wrong number of class names for scores of this shape, if they are known to be rows.
+        """Reject a wrong number of class names for scores of this shape, if they are known to be rows.
 
         Raises
         ------
         ArgumentError
-            The numbers differ. One score may have two names: it may be that of a binary classifier.
+            The numbers differ. One score may have two names, as for a binary classifier.
         """
         count = shape[1] if shape is not None and len(shape) == 2 else None
         if self.class_names is None or not isinstance(count, int):
@@ -70,30 +70,30 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class Sample:
-    """What the source model gives for some images.
+    """The source model's scores for some images.
 
     Attributes
     ----------
     scores : ndarray
-        Of `trial_images`, a row per image, as the model returns them: logits or probabilities.
+        Of `trial_images`, one row per image, as the model returns them: logits or probabilities.
     """
 
     scores: Array
 
 
-# Elements of an image above which a forward pass in the source's framework costs too much for a check.
+# Number of elements per image above which a forward pass in the source framework is too expensive for a check.
 _LARGEST_SAMPLE = 2**22
 
 
 def trial_images(shape: Sequence[int], count: int) -> Array:
-    """Return noise to run a model on: float32 (count, *shape) from 0 to 2, each image of another brightness."""
+    """Return noise to run a model on: float32 (count, *shape) from 0 to 2, each image with a different brightness."""
     noise = np.random.default_rng(0).random((count, *shape), dtype=np.float32)
     brightness = np.array([1.0, 0.25, 2.0], np.float32)[np.arange(count) % 3]
     return noise * brightness.reshape(-1, *[1] * len(shape))
 
 
 def sample_images(shape: Sequence[Dim]) -> Array | None:
-    """Return three images to ask a source model about; None where they are too large, or their size is open.
+    """Return three images to run a source model on, or None if they are too large or their size is dynamic.
 
     Parameters
     ----------
@@ -119,15 +119,15 @@ class ImportedModel:
     layers : dict of str to str
         Value name of every framework layer's output that the graph computes, in the order of the forward pass.
     preprocessing : Preprocessing or None
-        What the model's file says that it was trained with.
+        The one that the model was trained with, according to its file.
     guess : Guess or None
         The preprocessing that the published weights of the model's architecture expect.
     classes : tuple of str or None
         Names by class index, where the model knows them.
     notes : list of Note
-        What was done to the model, or left as it was, that its owner should know.
+        What the model's owner should know about what was changed or left unchanged.
     sample : Sample or None
-        Scores of the source model, to check the exported file with.
+        Scores of the source model, to check the exported file against.
     """
 
     graph: Graph
@@ -142,7 +142,7 @@ class ImportedModel:
 
 @contextlib.contextmanager
 def logging_from(level: int, *names: str) -> Iterator[None]:
-    """Keep what these loggers say below ``level`` out of the user's log: a converter's remarks on itself."""
+    """Suppress these loggers' messages below ``level``: a converter's remarks about its own workings."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -161,7 +161,7 @@ def wrong_count(names: int, count: int) -> str:
 
 
 def settle_signature(graph: Graph, options: ImportOptions) -> list[Note]:
-    """Leave the graph one output, and one float32 image input of fixed size whose open batch has a name.
+    """Reduce the graph to one output and one float32 image input of fixed size with a named dynamic batch.
 
     Inputs that nothing reads are dropped; those that the options give values for become constants; images in integers
     are cast from float32.
@@ -173,7 +173,7 @@ def settle_signature(graph: Graph, options: ImportOptions) -> list[Note]:
     Raises
     ------
     ModelError
-        When there are several outputs or inputs to choose from, or the input is not an image.
+        There are several outputs or inputs to choose from, or the input is not an image.
     """
     inner = {name for node in graph.nodes for name in node.output}
     wanted = options.output
@@ -182,21 +182,21 @@ def settle_signature(graph: Graph, options: ImportOptions) -> list[Note]:
     notes = _drop_unused_inputs(graph) + _fix_inputs(graph, options.inputs or {})
     if len(graph.inputs) != 1:
         raise ModelError(
-            f"the model has {len(graph.inputs)} inputs {list(graph.inputs)}: fastcam explains one image. Give the "
+            f"the model has {len(graph.inputs)} inputs {list(graph.inputs)}: fastcam explains one image. Pass the "
             'values of the others, for example inputs={"age": array}'
         )
     (name, type_) = next(iter(graph.inputs.items()))
     if type_.dtype.kind not in "fui" or len(type_.shape) != 4:
         raise ModelError(
             f"input {name!r} is {type_.dtype} of shape {type_.shape}: "
-            "an image classifier takes numbers of shape (N,H,W,C) or (N,C,H,W)"
+            "an image classifier takes arrays of shape (N,H,W,C) or (N,C,H,W)"
         )
     batch, *image = type_.shape
     sizes = _with_size(graph, name, image, options.input_size)
     settled = (batch if isinstance(batch, int) else BATCH, *sizes)
     if settled != type_.shape:
         graph.inputs[name] = TensorType(type_.dtype, settled)
-        # What was declared of the outputs may hold for the open sizes only.
+        # The declared output shapes may be valid for the dynamic sizes only.
         graph.types = {}
         graph.infer_types()
     return notes + _take_floats(graph, name)
@@ -213,7 +213,7 @@ def _drop_unused_inputs(graph: Graph) -> list[Note]:
 
 
 def _fix_inputs(graph: Graph, values: Mapping[str, Any]) -> list[Note]:
-    """Turn inputs into constants; one that has a row per image repeats the row that it is given."""
+    """Turn inputs into constants; one with a row per image repeats the given row."""
     for name, value in values.items():
         if name not in graph.inputs:
             raise ModelError(f"inputs={{{name!r}: ...}}: the model has no such input. Inputs: {list(graph.inputs)}")
@@ -229,11 +229,11 @@ def _fix_inputs(graph: Graph, values: Mapping[str, Any]) -> list[Note]:
             not isinstance(size, int) or size == own for size, own in zip(rows, array.shape[1:], strict=True)
         )
         if not fits or (len(array) != 1 and len(array) != type_.shape[0]):
-            raise ModelError(f"inputs[{name!r}] has shape {array.shape}, and the model takes {type_.shape}")
+            raise ModelError(f"inputs[{name!r}] has shape {array.shape}, but the model takes {type_.shape}")
         _repeat(graph, name, array, open_batch=not isinstance(type_.shape[0], int))
     if values:
         graph.infer_types()
-        return [Note("inputs", f"Inputs were fixed to the values that were given: {_listed(list(values))}.")]
+        return [Note("inputs", f"Inputs were fixed to the given values: {_listed(list(values))}.")]
     return []
 
 
@@ -254,7 +254,7 @@ def _repeat(graph: Graph, name: str, array: Array, *, open_batch: bool) -> None:
 
 
 def _take_floats(graph: Graph, name: str) -> list[Note]:
-    """Let images in integers arrive as float32."""
+    """Accept integer images as float32."""
     type_ = graph.inputs[name]
     if type_.dtype == np.float32:
         return []
@@ -270,7 +270,7 @@ def _take_floats(graph: Graph, name: str) -> list[Note]:
 
 
 def image_layout(graph: Graph) -> Layout | None:
-    """Return where the channels of the image are, by the first convolution's weights; None where they don't tell."""
+    """Return the axis of the image's channels, by the first convolution's weights; None if they leave it open."""
     shape = next(iter(graph.inputs.values())).shape
     channels = _channels_of_first_conv(graph)
     fits: list[Layout] = [
@@ -291,7 +291,7 @@ def _channels_of_first_conv(graph: Graph) -> int | None:
 
 
 def choose_output(outputs: list[str], wanted: str | None) -> str:
-    """Return the output called ``wanted``, or at that position; None for the only one. Raises ModelError."""
+    """Return the output called ``wanted``, or at that position; None means the only one. Raises ModelError."""
     positions = {str(position): output for position, output in enumerate(outputs)}
     if wanted is not None and (wanted in outputs or wanted in positions):
         return wanted if wanted in outputs else positions[wanted]
@@ -310,7 +310,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _with_size(graph: Graph, name: str, image: list[Dim], size: tuple[int, int] | None) -> tuple[Dim, ...]:
-    """Return the three axes of an image behind the batch, with open ones set."""
+    """Return the three axes of an image after the batch, with dynamic ones set."""
     open_axes = [axis for axis in range(3) if not isinstance(image[axis], int)]
     if not open_axes and size is None:
         return tuple(image)

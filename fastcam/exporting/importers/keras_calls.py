@@ -1,4 +1,4 @@
-"""What a Keras model does while it is traced: the calls of its layers, and the outputs that they make."""
+"""What a Keras model does while it is traced: its layers' calls and their outputs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class LayerCall:
     Attributes
     ----------
     path : str
-        The layer's name behind those of the layers and models that it lies in, the outermost apart: "backbone/conv1".
+        The layer's name, prefixed with those of the layers and models around it except the outermost: "backbone/conv1".
     output : object
         What it returned: a tensor, or a structure of tensors.
     half_dtype : str or None
-        "float16" or "bfloat16" for a layer that computes in one.
+        "float16" or "bfloat16" for a layer that computes in one of them.
     """
 
     path: str
@@ -40,7 +40,7 @@ _ATTENTIONS = ("MultiHeadAttention", "GroupedQueryAttention")
 
 @contextlib.contextmanager
 def recorded_calls(keras: Any, calls: list[LayerCall]) -> Iterator[None]:
-    """Note every call of a layer, those inside nested and subclassed models included, and let it compute in float32."""
+    """Record every layer call, including those inside nested and subclassed models; compute in float32."""
     original: Callable[..., Any] = keras.layers.Layer.__call__
     around: list[str] = []
     inside: set[str] = set()
@@ -54,7 +54,7 @@ def recorded_calls(keras: Any, calls: list[LayerCall]) -> Iterator[None]:
         finally:
             path = "/".join(around[1:]) or around[0]
             around.pop()
-        # The four axes of what an attention makes inside are no picture's.
+        # The four axes of values inside an attention layer are not those of a picture.
         if not inside.intersection(around):
             calls.append(LayerCall(path, output, half_dtype))
         return output
@@ -68,7 +68,7 @@ def recorded_calls(keras: Any, calls: list[LayerCall]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _computing_in_float32(keras: Any, layer: Any) -> Iterator[str | None]:
-    """Lift mixed precision, which would round the constants of a layer to 16 bits; yield what it computes in else."""
+    """Disable mixed precision, which would round a layer's constants to 16 bits; yield its usual compute type."""
     policy = layer.dtype_policy
     if type(policy) is not keras.DTypePolicy or policy.compute_dtype not in ("float16", "bfloat16"):
         yield None
@@ -83,7 +83,7 @@ def _computing_in_float32(keras: Any, layer: Any) -> Iterator[str | None]:
 
 @contextlib.contextmanager
 def _unrounded_statistics(keras: Any, layer: Any) -> Iterator[None]:
-    """Let an adapted Normalization take its statistics, which it keeps in the type it computes in, from its weights."""
+    """Make an adapted Normalization read its statistics, which it caches in its compute type, from its weights."""
     if not isinstance(layer, keras.layers.Normalization) or layer.input_mean is not None:
         yield
         return
@@ -96,9 +96,9 @@ def _unrounded_statistics(keras: Any, layer: Any) -> Iterator[None]:
 
 
 def name_tensors(calls: Sequence[LayerCall]) -> dict[str, Any]:
-    """Return the output of every layer call by the layer's name, where only one has it, and by its path.
+    """Return the output of every layer call by the layer's path, and by its name where that is unique.
 
-    The calls of a layer that is called several times are told apart by their number: "relu@1", "relu@2".
+    Several calls of one layer are numbered: "relu@1", "relu@2".
     """
     calls = [call for call in calls if hasattr(call.output, "op")]
     names, paths = Counter(call.name for call in calls), Counter(call.path for call in calls)
@@ -126,13 +126,13 @@ def choose_output(
     declared : sequence of str
         The model's own names of its outputs, where it has them.
     wanted : str or None
-        The key of an output in a dict, its declared name, the layer that makes it, or its position where it has none of
-        these; None for the only one.
+        The key of an output in a dict, its declared name, the layer that computes it, or its position where it has none
+        of these; None means the only one.
 
     Raises
     ------
     ModelError
-        When there is no such output, or there are several and none is asked for.
+        There is no such output, or there are several and none was asked for.
     """
     leaves = keras.tree.flatten_with_path(outputs)
     names = [
@@ -148,7 +148,7 @@ def choose_output(
             f"output={names[0][0]!r}"
         )
     table = {name: tensor for own, (_, tensor) in zip(names, leaves, strict=True) for name in own}
-    # One output's key may be another one's layer: the key counts.
+    # One output's key may be the name of another one's layer: the key wins.
     table |= {own[0]: tensor for own, (_, tensor) in zip(names, leaves, strict=True)}
     # Any layer inside the model may be named, too.
     table = {call.name: call.output for call in calls[:-1] if hasattr(call.output, "op")} | table
@@ -162,5 +162,5 @@ def _keys(path: tuple[Any, ...]) -> list[str]:
 
 
 def _makers(calls: Sequence[LayerCall], tensor: Any) -> list[str]:
-    """Return the layers that returned ``tensor``, the outermost first; the model itself comes last and is none."""
+    """Return the layers that returned ``tensor``, outermost first, without the model itself, which comes last."""
     return [call.name for call in reversed(calls[:-1]) if call.output is tensor]

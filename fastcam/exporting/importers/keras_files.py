@@ -1,6 +1,6 @@
-"""Keras files, of Keras 2 and 3, and SavedModel folders, into Keras models.
+"""Load files of Keras 2 and 3, and SavedModel folders, as Keras models.
 
-A file of a few kilobytes may claim any size. What it claims is compared with what it holds before Keras sees it.
+A file of a few kilobytes may claim any size. The claim is compared with the contents before Keras sees the file.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 from ...errors import FastcamError, ModelError
 from ...labels import MEMBER as LABELS
 
-# Weights compress by less: float32 noise not at all, quantised or pruned ones by some of it.
+# Weights compress by less: float32 noise not at all, quantised or pruned weights somewhat.
 _LARGEST_RATIO = 64
 # Small files may be mostly zeros.
 _SMALL = 2**26
 # Elements of an image.
 _LARGEST_INPUT = 2**28
-# Entries of a layer's configuration that each need as many weights.
+# Entries of a layer's configuration, each of which needs at least that many weights.
 _SIZES = ("filters", "units", "input_dim", "output_dim", "num_heads", "key_dim", "value_dim")
 
 
@@ -35,7 +35,7 @@ def load_keras_file(keras: Any, path: Path, custom_objects: Mapping[str, Any] | 
     keras : module
     path : Path
     custom_objects : mapping of str to class or function, optional
-        Layers and functions of the caller's own, by the names in the file.
+        The caller's own layers and functions, by their names in the file.
 
     Raises
     ------
@@ -55,8 +55,8 @@ def load_keras_file(keras: Any, path: Path, custom_objects: Mapping[str, Any] | 
 def _load(keras: Any, path: Path) -> Any:
     """Load a Keras file.
 
-    Keras reads the weights of a .keras archive into memory before it assigns them, a third copy that takes a VGG16 to
-    3.2 GB. Extracted to disk first, it peaks at 2.7 GB.
+    Keras reads the weights of a .keras archive into memory before it assigns them: a third copy, which takes VGG16 to
+    3.2 GB. If they are extracted to disk first, the peak is 2.7 GB.
     """
     members = _archive_members(path)
     if members - {LABELS} != {"metadata.json", "config.json", "model.weights.h5"}:
@@ -76,7 +76,7 @@ def _archive_members(path: Path) -> set[str]:
 
 
 def _of_keras_2(keras: Any) -> dict[str, Any]:
-    """Return what files of Keras 2 name, and Keras 3 lacks or takes other arguments for."""
+    """Return the layers that Keras 2 files name and that Keras 3 lacks or gives different arguments."""
 
     class DepthwiseConv2D(keras.layers.DepthwiseConv2D):  # type: ignore[misc]
         # Keras 2 wrote the groups of its base class, always 1.
@@ -87,7 +87,7 @@ def _of_keras_2(keras: Any) -> dict[str, Any]:
 
     return {
         "DepthwiseConv2D": DepthwiseConv2D,
-        # Of the package efficientnet: a dropout whose noise may have other shapes, and nothing at inference.
+        # From the package efficientnet: a dropout with a noise shape; it does nothing at inference.
         "FixedDropout": keras.layers.Dropout,
         "relu6": keras.activations.relu6,
         "swish": keras.activations.silu,
@@ -142,7 +142,7 @@ def _check_hdf5(path: Path, weights: Path, size: int) -> int | None:
 def _check_config(path: Path, config: Any, elements: int | None) -> None:
     for key, value in _entries(config):
         if key in _SIZES and elements is not None and isinstance(value, int) and value > max(elements, 2**16):
-            raise ModelError(f"{path}: a layer has {key}={value}, and the file holds {elements} weights: it is damaged")
+            raise ModelError(f"{path}: a layer has {key}={value}, but the file holds {elements} weights: it is damaged")
         if key in ("batch_shape", "batch_input_shape", "shape") and isinstance(value, list):
             image = math.prod(side for side in value if isinstance(side, int) and side > 0)
             if image > _LARGEST_INPUT:
@@ -150,7 +150,7 @@ def _check_config(path: Path, config: Any, elements: int | None) -> None:
 
 
 def _entries(config: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the entries of nested dicts and lists, without recursion: their depth is the file's."""
+    """Yield the entries of nested dicts and lists, without recursion: the file determines their depth."""
     pending = [config]
     while pending:
         item = pending.pop()
@@ -162,7 +162,7 @@ def _entries(config: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _reason(error: Exception) -> str:
-    """Return what an error of Keras says at its end; before, it prints the configuration of the layer."""
+    """Return the end of a Keras error message; before it, Keras prints the layer's configuration."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1] if lines else "no reason given"
     return f"{type(error).__name__}: {text.removeprefix('Exception encountered: ').rstrip('.')[:300]}"
@@ -173,22 +173,22 @@ def _advice(error: Exception) -> str:
     return next((f". {advice}" for words, advice in _ADVICE.items() if words in text), f". {_LOAD_IT_YOURSELF}")
 
 
-_LOAD_IT_YOURSELF = "Load it yourself, and give export the model"
+_LOAD_IT_YOURSELF = "Load it yourself, and pass the model to export"
 _ADVICE = {
-    "No model config": "It holds weights only: build the model, call its load_weights, and give export the model",
-    "ambda": "It holds Python code (a Lambda layer), which export does not run: if you trust the file, give export "
-    "keras.models.load_model(path, safe_mode=False)",
+    "No model config": "It holds weights only: build the model, call its load_weights, and pass the model to export",
+    "ambda": "It holds Python code (a Lambda layer), which export does not run: if you trust the file, pass "
+    "keras.models.load_model(path, safe_mode=False) to export",
     "Could not locate": 'Name the class that the file asks for, for example custom_objects={"MyLayer": MyLayer}, or '
-    "load it yourself and give export the model",
+    "load it yourself and pass the model to export",
     "Unknown": 'Name what the file asks for, for example custom_objects={"MyLayer": MyLayer}, or load it yourself and '
-    "give export the model",
-    "safe_mode": "It holds Python code, which export does not run: if you trust the file, give export "
-    "keras.models.load_model(path, safe_mode=False)",
+    "pass the model to export",
+    "safe_mode": "It holds Python code, which export does not run: if you trust the file, pass "
+    "keras.models.load_model(path, safe_mode=False) to export",
 }
 
 
 def load_saved_model(keras: Any, tf: Any, folder: Path) -> Any:
-    """Load a SavedModel folder as a Keras model around its signature for serving.
+    """Load a SavedModel folder as a Keras model that wraps its serving signature.
 
     Raises
     ------

@@ -1,8 +1,8 @@
 """Keras models and files into a clean `Graph` of the forward pass.
 
 The models are traced as a function whose weights are *arguments*: the converter then never sees 500 MB of constants,
-and the whole process stays below 3 GB where handing it the model itself takes more than 21 GB. The weights join as
-NumPy arrays afterwards, and what is left on them (Reshape, Squeeze, Transpose, BatchNorm arithmetic) is folded.
+and the process stays below 3 GB; passing the model itself takes more than 21 GB. The weights are added as NumPy
+arrays afterwards, and the remaining ops on them (Reshape, Squeeze, Transpose, BatchNorm arithmetic) are folded.
 
 TensorFlow and tf2onnx are imported here, when a Keras model arrives, and nowhere else.
 """
@@ -41,7 +41,7 @@ from .precision import widen_to_float32, widening_note
 
 
 def is_keras(model: object) -> bool:
-    """Return whether a model is one of Keras 3, without importing it."""
+    """Return whether a model is a Keras 3 model, without importing Keras."""
     return any(base.__module__.startswith(("keras.", "keras_")) for base in type(model).__mro__)
 
 
@@ -106,7 +106,7 @@ def import_keras(model: Any, options: ImportOptions) -> ImportedModel:
     sample = _sample(tf, function, image.shape[1:], variables) if model.dtype == "float32" else None
     graph = from_model(proto)
     arguments = zip([*specs[0], *specs[1]], [*variables[0], *variables[1]], strict=True)
-    # Tensors that layers hold outside their variables (Normalization's mean) arrive as further inputs.
+    # Tensors that layers hold outside their variables (Normalization's mean) become further inputs.
     captures = function.get_concrete_function().graph.captures
     known = {spec.name: variable for spec, variable in arguments} | {inner.name: outer for outer, inner in captures}
     for name, value in known.items():
@@ -125,7 +125,7 @@ def import_keras(model: Any, options: ImportOptions) -> ImportedModel:
 
 @contextlib.contextmanager
 def _traceable(model: Any) -> Iterator[None]:
-    """Say which model TensorFlow or the converter refuses, and why."""
+    """Raise an error that says which model TensorFlow or the converter rejects, and why."""
     try:
         yield
     except FastcamError:
@@ -134,7 +134,7 @@ def _traceable(model: Any) -> Iterator[None]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason given"]
         by_values = type(error).__name__ == "OperatorNotAllowedInGraphError"
         advice = (
-            "take out the branches that depend on the values of the image"
+            "remove the branches that depend on the values of the image"
             if by_values
             else ("replace the layer that the reason names, or give an .onnx file")
         )
@@ -145,7 +145,7 @@ def _traceable(model: Any) -> Iterator[None]:
 
 
 def _sample(tf: Any, function: Any, shape: Any, variables: Any) -> Sample | None:
-    """Return what the traced function gives for some images; None where they are large, or it cannot run here."""
+    """Return the traced function's scores for some images, or None if these are large or it cannot run here."""
     images = sample_images(shape)
     if images is None:
         return None
@@ -157,7 +157,7 @@ def _sample(tf: Any, function: Any, shape: Any, variables: Any) -> Sample | None
 
 
 def _widen(graph: Graph, calls: list[LayerCall]) -> list[Note]:
-    """Widen what computes in 16 bits; return the note that says so."""
+    """Widen whatever computes in 16 bits; return the note that says so."""
     half_dtypes = sorted({call.half_dtype for call in calls if call.half_dtype})
     if not widen_to_float32(graph) and not half_dtypes:
         return []
@@ -165,7 +165,7 @@ def _widen(graph: Graph, calls: list[LayerCall]) -> list[Note]:
 
 
 def _size_resizes(graph: Graph) -> None:
-    """Give every Resize the size that it had: the converter writes its scale, and 24 * float32(17 / 24) is below 17."""
+    """Give every Resize its original size: the converter writes the scale, and 24 * float32(17 / 24) is below 17."""
     for node in graph.nodes:
         scales = graph.constants[node.input[2]] if node.op_type == "Resize" and len(node.input) == 3 else np.ones(0)
         axes = [axis for axis, scale in enumerate(scales) if scale != 1]
@@ -185,7 +185,7 @@ def _size_resizes(graph: Graph) -> None:
 
 
 def _refuse_foreign_ops(model: onnx.ModelProto) -> None:
-    """The converter hands TensorFlow ops that it does not know on under their own names."""
+    """The converter passes TensorFlow ops that it does not know through under their own names."""
     foreign = {node.op_type for node in model.graph.node if not node.domain and not onnx.defs.has(node.op_type)}
     if foreign:
         raise ModelError(
@@ -194,7 +194,7 @@ def _refuse_foreign_ops(model: onnx.ModelProto) -> None:
 
 
 def _image_shape(keras: Any, model: Any, options: ImportOptions) -> tuple[int | None, ...]:
-    """Return the shape of a batch of images, all but the batch fixed."""
+    """Return the shape of a batch of images, with everything fixed except the batch."""
     input_size = options.input_size
     shapes = _input_shapes(keras, model)
     if not shapes and options.example_input is not None:
@@ -202,7 +202,7 @@ def _image_shape(keras: Any, model: Any, options: ImportOptions) -> tuple[int | 
     if not shapes:
         raise ModelError(
             "the Keras model does not know its input: build it with keras.Input((height, width, channels)), "
-            "or give a batch of images as example_input"
+            "or pass a batch of images as example_input"
         )
     if len(shapes) != 1:
         raise ModelError(f"the Keras model has {len(shapes)} inputs: fastcam explains one image input")
@@ -220,12 +220,12 @@ def _image_shape(keras: Any, model: Any, options: ImportOptions) -> tuple[int | 
 
 
 def _input_shapes(keras: Any, model: Any) -> list[tuple[int | None, ...]]:
-    """Return the shape of every input: as declared, or as a subclassed model met it in its first call."""
+    """Return the shape of every input: as declared, or as a subclassed model saw it in its first call."""
     inputs = getattr(model, "inputs", None) or []
     for tensor in inputs:
         if not keras.backend.is_float_dtype(tensor.dtype):
             raise ModelError(
-                f"the Keras model's input {tensor.name!r} is {tensor.dtype}, and explaining takes float32 images: "
+                f"the Keras model's input {tensor.name!r} is {tensor.dtype}, but fastcam needs float32 images: "
                 'build the model with keras.Input(shape, dtype="float32")'
             )
     if inputs or not isinstance(model, keras.Model) or not model.built:
@@ -236,7 +236,7 @@ def _input_shapes(keras: Any, model: Any) -> list[tuple[int | None, ...]]:
 
 
 def _with_size(shape: tuple[int | None, ...], size: tuple[int, int], first: int) -> tuple[int | None, ...]:
-    """Put height and width where ``shape`` is open; where it is not it must hold the same."""
+    """Fill in height and width where ``shape`` is dynamic; elsewhere they must match."""
     fixed = (*shape[:first], *size, *shape[first + 2 :])
     if any(old not in (None, new) for old, new in zip(shape, fixed, strict=True)):
         raise ModelError(f"input_size={size} does not fit the Keras model's input of shape {shape}")
@@ -261,7 +261,7 @@ def _keras_extra() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _inlined_functions(tf: Any) -> Iterator[None]:
-    """Trace functions within functions in place: the converter does not look into calls (Keras' depthwise Conv)."""
+    """Inline nested functions while tracing: the converter does not look into calls (Keras' depthwise Conv)."""
     before = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(True)
     try:
@@ -271,7 +271,7 @@ def _inlined_functions(tf: Any) -> Iterator[None]:
 
 
 def _convert_erfc(context: Any, node: Any, name: str, _: Any) -> None:
-    """1 - erf(x), of which ONNX has only the second: GELU is written with it."""
+    """1 - erf(x): ONNX has only Erf, and TensorFlow writes GELU with Erfc."""
     one = context.make_const(f"{name}/one", np.array(1, np.float32))
     node.type = "Erf"
     context.insert_new_node_on_output("Sub", node.output[0], f"{name}/Sub", inputs=[one.output[0], node.output[0]])
@@ -279,7 +279,7 @@ def _convert_erfc(context: Any, node: Any, name: str, _: Any) -> None:
 
 @contextlib.contextmanager
 def _whole_einsums() -> Iterator[None]:
-    """Keep attention's Einsum as it is: the converter would write it with sizes that it computes from the batch."""
+    """Keep attention's Einsum as it is: the converter would expand it with sizes computed from the batch."""
     optimizers = importlib.import_module("tf2onnx.optimizer")._optimizers  # noqa: SLF001  # there is no option for it
     kept = dict(optimizers)
     optimizers.pop("einsum_optimizer", None)
@@ -291,16 +291,16 @@ def _whole_einsums() -> Iterator[None]:
 
 
 def _source_tensor(tensor: Any) -> Any:
-    """Step over the Identity ops that the converter removes (Keras wraps swish in one)."""
+    """Skip the Identity ops that the converter removes (Keras wraps swish in one)."""
     while tensor.op.type in ("Identity", "IdentityN"):
         tensor = tensor.op.inputs[tensor.value_index]
     return tensor
 
 
 def _name_values(graph: Graph, tensors: dict[str, str]) -> dict[str, str]:
-    """Name each value after the layer that made it, and free all names of the converter's running numbers.
+    """Name each value after the layer that computed it, and strip the converter's running numbers from all names.
 
-    Returns the value of every layer; layers that hand a value on unchanged share it.
+    Returns the value of every layer; layers that pass a value through share it.
     """
     layer_of: dict[str, str] = {}
     for layer, tensor in tensors.items():
@@ -321,7 +321,7 @@ def _name_values(graph: Graph, tensors: dict[str, str]) -> dict[str, str]:
     return {layer: renamed[tensor] for layer, tensor in tensors.items() if tensor in renamed}
 
 
-# A scope around the model's own, whose name (that of a private class, say) may be none for an outermost one.
+# A scope around the model's own: its name (a private class's, say) may not be valid for an outermost scope.
 _SCOPE = "model"
 
 
@@ -331,7 +331,7 @@ def _stem(output: str) -> str:
 
 
 def _map_sizes(keras: Any, tensors: dict[str, Any]) -> dict[str, tuple[int, int, int]]:
-    """Return height, width and channels of every layer's map. The converter may turn its axes, but not its sizes."""
+    """Return height, width and channels of every layer's map. The converter may permute axes, not resize them."""
     if keras.config.image_data_format() != "channels_last":
         return {}
     shapes = {value: tuple(tensor.shape)[1:] for value, tensor in tensors.items() if tensor.shape.rank == 4}
@@ -347,7 +347,7 @@ _INPUT_ROLES = {
 
 
 def _claim(stem: str, taken: set[str]) -> str:
-    """Return ``stem``, numbered where it is taken, and take it."""
+    """Return ``stem``, numbered if it is already in use, and reserve it."""
     name, number = stem, 1
     while name in taken:
         name, number = f"{stem}_{number}", number + 1
@@ -363,7 +363,7 @@ def _guessed_preprocessing(graph: Graph, layers: dict[str, str]) -> Guess | None
         return None
     maps = {layer: graph.maps[value] for layer, value in layers.items() if value in graph.maps}
     for stem, family in find_families(maps, (sides[0], sides[1])):
-        # The family's first layers read the image, and no further layer stands between.
+        # The family's first layers must read the image directly.
         convolutions = [node for node in needed_nodes(graph, [layers[stem]]) if node.op_type == "Conv"]
         if len(convolutions) == family.convolutions:
             return family.guess

@@ -1,4 +1,4 @@
-"""ONNX files and messages, of any exporter, into a `Graph`."""
+"""Import ONNX files and messages from any exporter into a `Graph`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .opsets import at_supported_opset, expand_group_normalization, weights_of
 from .precision import narrowed, widened
 
 _LARGEST_SIZE = 2**31
-# Elements of a batch as declared; nodes and weights.
+# Limits: elements of a batch as declared; number of nodes and weights.
 _LARGEST_INPUT, _LARGEST_COUNT = 2**28, 500_000
 # Elements of a value inside the network: 16 GB of float32.
 _LARGEST_VALUE = 2**32
 # What a window or a border of an image may be.
 _LIMITS = dict.fromkeys(["pads", "kernel_shape", "strides", "dilations", "output_padding", "num_outputs"], 2**16)
-# The end of a Slice may be any number that is large enough.
+# The end of a Slice may be any sufficiently large number.
 _OPEN_ENDED = ("starts", "ends")
 
 
@@ -46,7 +46,7 @@ def import_onnx(model: onnx.ModelProto, options: ImportOptions, base_dir: str | 
     model : onnx.ModelProto
     options : ImportOptions
     base_dir : str, optional
-        Folder of its external data; None where the message came without a file.
+        Folder of its external data; None if the message did not come from a file.
     """
     _refuse_impossible_sizes(model)
     _refuse_stray_files(model, base_dir)
@@ -67,7 +67,7 @@ def import_onnx(model: onnx.ModelProto, options: ImportOptions, base_dir: str | 
 
 
 def _refuse_impossible_sizes(model: onnx.ModelProto) -> None:
-    """Keep ONNX's C++ from computing with sizes that overflow, which aborts the process, or fill the memory."""
+    """Reject sizes with which ONNX's C++ code would overflow, aborting the process, or exhaust the memory."""
     graph = model.graph
     parts = len(graph.node) + len(graph.initializer)
     if parts > _LARGEST_COUNT:
@@ -104,13 +104,13 @@ def _refuse_size(op: str, name: str, attribute: str, numbers: list[int]) -> None
 
 
 def _refuse_stray_files(model: onnx.ModelProto, base_dir: str | None) -> None:
-    """Raise ModelError where data lie in files that are not beside the model."""
+    """Raise ModelError if the data are in files that are not next to the model."""
     initializers = list(model.graph.initializer)
     attributes = [item.t for node in model.graph.node for item in node.attribute if item.HasField("t")]
     outside = [tensor for tensor in (*initializers, *attributes) if external_data_helper.uses_external_data(tensor)]
     if outside and base_dir is None:
         raise ModelError(
-            f"the data of {outside[0].name!r} lie in a file, and a message does not say where: give export the path of "
+            f"the data of {outside[0].name!r} are in a file, and a message does not say where: pass export the path of "
             "the .onnx file, or load it with its data, onnx.load(path)"
         )
     inner = (item.t for function in model.functions for node in function.node for item in node.attribute)
@@ -119,7 +119,7 @@ def _refuse_stray_files(model: onnx.ModelProto, base_dir: str | None) -> None:
 
 
 def _score_outputs(model: onnx.ModelProto, wanted: str | None) -> Scores:
-    """Return the values that may be the scores; any value of the model may be asked for."""
+    """Return the values that may be the scores; callers may ask for any value of the model."""
     names = [info.name for info in model.graph.output]
     if wanted is not None and wanted not in names and any(wanted in node.output for node in model.graph.node):
         return Scores([wanted], None, None)
@@ -128,7 +128,7 @@ def _score_outputs(model: onnx.ModelProto, wanted: str | None) -> Scores:
 
 
 def _refuse_unknown_ops(graph: Graph) -> None:
-    """Name the op that keeps shape inference from the scores, where it is not one of ONNX."""
+    """Name the op that stops shape inference before the scores, if it is not an ONNX op."""
     if graph.rank(graph.outputs[0]) is not None:
         return
     node = next((node for node in graph.nodes if "::" in operator(node) or not defs.has(node.op_type)), None)

@@ -1,7 +1,7 @@
-"""ONNX messages of any opset brought to one that runtimes and gradient rules know.
+"""Convert ONNX messages of any opset to one that runtimes and gradient rules know.
 
 Only the nodes are converted. The weights stay where they are: a converter that copies them would need three times
-their memory, and Protocol Buffers ends at 2 GB.
+their memory, and Protocol Buffers is limited to 2 GB.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .fused_ops import unfused
 from .imported import MAXIMUM_OPSET, MINIMUM_OPSET, TARGET_OPSET
 from .quarantine import QUARANTINE
 
-# Between opset 20 and this one, the ops that have not changed but for wider types are known (see `_lowered`).
+# Between opset 20 and this one, the ops that changed only by accepting wider types are known (see `_lowered`).
 _NEWEST_OPSET = 25
 
-# Arguments that the converter reads (scales, axes, ratios) are no larger.
+# Arguments that the converter reads (scales, axes, ratios) are not larger than this.
 _ARGUMENT_SIZE = 64
 
 
@@ -32,21 +32,21 @@ def at_supported_opset(model: onnx.ModelProto, base_dir: str, outputs: Sequence[
     Parameters
     ----------
     model : onnx.ModelProto
-        Not modified. It may come from anywhere: ONNX's C++ sees it in a process of its own.
+        Not modified. It may be untrusted: ONNX's C++ code sees it in a separate process.
     base_dir : str
         Folder of the model's external data.
     outputs : sequence of str
-        Values that the result shall give.
+        Values that the result must compute.
 
     Returns
     -------
     onnx.ModelProto
-        One that lacks the weights, which `weights_of` gives: they are among its inputs.
+        Without the weights, which become inputs: `weights_of` returns them.
 
     Raises
     ------
     ModelError
-        When the opset is unknown, or a node cannot be brought over.
+        The opset is unknown, or a node cannot be converted.
     """
     message = _without_weights(model, base_dir, outputs).SerializeToString()
     result = onnx.ModelProto()
@@ -55,14 +55,14 @@ def at_supported_opset(model: onnx.ModelProto, base_dir: str, outputs: Sequence[
 
 
 def converted_bytes(data: bytes) -> bytes:
-    """Do what `converted` does for a serialised model, and see that shape inference survives the result.
+    """Do what `converted` does for a serialised model, and check that shape inference survives the result.
 
     Raises
     ------
     ModelError
-        When the model cannot be converted.
+        The model cannot be converted.
     MemoryError
-        When it, or shape inference, takes more memory than is allowed here.
+        It, or shape inference, needs more memory than is allowed here.
     """
     model = onnx.ModelProto()
     model.ParseFromString(data)
@@ -71,7 +71,7 @@ def converted_bytes(data: bytes) -> bytes:
         shape_inference.infer_shapes(result, data_prop=True)
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001, S110  # a refusal is repeated, and worded, where the result is read
+    except Exception:  # noqa: BLE001, S110  # a rejection is repeated, and worded, where the result is read
         pass
     answer: bytes = result.SerializeToString()
     return answer
@@ -101,13 +101,13 @@ _LARGEST_EXPANSION = 500_000
 
 
 def _refuse_explosion(model: onnx.ModelProto) -> None:
-    """Raise ModelError where functions that call functions would fill the memory with nodes."""
+    """Raise ModelError if nested functions would fill the memory with nodes."""
     functions = {(function.domain, function.name): function for function in model.functions}
     sizes: dict[tuple[str, str], int] = {}
 
     def size(key: tuple[str, str], above: frozenset[tuple[str, str]]) -> int:
         if key in above or len(above) > _DEEPEST_CALLS:
-            raise ModelError(f"function {key[1]!r} calls itself, or functions too deep to follow")
+            raise ModelError(f"function {key[1]!r} calls itself, or is nested too deeply to follow")
         if key not in sizes:
             calls = ((node.domain, node.op_type) for node in functions[key].node)
             sizes[key] = sum(size(call, above | {key}) if call in functions else 1 for call in calls)
@@ -123,7 +123,7 @@ _DEEPEST_CALLS = 100
 
 
 def weights_of(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
-    """Yield the name and the data of every initializer, and of every Constant node that is as large as one."""
+    """Yield the name and the data of every initializer and of every large Constant node."""
     yield from ((tensor.name, tensor) for tensor in model.graph.initializer)
     yield from ((node.output[0], _constant(node)) for node in model.graph.node if _is_weight(node))
 
@@ -154,7 +154,7 @@ def _without_weights(model: onnx.ModelProto, base_dir: str, outputs: Sequence[st
     nodes = [own for node in source.node for own in unfused(node)]
     graph.node.extend(_inlined(node, base_dir) for node in _needed(nodes, outputs) if not _is_weight(node))
     known = {info.name: info for info in source.output}
-    # The converter asks for a type, and the shape is found anew.
+    # The converter needs a type; the shape is inferred again.
     unknown = (
         helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs if name not in known
     )
@@ -164,7 +164,7 @@ def _without_weights(model: onnx.ModelProto, base_dir: str, outputs: Sequence[st
     weights = dict(weights_of(model))
     graph.initializer.extend(_with_data(filter(_is_argument, source.initializer), base_dir))
     graph.input.extend(info for info in source.input if info.name not in weights)
-    # The small ones too: the inliner takes types from there, and the converter asks for it in old files.
+    # The small ones too: the inliner takes types from here, and the converter requires it in old files.
     graph.input.extend(
         helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)) for name, tensor in weights.items()
     )
@@ -172,13 +172,13 @@ def _without_weights(model: onnx.ModelProto, base_dir: str, outputs: Sequence[st
 
 
 def _needed(nodes: Sequence[onnx.NodeProto], outputs: Sequence[str]) -> list[onnx.NodeProto]:
-    """Return the nodes that the outputs need, in their order."""
+    """Return the nodes that the outputs need, in the original order."""
     needed, kept = set(outputs), []
     for node in reversed(nodes):
         if needed.intersection(node.output):
             needed.update(node.input)
             kept.append(node)
-    # In a file that is not in order, what comes later is needed too.
+    # In a file that is not sorted topologically, later nodes may be needed too.
     return kept[::-1] if _is_ordered(kept[::-1], nodes) else list(nodes)
 
 
@@ -189,7 +189,7 @@ def _is_ordered(kept: Sequence[onnx.NodeProto], nodes: Sequence[onnx.NodeProto])
 
 
 def _inlined(node: onnx.NodeProto, base_dir: str) -> onnx.NodeProto:
-    """Return a Constant node whose data lie in a file as one that holds them."""
+    """Return a Constant node with external data as one that holds them."""
     if not any(external_data_helper.uses_external_data(item.t) for item in node.attribute):
         return node
     copy = onnx.NodeProto()
@@ -216,17 +216,17 @@ def _with_data(tensors: Iterable[onnx.TensorProto], base_dir: str) -> list[onnx.
 
 
 def _lowered(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """Call a newer opset by an older number.
+    """Relabel a newer opset with an older number.
 
     From opset 21 to 25 the ops took further element types, and attributes that older nodes cannot hold. A node that is
-    valid at opset 20 means the same there, GroupNormalization apart, which `expand_group_normalization` has replaced.
-    Ops that are newer are written out by the function that defines them.
+    valid at opset 20 means the same there, except GroupNormalization, which `expand_group_normalization` has replaced.
+    Newer ops are expanded by the functions that define them.
     """
     if opset > _NEWEST_OPSET:
         raise ModelError(f"opset {opset} is newer than this version of fastcam, which knows {_NEWEST_OPSET}")
     newer = sorted({node.op_type for node in model.graph.node if _is_newer(node, opset)})
     if newer:
-        # Definitions depend on what their inputs are.
+        # Function definitions depend on the types of their inputs.
         typed = shape_inference.infer_shapes(model, data_prop=True)
         model = inliner.inline_selected_functions(typed, [("", op) for op in newer], inline_schema_functions=True)
         del model.graph.value_info[:]
@@ -248,16 +248,16 @@ def _exists(op: str, opset: int) -> bool:
 
 
 def expand_group_normalization(graph: Graph, opset: int) -> None:
-    """Write GroupNormalization with older ops (Wu and He 2018, eq. 1, 2 and 6).
+    """Expand GroupNormalization into older ops (Wu and He 2018, eq. 1, 2 and 6).
 
-    Opset 18 defined it with a scale per group, which ONNX then withdrew; opset 21 with a scale per channel.
+    Opset 18 defined it with one scale per group, which ONNX later withdrew; opset 21 with one scale per channel.
 
     Parameters
     ----------
     graph : Graph
         Changed in place.
     opset : int
-        The opset that the model was written in.
+        The model's original opset.
     """
     for node in [node for node in graph.nodes if operator(node) == "GroupNormalization"]:
         graph.replace(node, *_group_normalization(graph, node, opset))
@@ -265,7 +265,7 @@ def expand_group_normalization(graph: Graph, opset: int) -> None:
 
 
 def _group_normalization(graph: Graph, node: onnx.NodeProto, opset: int) -> list[onnx.NodeProto]:
-    """Normalise (N,groups,rest) per instance, which is what a group is."""
+    """Normalise (N,groups,rest) per instance, each instance being one group."""
     x, scale, bias = node.input
     groups, y = attribute(node, "num_groups"), node.output[0]
     by_channel = opset >= 21

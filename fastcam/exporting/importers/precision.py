@@ -1,4 +1,4 @@
-"""Networks that compute in 16 or 64 bits, brought to float32."""
+"""Convert networks that compute in 16 or 64 bits to float32."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def widened(graph: Graph) -> list[Note]:
 
 
 def widening_note(computed_in: str) -> Note:
-    """Return the note of a network that computed in 16 bits, ``computed_in`` being the name of its type."""
+    """Return the note for a network that computed in 16 bits; ``computed_in`` is the name of its type."""
     return Note("widened", f"The model computes in {computed_in}: it is exported in float32.")
 
 
 def widen_to_float32(graph: Graph) -> bool:
-    """Let a graph compute in float32 whatever it computes in float16 or bfloat16.
+    """Make a graph compute in float32 what it computes in float16 or bfloat16.
 
-    Casts between the two become casts from float32 to float32, and go with the other nodes that do nothing. Weights
+    Casts between them become casts from float32 to float32, which are dropped with the other no-ops. Weights
     that are float32 already keep every bit.
 
     Parameters
@@ -41,13 +41,13 @@ def widen_to_float32(graph: Graph) -> bool:
     Returns
     -------
     bool
-        False where the graph has none.
+        False if the graph has none.
     """
     return _to_float32(graph, _HALVES)
 
 
 def narrowed(graph: Graph) -> list[Note]:
-    """Let a graph whose images are float64 compute in float32, in place; return the note that says so.
+    """Make a graph with float64 images compute in float32, in place; return the note that says so.
 
     ONNX Runtime has no float64 convolutions.
     """
@@ -71,7 +71,7 @@ def _to_float32(graph: Graph, kinds: tuple[int, ...]) -> bool:
         for attribute in node.attribute:
             found |= _cast_attribute(attribute, kinds)
     if found:
-        # What was known of the outputs would be taken for their declaration.
+        # The known types of the outputs would be mistaken for their declaration.
         graph.types = {}
         graph.infer_types()
     return found

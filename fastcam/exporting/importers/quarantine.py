@@ -1,8 +1,8 @@
-"""A child process for what C++ code does to models that nobody has checked.
+"""A child process in which C++ code handles unchecked models.
 
 ONNX's version converter and shape inference, and ONNX Runtime, abort, hang or run out of memory on some malformed
-models, and take the whole process with them. Here they meet a model in a child first, whose death is a refusal. One
-child serves a whole process, and ends with it.
+models, and take the whole process with them. Here a child process tries each model first: if it dies, the model is
+rejected. One child serves the whole process and ends with it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from typing import IO, NamedTuple
 
 from ...errors import ModelError
 
-# For every request, the start of the child not included.
+# Per request, not including the child's start.
 SECONDS = 20.0
-# Beyond what the child takes when idle, and some copies of the model.
+# Beyond the child's idle memory and some copies of the model.
 MEMORY = 2 * 2**30
 _COPIES = 6
-# Where the memory in use is unknown, the bound of the whole child.
+# Limit for the whole child if the memory in use is unknown.
 _WHOLE_MEMORY = 8 * 2**30
 _HEAD = struct.Struct("<BdQQQ")
 
@@ -43,12 +43,12 @@ class _Child(NamedTuple):
 
 
 class CrashError(ModelError):
-    """The child died of its work.
+    """The child died while working.
 
     Attributes
     ----------
     late : bool
-        Whether it was ended because it took too long.
+        Whether it was killed because it took too long.
     """
 
     def __init__(self, message: str, *, late: bool) -> None:
@@ -72,14 +72,14 @@ class Quarantine:
             Module and name of a function from bytes to bytes: "fastcam.exporting.importers.opsets:converted_bytes".
         data : bytes
         size : int, optional
-            Bytes of the model, which the memory limit grows with; by default those of ``data``.
+            Bytes of the model, from which the memory limit is computed; by default those of ``data``.
 
         Raises
         ------
         CrashError
             The child died, or took longer than `SECONDS`.
         ModelError
-            The work raised an error, or needs more memory than `MEMORY` and some copies of the model; or no child can
+            The work raised an error or needs more memory than `MEMORY` plus some copies of the model, or no child can
             be started.
         """
         with self._lock:
@@ -91,7 +91,7 @@ class Quarantine:
                 _write(child.requests, 0, SECONDS, memory, work.encode(), data)
                 failed, _, _, _, answer = _read(child.answers)
             except (OSError, EOFError) as error:
-                # A child that was killed in time leaves the timer where it was.
+                # The timer is still running if the child was killed before it fired.
                 timed_out = late.finished.is_set()
                 self._end()
                 raise CrashError(
@@ -127,11 +127,11 @@ class Quarantine:
             atexit.unregister(self.close)
 
     def forget(self) -> None:
-        """Start anew in a forked process: the child, and maybe the lock, belong to threads of the parent."""
+        """Start afresh in a forked process: the child, and possibly the lock, belong to threads of the parent."""
         child, self._child, self._lock = self._child, None, threading.Lock()
         if child is not None:
             _close_pipes(child)
-            # Of a process that is not ours, nobody must wait for the end.
+            # Never wait for a process that is not ours.
             child.process.returncode = 0
             atexit.unregister(self.close)
 
@@ -152,7 +152,7 @@ def _close_pipes(child: _Child) -> None:
 
 
 def _start() -> _Child:
-    # The child finds modules where this process does, and not in the current folder, as -c would have it.
+    # The child finds modules where this process does, and not in the current folder as -c would.
     path = f"import sys; sys.path[:] = {sys.path!r}"
     interpreters = _interpreters()
     inner, lifeline = os.pipe()
@@ -164,7 +164,7 @@ def _start() -> _Child:
                     [interpreter, "-c", code],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
-                    # A crash is reported by the error that it becomes.
+                    # A crash is reported by the resulting error.
                     stderr=subprocess.DEVNULL,
                     pass_fds=() if sys.platform == "win32" else (inner,),
                 )
@@ -180,7 +180,7 @@ def _start() -> _Child:
 
 
 def _interpreters() -> list[str]:
-    """Return the interpreters to try: this process's own, unless it is an application, then the installed one."""
+    """Return the interpreters to try: this process's own unless it is an application, then the installed one."""
     own = [] if getattr(sys, "frozen", False) or not sys.executable else [sys.executable]
     folder = sysconfig.get_config_var("BINDIR")
     name = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -188,8 +188,8 @@ def _interpreters() -> list[str]:
 
 
 def serve(lifeline: int) -> None:
-    """Do the work of every request that arrives at standard input, as long as the parent holds the lifeline."""
-    # What else writes to standard output must not end up between the answers.
+    """Handle every request that arrives on standard input, as long as the parent holds the lifeline."""
+    # Other writes to standard output must not end up between the answers.
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     _end_with_the_parent(lifeline)
@@ -209,13 +209,13 @@ def _answer(work: str, data: bytes) -> tuple[int, bytes]:
     try:
         return 0, getattr(importlib.import_module(module), name)(data)
     except MemoryError:
-        return 1, b"the model needs more memory than a model of its size may take: it is malformed"
+        return 1, b"the model needs more memory than a model of its size should: it is malformed"
     except Exception as error:  # noqa: BLE001  # C++ code throws several unrelated types, and the caller gets them all
         return 1, str(error).encode()
 
 
 def _end_with_the_parent(lifeline: int) -> None:
-    """Let the kernel end this process when the parent's end of a pipe is closed, whatever is being done here."""
+    """Make the kernel end this process when the parent's end of a pipe is closed, whatever is running here."""
     if sys.platform == "linux":
         import fcntl
 
@@ -225,7 +225,7 @@ def _end_with_the_parent(lifeline: int) -> None:
 
 @contextlib.contextmanager
 def _limits(seconds: float, idle: int, memory: int) -> Iterator[None]:
-    """Bound the time and the memory of a block."""
+    """Limit the time and memory of a block."""
     if sys.platform == "win32":
         yield
         return
@@ -234,7 +234,7 @@ def _limits(seconds: float, idle: int, memory: int) -> Iterator[None]:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     bound = idle + memory if idle else max(_WHOLE_MEMORY, memory)
     resource.setrlimit(resource.RLIMIT_AS, (bound if hard == resource.RLIM_INFINITY else min(bound, hard), hard))
-    # The parent's own timer comes first; a parent that is gone has none.
+    # The parent's own timer fires first; this one is for a parent that has died.
     signal.setitimer(signal.ITIMER_REAL, seconds + 1)
     try:
         yield

@@ -1,8 +1,8 @@
-"""torch's two ONNX exporters, from a module to a `Graph` whose values know the modules that made them.
+"""torch's two ONNX exporters, from a module to a `Graph` whose values know which modules computed them.
 
 The tracing exporter (TorchScript) takes a fifth of the time of the one that captures programs (torch.export), and
-writes ops of ONNX rather than their decompositions. What it would get wrong without an error, such as branches that
-depend on numbers, it warns of, and such modules are captured instead.
+writes ONNX ops rather than their decompositions. It warns about what it may silently get wrong, such as branches
+that depend on numbers; such modules are captured instead.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .opsets import converted
 from .torch_tracing import plain_sizes
 
 _INPUT = "images"
-# Where torch's exporter notes the modules around a node: the model itself, its children ..., the call.
+# Where torch's exporter records the modules around a node: the model itself, its children ..., the call.
 _SCOPES = "pkg.torch.onnx.name_scopes"
 # Shape arithmetic reads constants of this size; larger ones are weights.
 _ARGUMENT_SIZE = 64
@@ -47,7 +47,7 @@ class Traced:
 
 
 class CannotTraceError(Exception):
-    """An exporter refuses a module, or must not be trusted with it.
+    """An exporter rejects a module, or cannot be trusted with it.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class CannotTraceError(Exception):
 
 
 def trace(torch: Any, module: Any, example: Any, names: Sequence[str] | None, *, strict: bool = True) -> Traced:
-    """Export a module with the exporter that traces.
+    """Export a module with the tracing exporter.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def trace(torch: Any, module: Any, example: Any, names: Sequence[str] | None, *,
     names : sequence of str, optional
         Of the outputs.
     strict : bool
-        Whether to refuse a module that the tracer warns about.
+        Whether to reject a module that the tracer warns about.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def trace(torch: Any, module: Any, example: Any, names: Sequence[str] | None, *,
                 file,
                 dynamo=False,
                 export_params=False,
-                # Values of layers would be folded into others.
+                # Layers' values would be folded into others.
                 do_constant_folding=False,
                 training=torch.onnx.TrainingMode.PRESERVE,
                 opset_version=TARGET_OPSET,
@@ -107,7 +107,7 @@ def trace(torch: Any, module: Any, example: Any, names: Sequence[str] | None, *,
     model = onnx.load_from_string(file.getvalue())
     weights = {name: _array(tensor) for name, tensor in module.state_dict().items() if isinstance(tensor, torch.Tensor)}
     weights = {info.name: weights[info.name] for info in model.graph.input if info.name in weights}
-    # Of equal weights the tracer keeps one.
+    # The tracer keeps one of several equal weights.
     copies = [node for node in model.graph.node if node.op_type == "Identity" and node.input[0] in weights]
     for node in copies:
         model.graph.node.remove(node)
@@ -124,14 +124,14 @@ def trace(torch: Any, module: Any, example: Any, names: Sequence[str] | None, *,
 
 
 def _is_open(type_: TensorType) -> bool:
-    """Return whether a value of numbers has a size behind its batch that nobody knows."""
+    """Return whether a floating-point value has an unknown size after its batch axis."""
     return type_.dtype.kind == "f" and not all(isinstance(size, int) for size in type_.shape[1:])
 
 
 def _split_scopes(name: str, paths: set[str]) -> list[str]:
     """Return the paths in a node's name, "/layer1/layer1.0/conv1_1/Conv".
 
-    A part is a child's name, that of a child of a container behind the container's; a second call is numbered.
+    A part is a child's name, prefixed with the container's for a container's child; a second call is numbered.
     """
     path, label, scopes = "", "", [""]
     for part in name.split("/")[1:-1]:
@@ -154,7 +154,7 @@ def _split_scopes(name: str, paths: set[str]) -> list[str]:
 
 
 def capture(torch: Any, module: Any, example: Any, names: Sequence[str] | None) -> Traced:
-    """Export a module with the exporter that captures programs.
+    """Export a module with the program-capturing exporter.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def capture(torch: Any, module: Any, example: Any, names: Sequence[str] | None) 
         onnxscript is not installed.
     """
     try:
-        # torch's exporter needs it, and says so late.
+        # torch's exporter needs it, but says so late.
         importlib.import_module("onnxscript")
     except ImportError as error:
         raise MissingExtraError(
@@ -177,7 +177,7 @@ def capture(torch: Any, module: Any, example: Any, names: Sequence[str] | None) 
             dynamic_shapes=({0: torch.export.Dim.AUTO},),
             output_names=names,
             opset_version=TARGET_OPSET,
-            # Values of layers would be folded into others.
+            # Layers' values would be folded into others.
             optimize=False,
             verbose=False,
         )
@@ -204,7 +204,7 @@ def capture(torch: Any, module: Any, example: Any, names: Sequence[str] | None) 
 
 
 def _with_weights(model: onnx.ModelProto, weights: dict[str, Array]) -> Graph:
-    """Turn an exporter's message into a graph; its weights, which are inputs of the message, become constants."""
+    """Turn an exporter's message into a graph; the weights, which are inputs of the message, become constants."""
     graph = from_model(converted(model))
     for name in weights:
         del graph.inputs[name]
@@ -221,7 +221,7 @@ def _array(tensor: Any) -> Array:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """Return the error behind those that the exporters wrap around it."""
+    """Return the innermost of the errors that the exporters wrap around each other."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -233,7 +233,7 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 def last_lines(error: BaseException) -> str:
     """Return the end of an error's message, where torch puts the reason, on one line and without colours."""
     lines = [line.strip() for line in _ESCAPES.sub("", str(_innermost(error))).splitlines() if line.strip()]
-    # What follows is about the tracer's own options and about where in the user's code it was.
+    # The rest is about the tracer's own options and the location in the user's code.
     stops = [index for index, line in enumerate(lines) if line.startswith(_REMARKS)]
     lines = lines[: stops[0]] if stops and stops[0] else lines
     text = " ".join(lines[-3:])
@@ -244,8 +244,8 @@ _REMARKS = ("For more information", "To fix", "The following call", "Set TORCH",
 
 
 def unsupported(kind: str, reason: str) -> ModelError:
-    """Return the error of a module that no exporter takes."""
+    """Return the error for a module that no exporter accepts."""
     return ModelError(
         f"torch cannot export {kind} to ONNX ({reason}): change the op that the reason names, or what depends on the "
-        "values of the image, or give an .onnx file"
+        "values of the image, or pass an .onnx file"
     )

@@ -1,6 +1,6 @@
-"""torch modules into a `Graph`, through torch's own exporters.
+"""Import torch modules into a `Graph` through torch's own exporters.
 
-The weights go from torch's memory into the graph as arrays that share it: they are in no message meanwhile. torch is
+The graph's weights are arrays that share torch's memory; they never pass through a message. torch is
 imported here, when a module arrives, and nowhere else.
 """
 
@@ -28,7 +28,7 @@ from .precision import narrowed, widened
 from .torch_exporters import CannotTraceError, Traced, capture, last_lines, trace, unsupported
 from .torch_tracing import evaluating, quiet, rewritten_ops, tensors_of, without_spectators
 
-# Relative to the largest score: float32 sums in another order differ by less.
+# Relative to the largest score: float32 sums in a different order differ by less.
 _TOLERANCE = 1e-3
 _LARGE = 1024
 
@@ -39,12 +39,12 @@ def is_torch(model: object) -> bool:
 
 
 def read_torchscript(path: Path, options: ImportOptions) -> ImportedModel:
-    """Import a TorchScript file; raises ModelError for other files of torch, which are pickles."""
+    """Import a TorchScript file; raises ModelError for other torch files, which are pickles."""
     if not _is_torchscript(path):
         raise ModelError(
             f"{path}: not a TorchScript file. A pickle of a whole module is a program, which export does not run, and "
             "a state dict holds weights only: build the module, load the weights with "
-            "module.load_state_dict(torch.load(path, weights_only=True)), and give export the module"
+            "module.load_state_dict(torch.load(path, weights_only=True)), and pass the module to export"
         )
     torch = _torch()
     try:
@@ -100,7 +100,7 @@ def import_torch(model: Any, options: ImportOptions) -> ImportedModel:
 
 
 def _unwrapped(model: Any) -> Any:
-    """Return the module in what torch.compile and training on several devices put around it."""
+    """Return the module inside the wrappers of torch.compile and multi-device training."""
     while True:
         kind = type(model).__name__
         if hasattr(model, "_orig_mod"):
@@ -114,7 +114,7 @@ def _unwrapped(model: Any) -> Any:
 def _export(
     torch: Any, module: Any, example: Any, outputs: Any, expected: tuple[Array, list[Array]] | None, notes: list[Note]
 ) -> Traced:
-    """Return what the first exporter makes of a module that gives the module's own scores."""
+    """Return the result of the first exporter that reproduces the module's scores."""
     names, kind = _output_names(outputs), type(module).__qualname__
     scripted = isinstance(module, torch.jit.ScriptModule)
     try:
@@ -131,7 +131,7 @@ def _export(
             traced = capture(torch, module, example, names)
     except CannotTraceError as refusal:
         if doubt.by_values and not refusal.by_values:
-            # The tracer warned of sizes, say; what it made is compared with the module.
+            # The tracer warned, about sizes for example; its result is compared with the module.
             traced = _traced_anyway(torch, module, example, names, refusal)
             if expected is not None and _agrees(traced.graph, expected):
                 notes.append(
@@ -145,8 +145,8 @@ def _export(
         raise unsupported(kind, str(refusal)) from refusal
     if not _agrees(traced.graph, expected):
         raise ModelError(
-            f"torch's exporters give {kind} other scores than it has, or ones that hold for the batch size of the "
-            "example only: take sizes from x.shape, not from len(x) or numbers"
+            f"torch's exporters give {kind} wrong scores, or scores that are valid only for the batch size of the "
+            "example: take sizes from x.shape, not from len(x) or numbers"
         )
     return traced
 
@@ -161,7 +161,7 @@ def _traced_anyway(
 
 
 def _expectation(torch: Any, module: Any, example: Any) -> tuple[Array, list[Array]] | None:
-    """Return three images and the module's outputs for them; None where that is not to be had in full precision."""
+    """Return three images and the module's outputs for them, or None if it cannot run in full precision."""
     images = sample_images([int(size) for size in example.shape[1:]])
     if images is None or str(example.dtype) not in ("torch.float32", "torch.float64"):
         return None
@@ -173,7 +173,7 @@ def _expectation(torch: Any, module: Any, example: Any) -> tuple[Array, list[Arr
 
 
 def _agrees(graph: Graph, expected: tuple[Array, list[Array]] | None) -> bool:
-    """Return whether a graph gives the module's outputs; True where nobody can tell."""
+    """Return whether a graph reproduces the module's outputs; True if that cannot be checked."""
     if expected is None or importlib.util.find_spec("onnxruntime") is None:
         return True
     import onnxruntime
@@ -185,7 +185,7 @@ def _agrees(graph: Graph, expected: tuple[Array, list[Array]] | None) -> bool:
     name, type_ = next(iter(graph.inputs.items()))
     if type_.dtype != np.float32:
         return True
-    # Given as inputs, the weights need no copy.
+    # Passed as inputs, the weights need no copy.
     large = {key: array for key, array in graph.constants.items() if array.size > _LARGE}
     small = {key: array for key, array in graph.constants.items() if key not in large}
     types = {key: TensorType(array.dtype, array.shape) for key, array in large.items()}
@@ -227,7 +227,7 @@ def _guessed_preprocessing(module: Any) -> Guess | None:
 
 
 def _example_batch(torch: Any, module: Any, options: ImportOptions) -> Any:
-    """Return two images: a batch of one would be taken for a constant."""
+    """Return two images: a batch size of 1 would be treated as a constant."""
     example = options.example_input
     if example is None:
         raise ArgumentError(
@@ -250,7 +250,7 @@ def _example_batch(torch: Any, module: Any, options: ImportOptions) -> Any:
 
 
 def _output_names(outputs: Any) -> list[str] | None:
-    """Return the keys of a dict of outputs, or the fields of a named tuple; exporters name others themselves."""
+    """Return the keys of a dict of outputs or the fields of a named tuple; exporters name other outputs themselves."""
     if isinstance(outputs, Mapping):
         return [str(key) for key in outputs]
     fields = getattr(outputs, "_fields", None)
@@ -258,13 +258,13 @@ def _output_names(outputs: Any) -> list[str] | None:
 
 
 def _module_outputs(graph: Graph, paths: Iterable[str], scopes: dict[str, list[str]]) -> dict[str, str]:
-    """Return the value that every call of a module gives, by the module's path; "path@2" for a second call.
+    """Return the value that each call of a module returns, by the module's path; "path@2" for a second call.
 
-    A call is a run of nodes within the module; what it gives is the one value that is read outside.
+    A call is a run of nodes within the module; its result is the one value that is read outside.
     """
     calls: list[tuple[str, str]] = []
     known = {"", *paths}
-    # The size of the batch is asked for anywhere, by no module.
+    # The batch size may be read anywhere; it belongs to no module.
     noted = [node for node in graph.nodes if known.intersection(scopes.get(node.output[0], ()))]
     for path in sorted(known - {""}):
         places = [(path in scopes[node.output[0]], node) for node in noted]
@@ -282,7 +282,7 @@ def _module_outputs(graph: Graph, paths: Iterable[str], scopes: dict[str, list[s
 
 
 def _read_outside(graph: Graph, nodes: Sequence[onnx.NodeProto]) -> list[str]:
-    """Return the numbers that these nodes make for others; sizes are none."""
+    """Return the values that these nodes compute for others, except sizes."""
     within = {id(node) for node in nodes}
     read = {name for node in graph.nodes if id(node) not in within for name in node.input} | set(graph.outputs)
     made = [output for node in nodes for output in node.output if output in read]
@@ -290,7 +290,7 @@ def _read_outside(graph: Graph, nodes: Sequence[onnx.NodeProto]) -> list[str]:
 
 
 def _name_values(graph: Graph, layers: dict[str, str]) -> dict[str, str]:
-    """Call every value by the innermost module that gives it alone; return the values by layer, in their order."""
+    """Name each value after the innermost module whose only result it is; return the values by layer, in order."""
     order = {output: position for position, node in enumerate(graph.nodes) for output in node.output}
     named: dict[str, str] = {}
     for path, value in sorted(layers.items(), key=lambda item: ("@" in item[0], -item[0].count("."))):

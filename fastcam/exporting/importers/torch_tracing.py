@@ -1,4 +1,4 @@
-"""What a torch module is like while it is traced: at inference, without spectators, and with ops that ONNX has."""
+"""The state of a torch module while it is traced: in inference mode, without foreign hooks, with ops that ONNX has."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .imported import logging_from
 
 @contextlib.contextmanager
 def evaluating(module: Any) -> Iterator[None]:
-    """Let a module and all its parts work as at inference, and leave each as it was."""
+    """Put a module and all its parts into inference mode, and restore each afterwards."""
     training = [(part, part.training) for part in module.modules()]
-    # Not module.eval(), which modules of exported programs refuse.
+    # Not module.eval(), which modules of exported programs reject.
     for part, _ in training:
         part.training = False
     try:
@@ -32,7 +32,7 @@ def evaluating(module: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet(torch: Any) -> Iterator[None]:
-    """Keep the remarks of torch's exporters out of the user's log, warnings and terminal."""
+    """Keep the messages of torch's exporters out of the user's log, warnings and terminal."""
     loggers = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
     with logging_from(logging.CRITICAL, *loggers), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -50,7 +50,7 @@ _HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always
 
 @contextlib.contextmanager
 def without_spectators(torch: Any, module: Any, example: Any, outputs: Any, notes: list[Note]) -> Iterator[None]:
-    """Take forward hooks off while a module is traced, unless they change its result.
+    """Remove forward hooks while a module is traced, unless they change its result.
 
     Hooks that other tools left there, to store activations for example, would see the tracer's tensors. Hooks before a
     module's forward compute its weights (weight_norm, pruning) and stay.
@@ -63,7 +63,7 @@ def without_spectators(torch: Any, module: Any, example: Any, outputs: Any, note
     outputs : structure of tensors
         What the module returned for the example.
     notes : list of Note
-        Is told of hooks that stay.
+        Receives a note about hooks that stay.
     """
     hooked = {name: part for name, part in module.named_modules() if getattr(part, "_forward_hooks", None)}
     kept = [{name: getattr(part, name) for name in _HOOKS if hasattr(part, name)} for part in hooked.values()]
@@ -97,7 +97,7 @@ def tensors_of(torch: Any, outputs: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def rewritten_ops(torch: Any) -> Iterator[None]:
-    """Replace, while a module is captured, functions that torch writes in a form without gradient rules."""
+    """While a module is captured, replace functions that torch exports in a form without gradient rules."""
 
     class Rewriting(torch.overrides.TorchFunctionMode):  # type: ignore[misc]
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -111,9 +111,9 @@ def rewritten_ops(torch: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def plain_sizes(torch: Any) -> Iterator[None]:
-    """Let a traced tensor give all its sizes but the first as numbers, which they are: the batch comes first.
+    """Make a traced tensor report all its sizes except the first, the batch, as plain numbers.
 
-    The tracer records each question about a size as nodes, and warns where a number is computed from the answer.
+    The tracer records each query of a size as nodes, and warns if a number is computed from the result.
     """
     getter, method = torch.Tensor.shape.__get__, torch.Tensor.size
 
@@ -139,7 +139,7 @@ def plain_sizes(torch: Any) -> Iterator[None]:
 
 
 def _adaptive_average(torch: Any, x: Any, output_size: Any, *_: Any) -> Any:
-    """Return the average over windows of equal size as such, over others as products with two matrices.
+    """Average over windows of equal size with AvgPool, over others with products with two matrices.
 
     torch's own takes windows from floor(i * size / count) to ceil((i + 1) * size / count), and writes a stride into
     the result of a map that is channels-last in memory.
@@ -168,7 +168,7 @@ def _window_means(size: int, count: int) -> Any:
 
 
 def _squeeze(torch: Any, x: Any, *dims: Any, **named: Any) -> Any:
-    """Return x without its axes of size 1, the batch apart, which may be of size 1 later."""
+    """Return x without its axes of size 1, except the batch, whose size may differ later."""
     if dims or named:
         return None
     for axis in range(x.ndim - 1, 0, -1):

@@ -1,4 +1,4 @@
-"""Affine maps of one number per channel, as several passes look for them."""
+"""Affine maps with one number per channel, which several passes look for."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from ...graph import Array, Graph
 
 @dataclass(frozen=True)
 class Affine:
-    """y = scale * x + shift, with one number per channel each."""
+    """y = scale * x + shift, each with one number per channel."""
 
     scale: Array
     shift: Array
 
 
 def multiplication(graph: Graph, node: onnx.NodeProto) -> tuple[str, Affine] | None:
-    """Return what a Mul scales per channel, and by what; None where it does not."""
+    """Return what a Mul scales per channel and the factors, or None if it does not scale per channel."""
     value, constant = value_and_constant(graph, node)
     scale = per_channel(graph, value, constant)
     return None if scale is None else (value, Affine(scale, np.zeros_like(scale)))
 
 
 def addition(graph: Graph, node: onnx.NodeProto) -> tuple[str, Affine] | None:
-    """Return what an Add shifts per channel, and by what; None where it does not."""
+    """Return what an Add shifts per channel and the offsets, or None if it does not shift per channel."""
     value, constant = value_and_constant(graph, node)
     shift = per_channel(graph, value, constant)
     return None if shift is None else (value, Affine(np.ones_like(shift), shift))
@@ -39,7 +39,7 @@ def value_and_constant(graph: Graph, node: onnx.NodeProto) -> tuple[str, str]:
 
 
 def per_channel(graph: Graph, value: str, constant: str) -> Array | None:
-    """Return a constant as one float64 number per channel of the rank-4 ``value``; None where it is not that."""
+    """Return a constant as one float64 number per channel of the rank-4 ``value``, or None if it is not one."""
     array = graph.constants.get(constant)
     if array is None or array.ndim > 4 or graph.rank(value) != 4:
         return None

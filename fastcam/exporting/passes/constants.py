@@ -1,4 +1,4 @@
-"""Fold what depends on constants alone.
+"""Fold what depends only on constants.
 
 A file of one kilobyte can ask for any amount of memory and time, so only ops that the table of ops lists as cheap are
 run, and only within a budget that is checked before each of them.
@@ -18,11 +18,11 @@ from ...errors import ModelError
 from ...graph import Array, Graph, attribute, operator
 from ..ops import Size, op_row
 
-# Bytes of results: what a model of few or no weights may make (light test models hold theirs as ConstantOfShape), and
-# how many copies of its weights any model may.
+# Bytes of results: what a model with few or no weights may create (light test models hold theirs as ConstantOfShape),
+# and how many copies of its weights any model may.
 _FREE_BYTES = 2**30
 _COPIES = 4
-# Work, in additions of NumPy at about 1 ns each, which every model may cause, and per element of its weights.
+# Work, in NumPy additions of about 1 ns each: what every model is allowed, and the extra per element of its weights.
 _FREE_WORK = 2**33
 _WORK_PER_WEIGHT = 16
 # Multiply-accumulates of a matrix product in the time of one addition.
@@ -38,7 +38,7 @@ class FoldingBudget:
     bytes : int
         Bytes of results.
     work : int
-        Additions of NumPy, about 1 ns each.
+        NumPy additions, about 1 ns each.
     """
 
     bytes: int
@@ -54,17 +54,15 @@ class FoldingBudget:
         )
 
     def spend(self, node: onnx.NodeProto, size: int, work: int) -> None:
-        """Take a node's needs off; raises ModelError, naming the node, when they exceed what is left."""
+        """Subtract a node's needs; raise ModelError, naming the node, when they exceed what is left."""
         name = f"node {node.name or node.output[0]!r} ({node.op_type})"
         if size > self.bytes:
             raise ModelError(
-                f"{name} makes a constant of {size} bytes, and {self.bytes} are left for what this model computes from "
-                "constants alone: store the result as an initializer instead"
+                f"{name} would create a constant of {size} bytes, but only {self.bytes} are left for what this model "
+                "computes from constants: store the result as an initializer instead"
             )
         if work > self.work:
-            raise ModelError(
-                f"{name} computes for too long on constants alone: store the result as an initializer instead"
-            )
+            raise ModelError(f"{name} computes for too long on constants: store the result as an initializer instead")
         self.bytes -= size
         self.work -= work
 
@@ -99,7 +97,7 @@ def fold_constants(graph: Graph, budget: FoldingBudget | None = None) -> bool:
 
 
 def _fold(graph: Graph, node: onnx.NodeProto, budget: FoldingBudget) -> list[Array] | None:
-    """Return a node's outputs; None where it is not to be folded."""
+    """Return a node's outputs, or None if it should not be folded."""
     row = op_row(operator(node))
     if row.folds is None or not all(name in graph.constants for name in node.input if name):
         return None
@@ -109,14 +107,14 @@ def _fold(graph: Graph, node: onnx.NodeProto, budget: FoldingBudget) -> list[Arr
     try:
         needs = _SIZES[row.folds](node, [array for array in arrays if array is not None])
     except (IndexError, OverflowError, ValueError):
-        # The arguments contradict each other: evaluation says how.
+        # The arguments contradict each other: evaluating the node will say how.
         needs = (0, 0)
     if needs is None:
         return None
     size = needs[0] * _item_size(graph, node)
     budget.spend(node, size, needs[1] * row.cost)
     results = _evaluate(graph, node)
-    # The estimate is an upper bound, far above the size of what a reduction leaves.
+    # The estimate is an upper bound, far above the size of a reduction's result.
     budget.bytes += size - sum(result.nbytes for result in results or ())
     return results
 
@@ -127,8 +125,8 @@ def _item_size(graph: Graph, node: onnx.NodeProto) -> int:
 
 
 def _evaluate(graph: Graph, node: onnx.NodeProto) -> list[Array] | None:
-    """Return a node's outputs; None where they are not arrays."""
-    # The reference implementation reads a 100 ms table of ops on import: only models with something to fold pay it.
+    """Return a node's outputs, or None if they are not arrays."""
+    # The reference implementation reads a 100 ms table of ops on import: only models with something to fold pay for it.
     from onnx.reference import ReferenceEvaluator
 
     inputs = {name: graph.constants[name] for name in node.input if name}
@@ -141,7 +139,7 @@ def _evaluate(graph: Graph, node: onnx.NodeProto) -> list[Array] | None:
         raise ModelError(f"node {node.name!r} ({node.op_type}) cannot be evaluated: {error}") from error
 
 
-# Elements of the result and additions, of a node and its constants that are given; None where it is not to be folded.
+# (Elements of the result, additions) of a node, given its constants; None if it should not be folded.
 SizeRule: TypeAlias = "Callable[[onnx.NodeProto, Sequence[Array]], tuple[int, int] | None]"
 
 
@@ -202,7 +200,7 @@ def _rank(node: onnx.NodeProto, arrays: Sequence[Array]) -> tuple[int, int]:
 
 
 def _product(node: onnx.NodeProto, arrays: Sequence[Array]) -> tuple[int, int] | None:
-    """NumPy passes products of float32 and float64 to BLAS; all others run in a slow loop."""
+    """NumPy passes products of float32 and float64 to BLAS; everything else runs in a slow loop."""
     left, right = arrays[:2]
     if left.dtype not in (np.float32, np.float64) or min(left.ndim, right.ndim) < 2:
         return None

@@ -12,7 +12,7 @@ from .affine import Affine, addition, multiplication
 
 
 def fold_into_convolutions(graph: Graph) -> bool:
-    """affine(Conv(x)) -> Conv(x) with other weights, for a per-channel affine op that alone reads the Conv.
+    """affine(Conv(x)) -> Conv(x) with other weights, for a per-channel affine op that is the only reader of the Conv.
 
     Returns
     -------

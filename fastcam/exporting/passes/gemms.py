@@ -1,4 +1,4 @@
-"""Join matrix products and biases."""
+"""Merge matrix products and biases."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Join layer normalisations that frameworks write in single ops.
+"""Merge layer normalisations that frameworks write as several ops.
 
-A pattern is a tree of ops, written as tuples; a text that starts with "?" stands for a value, the same one wherever it
-occurs.
+A pattern is a tree of ops, written as tuples; a string that starts with "?" stands for a value, the same one wherever
+it occurs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _LAYER_NORMALIZATIONS = _layer_normalizations()
 
 
 def join_layer_normalizations(graph: Graph) -> bool:
-    """(x - mean) / sqrt(variance + epsilon) * gamma + beta over the last axis, in single ops -> LayerNormalization.
+    """(x - mean) / sqrt(variance + epsilon) * gamma + beta over the last axis, as several ops -> LayerNormalization.
 
     The result keeps its name.
 
@@ -67,7 +67,7 @@ def _join(graph: Graph, node: onnx.NodeProto) -> bool:
 
 
 def _normalization_arguments(graph: Graph, found: Bindings) -> tuple[Array, Array, float] | None:
-    """Return gamma, beta and epsilon; None where other axes are normalised, or one is computed."""
+    """Return gamma, beta and epsilon, or None if other axes are normalised, or one of them is computed."""
     constants = {key: graph.constants.get(name) for key, name in found.items() if key != "?x"}
     rank = graph.rank(found["?x"])
     if rank is None or any(array is None for array in constants.values()):
@@ -85,7 +85,7 @@ def _normalization_arguments(graph: Graph, found: Bindings) -> tuple[Array, Arra
 
 
 def _match(graph: Graph, value: str, pattern: Pattern, bound: Bindings) -> Bindings | None:
-    """Return the bindings with which ``value`` is made as the pattern says; None where it is made otherwise."""
+    """Return the bindings under which ``value`` matches the pattern, or None if it does not."""
     if isinstance(pattern, str):
         return _bind(graph, value, pattern, bound)
     op, *arguments = pattern

@@ -9,12 +9,12 @@ from onnx import helper
 
 from ...graph import Graph, attribute, operator
 
-# "To the end", however exporters write it, is at least this.
+# However exporters write "to the end", it is at least this.
 _OPEN_END = 2**31 - 1
 
 
 def drop_no_ops(graph: Graph) -> bool:
-    """op(x) -> x, for nodes that give their first input back unchanged.
+    """op(x) -> x, for nodes that return their first input unchanged.
 
     Returns
     -------
@@ -58,7 +58,7 @@ def _transpose(graph: Graph, node: onnx.NodeProto) -> bool:
 
 
 def _same_shape(graph: Graph, node: onnx.NodeProto) -> bool:
-    """Equal in every axis, the open ones by name."""
+    """Equal along every axis, open ones by name."""
     if graph.rank(node.input[0]) is None or graph.rank(node.output[0]) is None:
         return False
     before, after = graph.shape(node.input[0]), graph.shape(node.output[0])

@@ -1,7 +1,7 @@
-"""Open a fixed batch, where every op treats its images one by one.
+"""Make a fixed batch dynamic, where every op treats its images independently.
 
-Exporters often write the batch size that they traced with, mostly 1, into the file. It can be opened when no op mixes
-rows of axis 0, no constant has a row for every image, and no shape depends on their number.
+Exporters often write the batch size that they traced with, usually 1, into the file. It can be opened when no op
+mixes rows of axis 0, no constant has a row for every image, and no shape depends on their number.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..ops import Rows, op_row
 
 
 def open_batch(graph: Graph) -> Note | None:
-    """Make a fixed batch open if that is sound.
+    """Make a fixed batch dynamic if that is sound.
 
     Parameters
     ----------
@@ -28,14 +28,14 @@ def open_batch(graph: Graph) -> Note | None:
     Returns
     -------
     Note or None
-        What was done, or why nothing was; None where the batch was already open.
+        What was done, or why nothing was; None if the batch was already dynamic.
     """
     image, type_ = next(iter(graph.inputs.items()))
     size = type_.shape[0]
     if not isinstance(size, int):
         return None
     inputs = {image: TensorType(type_.dtype, (BATCH, *type_.shape[1:]))}
-    # The types of outputs would be taken for their declaration.
+    # The known types of outputs would be mistaken for their declaration.
     types = {name: known for name, known in graph.types.items() if name not in graph.outputs}
     opened = graph.copy(inputs=inputs, types=types)
     try:
@@ -52,7 +52,7 @@ def open_batch(graph: Graph) -> Note | None:
 
 
 def _first_obstacle(graph: Graph, image: str) -> str | None:
-    """Say which node keeps the batch from being opened."""
+    """Return a message naming the node that prevents a dynamic batch."""
     nodes = dependents(graph, image)
     rows = {image} | {output for node in nodes for output in node.output if output}
     for node in nodes:
@@ -63,7 +63,7 @@ def _first_obstacle(graph: Graph, image: str) -> str | None:
         if not all(_has_open_rows(graph, output) for output in node.output if output):
             return f"{name} does not give one row per image"
         if not keeps_rows(graph, node, rows):
-            return f"{name} mixes images, or has a constant for each"
+            return f"{name} mixes images, or has one constant per image"
     return None
 
 
@@ -78,7 +78,7 @@ RowRule = Callable[[Graph, onnx.NodeProto, "set[str]"], bool]
 
 
 def _elementwise(graph: Graph, node: onnx.NodeProto, rows: set[str]) -> bool:
-    """Rows meet rows of the same image: images are all on axis 0 of the output, constants have no rows."""
+    """Rows meet rows of the same image: all images are on axis 0 of the output, and constants have no rows."""
     rank = graph.rank(node.output[0])
     return all(
         graph.rank(name) == rank if name in rows else _has_no_rows(graph, name, rank) for name in node.input if name
@@ -143,7 +143,7 @@ def _flatten(graph: Graph, node: onnx.NodeProto, rows: set[str]) -> bool:
 
 
 def _first_is(position: int, neutral: int) -> RowRule:
-    """Return the rule of ops whose constant input number ``position`` has one number per axis, ``neutral`` for none."""
+    """Return the rule of ops whose constant input ``position`` has one number per axis, ``neutral`` for no change."""
 
     def keeps_rows(graph: Graph, node: onnx.NodeProto, rows: set[str]) -> bool:
         numbers = _constant(graph, node, position)
@@ -165,7 +165,7 @@ def _resize(graph: Graph, node: onnx.NodeProto, rows: set[str]) -> bool:
 
 
 def _matmul(graph: Graph, node: onnx.NodeProto, rows: set[str]) -> bool:
-    """Images are rows of one matrix, or have matrices of their own."""
+    """Images are rows of one matrix, or each has its own matrices."""
     left, right = node.input
     ranks = {name: graph.rank(name) or 0 for name in node.input}
     if left in rows and right in rows:
@@ -185,18 +185,18 @@ def _gemm(graph: Graph, node: onnx.NodeProto, rows: set[str]) -> bool:
 
 
 def _batch_normalization(graph: Graph, node: onnx.NodeProto, rows: set[str]) -> bool:
-    """In training it takes the statistics of the batch."""
+    """In training mode it uses the statistics of the batch."""
     return _first_input_only(graph, node, rows) and not attribute(node, "training_mode", 0)
 
 
 def _quantization(graph: Graph, node: onnx.NodeProto, rows: set[str]) -> bool:
-    """One scale for all, or one per channel."""
+    """One scale for the tensor, or one per channel."""
     per_tensor = graph.rank(node.input[1]) == 0
     return _first_input_only(graph, node, rows) and (per_tensor or attribute(node, "axis", 1) % _rank(graph, node) != 0)
 
 
 def _row_rule(op: str) -> RowRule | None:
-    """Return the rule of an op: by its row in the table of ops, or its own."""
+    """Return the rule of an op: from its row in the table of ops, or its own."""
     return _RULES.get(op_row(op).rows) or _RULES_BY_OP.get(op)
 
 

@@ -30,7 +30,7 @@ def fold_pads(graph: Graph) -> bool:
 
 
 def _zeros_around(graph: Graph, pad: onnx.NodeProto) -> list[int] | None:
-    """Return the pads of the spatial axes as a Conv has them; None where other axes or values are padded."""
+    """Return the pads of the spatial axes in Conv's format, or None if other axes or values are padded."""
     pads = graph.constants.get(pad.input[1])
     value = graph.constants.get(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else np.zeros(1)
     axes_given = len(pad.input) > 3 and pad.input[3]

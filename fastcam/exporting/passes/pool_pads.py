@@ -1,4 +1,4 @@
-"""Keep pads apart from the pooling that reads them."""
+"""Keep pads separate from the pooling that reads them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from ...graph import Graph, attribute, operator
 
 
 def keep_zeros_before_pools(graph: Graph) -> bool:
-    """MaxPool(Pad(x, 0)) -> MaxPool(Pad(x, -0.0)): the same, and right in every version of ONNX Runtime.
+    """MaxPool(Pad(x, 0)) -> MaxPool(Pad(x, -0.0)): the same result, and correct in every version of ONNX Runtime.
 
-    Before version 1.32 it merges such a Pad into the MaxPool, whose own padding counts as minus infinity: wrong where
-    all other values of a window are negative, as in ResNet50V2. It only does so where every byte of the padded value
+    Versions before 1.32 merge such a Pad into the MaxPool, whose own padding counts as minus infinity: wrong where
+    all other values of a window are negative, as in ResNet50V2. They do so only where every byte of the padded value
     is zero, and -0.0 has one that is not.
 
     Returns

@@ -1,4 +1,4 @@
-"""Give every Reshape a constant target."""
+"""Give every Reshape a constant target shape."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...graph import Array, Dim, Graph, attribute, operator
 
 
 def settle_reshapes(graph: Graph) -> bool:
-    """Reshape(x, computed) -> Reshape(x, constant), wherever at most one dimension is open; the batch stays open.
+    """Reshape(x, computed) -> Reshape(x, constant), wherever at most one dimension is open; the batch remains dynamic.
 
     The arithmetic that computed the target is then no longer read.
 
@@ -36,13 +36,13 @@ def _settle(graph: Graph, node: onnx.NodeProto) -> bool:
         return False
     computed = node.input[1] not in graph.constants
     graph.set_input(node, 1, graph.emit_constant(target, stem="shape"))
-    # It would turn the 0 that keeps the batch into a size of 0.
+    # allowzero would turn the 0 that keeps the batch into a size of 0.
     graph.set_attributes(node, allowzero=None)
     return computed
 
 
 def _reshape_target(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> Array | None:
-    """Return a constant target of Reshape: 0 keeps the batch where all else stays in the row, -1 is the open rest."""
+    """Return a constant target of Reshape: 0 keeps the batch if the rows stay intact, -1 is the open axis."""
     rows = [_row_size(shape) for shape in (before, after)]
     if rows[0] is not None and rows[0] == rows[1]:
         return np.array([0, *after[1:]], np.int64)
@@ -83,6 +83,6 @@ def _is_length(graph: Graph, value: str, size: Dim) -> bool:
 
 
 def _row_size(shape: tuple[Dim, ...]) -> int | None:
-    """Return the number of elements behind the first axis; None where one is open, or there is no axis."""
+    """Return the number of elements per row of the first axis, or None if an axis is open or there are no axes."""
     sizes = [size for size in shape[1:] if isinstance(size, int)]
     return math.prod(sizes) if shape and len(sizes) == len(shape) - 1 else None

@@ -11,7 +11,7 @@ from ...graph import Graph, attribute, operator
 def settle_resizes(graph: Graph) -> bool:
     """Resize(x, sizes of all axes) -> Resize(x, constant sizes of the axes that change).
 
-    An open axis is the batch, which no image network resizes.
+    An open axis is the batch, which image networks do not resize.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Join Mul and Add per channel."""
+"""Merge per-channel Mul and Add."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _EPSILON = 1e-5
 
 
 def join_scale_and_shift(graph: Graph) -> bool:
-    """Add(Mul(x, scale), shift) -> BatchNormalization(x), for one number per channel each.
+    """Add(Mul(x, scale), shift) -> BatchNormalization(x), where both have one number per channel.
 
-    A BatchNormalization before its block leaves them behind. Runtimes compute the one op in one pass over the map,
-    together with the activation that follows.
+    They come from a BatchNormalization that precedes its block. Runtimes compute the single op in one pass over the
+    map, together with the activation that follows.
 
     Returns
     -------

@@ -40,7 +40,7 @@ def _join(graph: Graph, node: onnx.NodeProto) -> bool:
 
 
 def _part_sizes(graph: Graph, node: onnx.NodeProto) -> list[int] | None:
-    """Return the sizes of the parts; None where they are computed, or the parts lose their axis."""
+    """Return the sizes of the parts, or None if they are computed or the parts lose their axis."""
     given = graph.constants.get(node.input[1]) if len(node.input) > 1 else None
     if given is None or not attribute(node, "keepdims", 1) or graph.rank(node.input[0]) is None:
         return None

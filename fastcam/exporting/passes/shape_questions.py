@@ -18,7 +18,7 @@ def answer_shape_questions(graph: Graph) -> bool:
     Returns
     -------
     bool
-        Whether anything changed; so do all passes.
+        Whether anything changed, as for all passes.
     """
     changed = False
     for node in graph.nodes:

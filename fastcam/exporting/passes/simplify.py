@@ -1,15 +1,15 @@
-"""Run the passes that leave a model's function alone and its graph clean.
+"""Run the passes that clean up a graph without changing what it computes.
 
 In this order:
 
 1. Fold every cheap node whose inputs are all constants, answer every question about a shape whose answer is known, and
    give Reshape and Resize a constant target where the shape is known, until nothing changes.
-2. Drop the nodes that pass their input through: Identity, Dropout, a Slice of everything, a Cast to the same type; join
-   what frameworks write in single steps: LayerNormalization, products over tokens.
-3. Sink every Transpose below the ops that work in any order of axes, until two meet that cancel.
+2. Drop the nodes that pass their input through: Identity, Dropout, a Slice of everything, a Cast to the same type;
+   merge what frameworks write as several ops: LayerNormalization, products over tokens.
+3. Sink every Transpose below the ops that work with any order of axes, until two meet and cancel.
 4. Fold what surrounds a Conv into it (zeros before, BatchNormalization, Mul and Add after), turn what is left of
    Mul + Add per channel into one BatchNormalization, and MatMul + bias into Gemm; keep zeros
-   before a MaxPool apart from its own padding.
+   before a MaxPool separate from its own padding.
 5. Prune.
 
 Each pass returns whether it changed anything, and may be run again.
@@ -38,7 +38,7 @@ from .transposes import sink_transposes
 
 Rewrite: TypeAlias = "Callable[[Graph], bool]"
 
-# What one round settles tells the next one further shapes; no known network needs more than ten rounds.
+# Each round may make further shapes known to the next one; no known network needs more than ten rounds.
 _MOST_ROUNDS = 50
 
 _SHAPES: tuple[Rewrite, ...] = (settle_reshapes, settle_resizes, answer_shape_questions, join_sequences)
@@ -64,7 +64,7 @@ def simplify(graph: Graph, keep: Collection[str] = ()) -> None:
     Raises
     ------
     ModelError
-        When a node that depends on constants alone cannot be evaluated, or needs too much time or memory.
+        When a node that depends only on constants cannot be evaluated, or needs too much time or memory.
     """
     outputs = graph.outputs
     graph.outputs = list(dict.fromkeys([*outputs, *keep]))
@@ -79,7 +79,7 @@ def simplify(graph: Graph, keep: Collection[str] = ()) -> None:
     _run(graph, _STEPS, between=graph.prune)
     graph.prune()
     sink_transposes(graph, fixed=outputs)
-    # Those that sank would still count as readers.
+    # The old Transposes that sank would still count as readers.
     graph.prune()
     graph.infer_types()
     drop_no_ops(graph)
@@ -90,9 +90,9 @@ def simplify(graph: Graph, keep: Collection[str] = ()) -> None:
 
 
 def _run(graph: Graph, passes: Collection[Rewrite], between: Callable[[], None]) -> None:
-    """Run passes until a round changes nothing, or the bound on rounds is met: each leaves a graph that is right."""
+    """Run passes until a round changes nothing or the limit on rounds is reached: each round leaves a valid graph."""
     for _ in range(_MOST_ROUNDS):
-        # All of them run, whatever the first ones return.
+        # All of them run, regardless of what the first ones return.
         changes = [rewrite(graph) for rewrite in passes]
         if not any(changes):
             return

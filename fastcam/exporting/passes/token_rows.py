@@ -1,4 +1,4 @@
-"""Let products over tokens work on the tokens as they are."""
+"""Let products over tokens work on the tokens without reshaping them."""
 
 from __future__ import annotations
 

@@ -12,16 +12,16 @@ from onnx import helper
 from ...graph import Graph, attribute, operator
 from ..ops import ELEMENTWISE_OPS
 
-# For the output of every Transpose, what it reads and its permutation.
+# Maps the output of every Transpose to its input and its permutation.
 Orders: TypeAlias = "dict[str, tuple[str, tuple[int, ...]]]"
 
 
 def sink_transposes(graph: Graph, fixed: Collection[str] = ()) -> bool:
     """op(Transpose(x)) -> Transpose(op(x)), for element-wise ops and reductions; drop pairs that cancel.
 
-    TensorFlow's graphs have their channels last, ONNX's convolutions first: a Transpose stands on either side of every
-    Conv, and what lies between two of them is done in the order of axes that the Conv has. A value keeps its name and
-    takes the new order; the values named in ``fixed`` keep their order too.
+    TensorFlow's graphs have their channels last, ONNX's convolutions first: there is a Transpose on either side of
+    every Conv, and ops between two of them then work in the order of axes that the Conv uses. A value keeps its name
+    and takes the new order; the values named in ``fixed`` keep their order too.
 
     Returns
     -------
@@ -42,7 +42,7 @@ def sink_transposes(graph: Graph, fixed: Collection[str] = ()) -> bool:
 
 
 def _restore_order(graph: Graph, node: onnx.NodeProto, order: tuple[int, ...], orders: Orders) -> None:
-    """Let the readers of a node that now works in another order of axes read a Transpose of its output."""
+    """Let the readers of a node that now works in a different order of axes read a Transpose of its output."""
     if order == tuple(range(len(order))):
         return
     value = node.output[0]
@@ -53,7 +53,7 @@ def _restore_order(graph: Graph, node: onnx.NodeProto, order: tuple[int, ...], o
 
 
 def _sink_elementwise(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple[int, ...] | None:
-    """Work on the untransposed inputs, where all are transposed alike or constant; return the order to restore."""
+    """Work on the untransposed inputs, if all are constant or transposed alike; return the order to restore."""
     known = {orders[name][1] for name in node.input if name in orders}
     if len(known) != 1:
         return None
@@ -76,7 +76,7 @@ def _moved_constant(graph: Graph, name: str, order: tuple[int, ...]) -> str:
 
 
 def _sink_transpose(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple[int, ...] | None:
-    """Join two in a row: the second then reads what the first read."""
+    """Merge two in a row: the second then reads what the first read."""
     if node.input[0] not in orders:
         return None
     source, first = orders[node.input[0]]
@@ -135,7 +135,7 @@ def _sink_concat(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple[in
 def _sink_reshape(graph: Graph, node: onnx.NodeProto, orders: Orders) -> tuple[int, ...] | None:
     if node.input[0] in orders:
         source, order = orders[node.input[0]]
-        # Known in one of the two orders: which, does not matter to the number of axes.
+        # The shape is known in one of the two orders; for the number of axes it does not matter which.
         moves_ones = graph.rank(source) and sum(size != 1 for size in graph.shape(source)[1:]) <= 1
         target = graph.constants.get(node.input[1])
         if moves_ones and order[0] == 0 and target is not None and target[1:].all():

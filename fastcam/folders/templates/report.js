@@ -15,7 +15,7 @@ const images = DATA.images.map((image, order) => ({ ...image, order, rank: 0, be
 let visible = images;
 
 // Heatmaps: the small map is enlarged as the overlays are (half-pixel centres, edges repeated), then coloured. Pixels of
-// the photo are never read, so the page also works from a disk.
+// the photo are never read, so the page also works from disk.
 const HEATMAP_SIDE = 240;
 
 function sampled(length, from) {

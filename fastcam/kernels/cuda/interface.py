@@ -1,8 +1,8 @@
-"""The interface of the kernels of a CUDA device: arrays in its memory, owned by the caller, and a stream to work on.
+"""The kernels of a CUDA device: arrays in its memory, owned by the caller, and a stream to work on.
 
 Nothing here waits for the device or allocates: a call enqueues its work on the stream and returns. Two backends do the
 same work from one source, `csrc/cam_kernels.cuh`: `cuda`, the native module that nvcc compiled, and `nvrtc`, which
-compiles it through CuPy where that module is absent.
+compiles it through CuPy if that module is missing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class DeviceArray:
     pointer : int
         Address of its first element, 16-byte aligned.
     shape : tuple of int
-        Logical shape, C-contiguous unless a call says that the channels are last in memory.
+        Logical shape; C-contiguous unless a call says that the channels are last in memory.
     dtype : str
         Type of an element.
     """
@@ -74,7 +74,7 @@ class DeviceRender:
     maps : DeviceArray
         (N,K,h,w) float32, to write to.
     heatmaps : DeviceArray or None
-        (N,K,H,W) float32, to write to; None where only the maps are wanted.
+        (N,K,H,W) float32, to write to; None if only the maps are wanted.
     overlay : DeviceOverlay or None
     finite : DeviceArray
         (N,K) int32, to write to: 1 for a map that is finite, 0 for one that is not, which is written as zeros. The

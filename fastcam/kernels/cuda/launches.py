@@ -1,7 +1,7 @@
-"""Which kernels of `csrc/cam_kernels.cuh` a call launches, on how many blocks, and with what arguments.
+"""Which kernels of `csrc/cam_kernels.cuh` a call launches, with how many blocks and which arguments.
 
-The same for every backend that runs them: `cuda`, `nvrtc`, and the emulation that tests them on the CPU. How a batch is
-cut into blocks depends on the shape of one image, so that its bits do not depend on its batch.
+The same for every backend that runs them: `cuda`, `nvrtc`, and the emulation that tests them on the CPU. The division
+into blocks depends only on the shape of one image, so an image's result does not depend on its batch.
 
 First launch: `SumPlan`. Second: `_plan_view`. The structures are those of the kernels' source, field by field.
 """
@@ -35,19 +35,19 @@ _THREADS = 256
 _WARP = 32
 _MOST_BLOCKS = 2**31 - 1
 _MOST_PIXELS = 2**27
-"""Of a map: positions in eight channels of it are 32-bit numbers in the kernels."""
+"""Pixels of a map: positions within eight channels are 32-bit numbers in the kernels."""
 
 _SHARED_BYTES = 48 * 1024
-"""Of a block, without asking the driver for more."""
+"""Shared memory of a block that needs no opt-in from the driver."""
 
 _SLICE_BYTES = 64 * 1024
-"""What a block should read: enough for its start and end to be cheap, little enough to busy a device at batch 1."""
+"""What a block should read: enough to amortise its start and end, little enough to occupy a device at batch size 1."""
 
 _COMBINED_FLOATS = 16 * 1024
-"""Parts of a map that each block of the second launch adds, about: 64 KiB from the level 2 cache."""
+"""About this many floats of partial maps are added by each block of the second launch: 64 KiB from the L2 cache."""
 
 _WEIGHT_FLOATS = {"channel": 8 * 1024, "pooled": 6 * 1024}
-"""Weights of a slice in shared memory, beside what else lies there."""
+"""Weights of a slice in shared memory, in addition to its other contents."""
 
 _READ_PER_WRITTEN = 8
 """Bytes of activations read for each byte of partial sums written."""
@@ -56,10 +56,10 @@ _CACHED_PIXELS = 6 * 1024
 """Largest map that the second launch keeps in shared memory."""
 
 _VIEW_BLOCKS = 1024
-"""Of a small batch: several for each processor of a large device."""
+"""Blocks for a small batch: several per multiprocessor of a large device."""
 
 _VIEW_PIXELS = 2048
-"""Of the heatmap that a block draws at least, for it to be worth adding the parts of the map."""
+"""Minimum pixels of the heatmap per block, so that adding the parts of the map is worthwhile."""
 
 _VIEW_ROWS = 512
 _VIEW_COLUMNS = 1024
@@ -67,7 +67,7 @@ _VIEW_COLUMNS = 1024
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch: a kernel's name, blocks, threads of each, bytes of shared memory of each, and its only argument."""
+    """One launch: a kernel's name, blocks, threads and bytes of shared memory per block, and its only argument."""
 
     kernel: str
     blocks: int
@@ -78,9 +78,9 @@ class Launch:
 
 @dataclass(frozen=True)
 class SumPlan:
-    """How the first launch cuts up one image; the fields of the structure SumCall by their names.
+    """How the first launch divides one image; the fields of the structure SumCall by their names.
 
-    ``blocks`` are those of an image, ``parts`` the partial sums of each map in the workspace.
+    ``blocks`` is the number per image, ``parts`` the number of partial sums of each map in the workspace.
     """
 
     kernel: str
@@ -99,7 +99,7 @@ class SumPlan:
 
 
 class LaunchedKernels(DeviceKernels):
-    """The kernels of the one source; a backend says how to launch one of them."""
+    """The kernels of the common source; a backend implements how to launch one of them."""
 
     @abstractmethod
     def _launch(self, launch: Launch, stream: int) -> None:
@@ -108,7 +108,7 @@ class LaunchedKernels(DeviceKernels):
     def workspace_bytes(
         self, activations: tuple[int, int, int, int], maps: int, weighting: Weighting, *, channels_last: bool
     ) -> int:
-        """See `DeviceKernels`; enough for every combination of types."""
+        """See `DeviceKernels`; sufficient for every combination of types."""
         n, c, h, w = activations
         if 0 in (n, maps):
             return 0
@@ -140,7 +140,7 @@ class LaunchedKernels(DeviceKernels):
 def plan_sum(
     channels: int, pixels: int, maps: int, values: DeviceType, weights: DeviceType, weighting: Weighting, last: bool
 ) -> SumPlan:
-    """Cut up one image.
+    """Divide one image.
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ def plan_sum(
 
 
 def plan_render(call: DeviceRender) -> list[Launch]:
-    """Validate a call and make its launches: two, or none for an empty batch."""
+    """Validate a call and return its launches: two, or none for an empty batch."""
     n, c, h, w = _check_render(call)
     k = call.weights.shape[1]
     if 0 in (n, k):
@@ -166,7 +166,7 @@ def plan_render(call: DeviceRender) -> list[Launch]:
     plan = plan_sum(c, h * w, k, call.activations.dtype, call.weights.dtype, call.weighting, call.channels_last)
     needed = n * k * plan.parts * h * w * 4
     if math.prod(call.workspace.shape) < needed:
-        raise KernelError(f"workspace: {call.workspace.shape[0]} bytes of {needed}; ask workspace_bytes for its size")
+        raise KernelError(f"workspace: {call.workspace.shape[0]} bytes of {needed}; workspace_bytes returns its size")
     arguments = _SUM.pack(
         call.activations.pointer,
         call.weights.pointer,
@@ -284,14 +284,14 @@ def _plan_last(
 
 
 def _choose_kernel(maps: int, weighting: Weighting, whole: int, packed: bool, pixels: int | None) -> tuple[int, int]:
-    """Return how many maps and how many elements a thread sums at once, `whole` being those of 16 bytes."""
+    """Return how many maps and elements a thread sums at once; `whole` is the number of elements in 16 bytes."""
     if not packed:
         return 4, 1
     if weighting == "pooled" or 1 < maps <= 4 or (weighting == "element" and maps > 1):
         return 4, whole
     if maps == 1:
         return 1, whole
-    # More maps leave registers for four elements; where these belong to two channels, for eight maps.
+    # With more maps there are registers for four elements; if these belong to two channels, for eight maps.
     return (8 if pixels is not None and (maps <= 8 or pixels % 4) else 16), 4
 
 
@@ -439,7 +439,7 @@ def _check_shape(name: str, array: DeviceArray, expected: tuple[int, ...]) -> No
 
 
 def _view_size(call: DeviceRender) -> tuple[int, int]:
-    """Return (H, W) of what is drawn; zeros for nothing."""
+    """Return (H, W) of what is drawn; zeros if nothing is."""
     if call.heatmaps is not None:
         return call.heatmaps.shape[2], call.heatmaps.shape[3]
     return (call.overlay.images.shape[1], call.overlay.images.shape[2]) if call.overlay else (0, 0)

@@ -7,7 +7,7 @@ from .launches import Launch, LaunchedKernels
 
 
 class CudaKernels(LaunchedKernels):
-    """Hands launches to the CUDA runtime, on the current device."""
+    """Passes launches to the CUDA runtime, on the current device."""
 
     def _launch(self, launch: Launch, stream: int) -> None:
         _cuda.launch(launch.kernel, launch.blocks, launch.threads, launch.shared_bytes, launch.arguments, stream)

@@ -1,6 +1,6 @@
-"""The CUDA backend without nvcc: CuPy compiles the same source with NVRTC where the module `_cuda` is missing.
+"""The CUDA backend without nvcc: CuPy compiles the same source with NVRTC if the module `_cuda` is missing.
 
-A kernel is compiled when it is first launched, with the others of its type of activations: a few seconds.
+A kernel is compiled when it is first launched, with all others for its activation type, which takes a few seconds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OPTIONS = ("-std=c++17",)
 
 
 class NvrtcKernels(LaunchedKernels):
-    """Hands launches to CuPy, on the current device.
+    """Passes launches to CuPy, on the current device.
 
     Raises
     ------
@@ -35,7 +35,7 @@ class NvrtcKernels(LaunchedKernels):
 
     def _launch(self, launch: Launch, stream: int) -> None:
         kernel = self._module(_part_of(launch.kernel)).get_function(launch.kernel)
-        # CuPy hands over the bytes of a NumPy array as they are: a structure by value.
+        # CuPy passes the bytes of a NumPy array unchanged: a structure by value.
         arguments = np.frombuffer(launch.arguments, np.uint8)
         try:
             with self._cupy.cuda.ExternalStream(stream):
@@ -56,23 +56,23 @@ class NvrtcKernels(LaunchedKernels):
 
 
 def source() -> str:
-    """Return the text of `cam_kernels.cuh`, which is installed beside this file.
+    """Return the text of `cam_kernels.cuh`, which is installed next to this file.
 
     Raises
     ------
     DeviceError
-        It is not there.
+        It is missing.
     """
     try:
         return (files(__package__) / "cam_kernels.cuh").read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise DeviceError(f"fastcam is installed without its CUDA source, {error.filename}: install it anew") from error
+        raise DeviceError(f"fastcam is installed without its CUDA source, {error.filename}: reinstall it") from error
 
 
 def compile_part(part: str, capability: int) -> bytes:
     """Compile the kernels for one type of activations, or those for all types ("any"); needs no device.
 
-    Not by `cupy.RawModule` from the source: it adds ``-ftz=true``, and subnormal maps would become zeros.
+    `cupy.RawModule` is not used: it adds ``-ftz=true``, which would turn subnormal maps into zeros.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def compile_part(part: str, capability: int) -> bytes:
     Returns
     -------
     bytes
-        Binary code, or intermediate code where NVRTC is older than the device.
+        Binary code, or intermediate code if NVRTC is older than the device.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def _import_cupy() -> Any:
         import cupy
     except ImportError as error:
         raise MissingExtraError(
-            "the CUDA kernels need the module fastcam.kernels.cuda._cuda, which is built where there is an nvcc, "
+            "the CUDA kernels need the module fastcam.kernels.cuda._cuda, which is built if nvcc is installed, "
             "or CuPy: pip install 'fastcam[gpu]'"
         ) from error
     return cupy

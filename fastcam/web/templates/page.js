@@ -2,7 +2,7 @@
 import { resized } from "./resize.js";
 
 const SHOWN_CLASSES = 5;
-const LARGEST_SIDE = 4096; // of the photo's canvas: phones refuse larger ones
+const LARGEST_SIDE = 4096; // of the photo's canvas: phones reject larger ones
 const part = (id) => document.getElementById(id);
 const [status, progress, photo, heat, video] = ["status", "progress", "photo", "heat", "video"].map(part);
 
@@ -20,12 +20,12 @@ function fail(error) {
   say(error?.message ?? String(error), true);
 }
 
-// WebAssembly with SIMD instructions: a module of one function that holds one.
+// Detects WebAssembly SIMD: a module with one function that contains a SIMD instruction.
 const HAS_SIMD = typeof WebAssembly === "object" && WebAssembly.validate(new Uint8Array(
   [0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11]));
 
 async function start() {
-  if (location.protocol === "file:") return; // the browser loads no modules then; the text on the page says what to do
+  if (location.protocol === "file:") return; // browsers do not load modules then; the text on the page says what to do
   if (!HAS_SIMD) throw new Error("This browser has no WebAssembly SIMD: use a newer one (Chrome 91, Firefox 89, Safari 16.4).");
   const response = await fetch("model.json");
   if (!response.ok) throw new Error(`model.json: the server answers ${response.status}`);
@@ -68,7 +68,7 @@ function ready({ provider, threads, error, notes }) {
   say(notes.join("; "));
 }
 
-// One run at a time; of the requests that come meanwhile the last one counts.
+// One run at a time; of the requests that arrive meanwhile, only the last one is kept.
 function explain(target) {
   if (running) { waiting = target; return; }
   running = true;
@@ -103,7 +103,7 @@ async function open(file) {
 function probabilities(logits) {
   const values = Array.from(logits);
   if (facts.scores === "sigmoid") return values.map((value) => 1 / (1 + Math.exp(-value)));
-  if (facts.scores !== "softmax") return values; // "probabilities" already, or none
+  if (facts.scores !== "softmax") return values; // already probabilities, or none
   const top = Math.max(...values);
   const powers = values.map((value) => Math.exp(value - top));
   const total = powers.reduce((sum, power) => sum + power, 0);

@@ -1,5 +1,5 @@
-// Resizing as Pillow's bilinear filter does it, bit by bit: a triangle as wide as the step when shrinking, weights of
-// 22 bits, the width first, every step rounded to whole levels. JavaScript's numbers hold the sums exactly.
+// Resizing as Pillow's bilinear filter does it, bit-identical: a triangle as wide as the step when shrinking, 22-bit
+// weights, the width first, every step rounded to whole levels. JavaScript's numbers hold the sums exactly.
 
 const SCALE = 2 ** 22;
 

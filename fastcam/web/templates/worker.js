@@ -1,4 +1,4 @@
-// Holds the session, off the page's thread. In: {start} and then {id, pixels, shape, target}. Out: progress, ready,
+// Runs the session off the page's thread. In: {start}, then {id, pixels, shape, target}. Out: progress, ready,
 // results and errors.
 
 let ort, session;

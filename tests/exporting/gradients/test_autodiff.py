@@ -1,4 +1,4 @@
-"""The reverse pass: values worked by hand, sums over several readers, and pooled against full gradients."""
+"""The reverse pass: values computed by hand, sums over several readers, and pooled against full gradients."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_second_output_without_a_rule_is_named() -> None:
     scale = net.constant(np.ones(2, np.float32))
     net.graph.append(onnx.helper.make_node("LayerNormalization", [net.input, scale], ["normal", "mean"]))
     graph = net.build(net.add("Neg", "mean", name="y"))
-    with pytest.raises(UnsupportedOpError, match=r"LayerNormalization.*another output"):
+    with pytest.raises(UnsupportedOpError, match=r"LayerNormalization.*output other than"):
         backpropagate(graph, {"y": "g"}, [net.input])[0]
 
 
@@ -165,7 +165,7 @@ def _flatten_four_by_four(net: NetworkBuilder) -> str:
 
 
 def _keras_flatten(net: NetworkBuilder) -> str:
-    """Channels last before flattening, as Keras has it."""
+    """Channels last before flattening, as in Keras."""
     pooled = net.add("MaxPool", net.input, kernel_shape=[2, 2], strides=[2, 2])
     rows = net.add("Reshape", net.add("Transpose", pooled, perm=[0, 2, 3, 1]), net.constant(np.array([0, 36])))
     return net.dense(net.add("Relu", net.dense(rows, (36, 8))), (8, 5))

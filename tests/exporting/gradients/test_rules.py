@@ -24,7 +24,7 @@ from fastcam.exporting.gradients.autodiff import backpropagate
 from fastcam.exporting.gradients.table import VJPS, Step, Vjp, defvjp
 from fastcam.graph import Graph, TensorType
 
-# Their own `_run` take other arguments than their base says, and so do those below.
+# Their `_run` methods take other arguments than their base class declares, and so do those below.
 _ConvTranspose: Any = op_conv_transpose.ConvTranspose
 _LpPool: Any = op_lp_pool.LpPool
 
@@ -50,7 +50,7 @@ class Gelu(OpRun):
 
 
 class ConvTranspose(_ConvTranspose):
-    """ConvTranspose with groups: onnx.reference does not split the kernel by them."""
+    """ConvTranspose with groups: onnx.reference does not split the kernel into groups."""
 
     op_domain = ""
 
@@ -140,7 +140,7 @@ def test_every_rule_has_a_case() -> None:
     assert not missing
 
 
-# What classifiers are made of: each has to have a rule that is tested, with an open batch.
+# Ops of common classifiers: each must have a tested rule, with a dynamic batch.
 _EXPECTED = """
     Abs Add AveragePool BatchNormalization Cast Celu Clip Concat Conv ConvTranspose DepthToSpace Div Dropout Einsum Elu
     Erf Exp Expand Flatten Gather Gelu Gemm GlobalAveragePool GlobalMaxPool GroupNormalization HardSigmoid HardSwish
@@ -164,7 +164,7 @@ def test_broadcasting_is_tested_in_both_operands(op: str) -> None:
             outer = [shape[: len(shape) - (2 if op == "MatMul" else 0)] for shape in shapes]
             whole = np.broadcast_shapes(*outer)
             stretched |= {index for index in case.variables if outer[index] != whole}
-    # Where's first input is no number; onnx.reference adds Mean up in the shape of its first input.
+    # Where's first input is not a number; onnx.reference sums Mean in the shape of its first input.
     assert stretched >= ({1, 2} if op in ("Where", "Mean") else {0, 1})
 
 

@@ -1,4 +1,4 @@
-"""Models that are broken, hostile or not for us: an error that names the thing and the way out, and no file."""
+"""Models that are broken, hostile or unsupported: an error that names the problem and the way out, and no file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastcam.exporting.importers import quarantine
 
 
 def _refused(model: Any, folder: Path, error: type[FastcamError], message: str, **options: Any) -> None:
-    """An older file of the destination's name stays as it was, and nothing else appears."""
+    """An existing file with the destination's name stays unchanged, and nothing else appears."""
     destination = folder / "out" / "explained.onnx"
     destination.parent.mkdir(exist_ok=True)
     destination.write_bytes(b"older")
@@ -64,7 +64,7 @@ def test_a_truncated_model_is_refused_wherever_it_ends(tmp_path: Path) -> None:
 
 
 def _external(tmp_path: Path, **changes: str) -> Path:
-    """A model with its weights beside it, the entries of the first of them changed."""
+    """A model with external weights; the entries of the first one are changed."""
     model = small_classifier().to_model()
     external_data_helper.convert_model_to_external_data(model, location="weights.bin", size_threshold=0)
     onnx.save(model, tmp_path / "model.onnx")
@@ -229,7 +229,7 @@ def test_an_op_without_a_rule_is_named_with_the_ways_out(tmp_path: Path) -> None
 
 
 def test_a_chain_of_thousands_of_nodes_is_done_in_reasonable_time(tmp_path: Path) -> None:
-    """No pass over the graph may cost the square of its length; pytest's timeout is the bound."""
+    """No pass over the graph may take quadratic time; pytest's timeout is the limit."""
     net = NetworkBuilder(("batch", 3, 8, 8))
     value = net.add("Relu", net.conv(net.input, (4, 3, 3, 3)), name="features")
     for _ in range(20_000):

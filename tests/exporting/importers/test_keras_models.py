@@ -199,7 +199,7 @@ def test_a_model_that_was_never_built_is_refused() -> None:
 
 
 class _Subclassed(Model):
-    """Features, and two heads, as ``pack`` hands them out; its call takes no ``training``."""
+    """Features and two heads, returned through ``pack``; its call has no ``training`` argument."""
 
     def __init__(self, pack: Any = lambda breed, age: {"breed": breed, "age": age}) -> None:
         super().__init__()
@@ -238,7 +238,7 @@ def _dense(size: int, name: str) -> Any:
     return keras.layers.Dense(size, name=name)
 
 
-# The model, the names of its outputs, and all that the output of five classes answers to.
+# The model, the names of its outputs, and all valid names of the output with five classes.
 _OUTPUTS: dict[str, tuple[Any, str, list[str]]] = {
     "functional, dict": (
         lambda: _functional(lambda x: {"breed": _dense(5, "breeds")(x), "age": _dense(2, "years")(x)}),

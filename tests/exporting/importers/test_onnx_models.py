@@ -1,4 +1,4 @@
-"""ONNX files of any opset and form: scores as ONNX Runtime gives for the source, gradients as differences of it."""
+"""ONNX files of any opset and form: scores as ONNX Runtime's for the source, gradients by finite differences."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_one_of_several_outputs_is_explained(
     found = _explained(model, tmp_path, images, output=output)
     assert found.logits.shape == (2, classes)
     assert relative_error(found.probabilities, _run(model, images, output)[0]) < 1e-5
-    # What the other output needed is gone.
+    # The other output's nodes are gone.
     assert len([node for node in onnx.load(tmp_path / "explained.onnx").graph.node if node.op_type == "Gemm"]) == 1
 
 
@@ -122,7 +122,7 @@ def test_several_outputs_without_a_choice_are_refused(tmp_path: Path) -> None:
 
 
 def _fully_convolutional(shape: tuple[int | str, ...]) -> onnx.ModelProto:
-    """Takes any size, and asks for it: as exporters write it for images of open size."""
+    """Takes any size, and queries it, as exporters write it for images of dynamic size."""
     net = NetworkBuilder(shape)
     first = net.input if shape[1] == 3 else net.add("Transpose", net.input, perm=[0, 3, 1, 2])
     small = net.add("Relu", net.conv(first, (4, 3, 3, 3), strides=[2, 2], pads=[1, 1, 1, 1]), name="features")
@@ -255,7 +255,7 @@ def test_weights_are_found_in_every_form(form: str, opset: int, tmp_path: Path, 
 
 
 def test_functions_are_inlined(tmp_path: Path, rng: np.random.Generator) -> None:
-    """A function that calls another, of an opset of its own."""
+    """A function that calls another one with a different opset."""
     new, old = [helper.make_opsetid("", 18), helper.make_opsetid("local", 1)], [helper.make_opsetid("", 11)]
     squeeze = helper.make_function(
         "local", "Rows", ["a"], ["b"], [helper.make_node("Squeeze", ["a"], ["b"], axes=[2, 3])], old
@@ -277,7 +277,7 @@ def test_functions_are_inlined(tmp_path: Path, rng: np.random.Generator) -> None
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 5]))
     images = rng.normal(size=(2, 3, 8, 8)).astype(np.float32)
     found = _explained(model, tmp_path, images)
-    # ONNX Runtime takes no function of another opset; this is what ours compute.
+    # ONNX Runtime rejects functions with another opset; this is what ours compute.
     activations = _run(fastcam.split(model)[0], images)[0]
     assert relative_error(found.logits, activations.mean(axis=(2, 3)) @ net.graph.constants[kernel]) < 1e-5
 

@@ -1,4 +1,4 @@
-"""Quantised networks: QDQ explained through what its numbers stand for, integer arithmetic refused."""
+"""Quantised networks: QDQ is explained through the real numbers that it represents, integer arithmetic is rejected."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_quantised_network_keeps_its_scores_and_its_size(
     )
     found = fastcam.Explainer(tmp_path / "explained.onnx")(images)
     assert relative_error(found.logits, _scores(logits, images)) < 1e-6
-    # The source gives its probabilities in steps of 1/255.
+    # The source returns its probabilities in steps of 1/255.
     assert np.abs(found.probabilities - _scores(source, images)).max() < 1.5 / 255
     kernels = {
         w.name: w.data_type for w in onnx.load(tmp_path / "explained.onnx").graph.initializer if len(w.dims) == 4
@@ -78,7 +78,7 @@ def _pair(scale: Array, zero: Array, dequantized_scale: Array | None = None, **a
 @pytest.mark.parametrize(
     ("scale", "zero", "values", "expected"),
     [
-        # 0..25.5: what is below and above saturates.
+        # 0..25.5: values outside saturate.
         (np.array(0.1), np.array(0, np.uint8), [-1, 0, 12, 25, 26, 99], [0, 1, 1, 1, 0, 0]),
         # -12.8..12.7
         (np.array(0.1), np.array(0, np.int8), [-13, -12, 0, 12.6, 12.8, 1], [0, 1, 1, 1, 0, 1]),

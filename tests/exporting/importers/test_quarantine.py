@@ -1,4 +1,4 @@
-"""The child process that meets unknown models first: its death is a refusal, and the next model gets a new one."""
+"""The child process that tries unknown models first: if it dies, the model is rejected."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_fork_while_another_thread_works_gets_a_child_of_its_own(monkeypatch: 
         time.sleep(0.01)
     forked = os.fork()
     if not forked:
-        # Ended by the alarm where the lock, or the pipes, are still the parent's.
+        # Killed by the alarm if the lock or the pipes are still the parent's.
         signal.alarm(20)
         os._exit(0 if _pid(shared) != before else 1)
     assert os.waitpid(forked, 0)[1] == 0
@@ -132,7 +132,7 @@ QUARANTINE("{_WORK}", b"{deed}")
 
 
 def _is_working(pid: int) -> bool:
-    """Return whether a process exists, and has not ended without anyone to ask for its end."""
+    """Return whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):

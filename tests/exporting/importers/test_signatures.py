@@ -1,4 +1,4 @@
-"""Inputs and outputs as deployed files have them: other types, open sizes, further inputs, labels, fused ops."""
+"""Inputs and outputs of deployed files: other types, dynamic sizes, further inputs, labels, fused ops."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_files_that_the_runtime_has_optimised_explain_the_same(level: str, image
 
 
 @pytest.mark.parametrize(
-    ("domain", "way_out"), [("com.microsoft.nchwc", "ORT_ENABLE_BASIC"), ("somebody", "ONNX's own ops")]
+    ("domain", "way_out"), [("com.microsoft.nchwc", "ORT_ENABLE_BASIC"), ("somebody", "standard ONNX ops")]
 )
 def test_an_unknown_op_is_named_with_its_domain(domain: str, way_out: str, tmp_path: Path) -> None:
     model = _network()

@@ -1,4 +1,4 @@
-"""Constant folding: what it runs, and what it refuses to, before anything is run."""
+"""Constant folding: what it runs, and what it refuses to run beforehand."""
 
 from __future__ import annotations
 
@@ -104,15 +104,15 @@ def test_a_result_beyond_the_budget_is_refused_before_it_is_made(
         pytest.fail("a node was run")
 
     monkeypatch.setattr(onnx.reference, "ReferenceEvaluator", refuse)
-    with pytest.raises(ModelError, match="makes a constant of"):
+    with pytest.raises(ModelError, match="would create a constant of"):
         fold_constants(graph)
 
 
 def test_the_budget_is_one_for_all_nodes() -> None:
-    """Each of the two constants, and the largest estimate for what reads it, fits alone."""
+    """Each of the two constants, with the largest estimate for its readers, fits by itself."""
     size = 4 * 2**18
     fold_constants(_branch(_sum_of_fills), FoldingBudget(3 * size + 1000, 2**40))
-    with pytest.raises(ModelError, match="makes a constant of"):
+    with pytest.raises(ModelError, match="would create a constant of"):
         fold_constants(_branch(_sum_of_fills), FoldingBudget(5 * size // 2, 2**40))
 
 

@@ -1,4 +1,4 @@
-"""Steps that one op says: found in every spelling, left alone where something differs."""
+"""Op sequences that one op can express: found in every spelling, left alone if anything differs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BETA = np.linspace(-1, 1, _CHANNELS, dtype=np.float32)
 
 
 def _statistics(net: NetworkBuilder, x: str, axes: list[int], square: Callable[[str], str]) -> tuple[str, str, str]:
-    """Return mean, centred input and standard deviation; every constant is written anew, as converters do."""
+    """Return mean, centred input and standard deviation; every constant is written again, as converters do."""
     mean = net.add("ReduceMean", x, net.constant(axes), keepdims=1)
     centred = net.add("Sub", x, mean)
     variance = net.add("ReduceMean", square(centred), net.constant(axes), keepdims=1)
@@ -30,7 +30,7 @@ def _statistics(net: NetworkBuilder, x: str, axes: list[int], square: Callable[[
 
 
 def _by_division(net: NetworkBuilder, x: str, axes: list[int], exponent: float = 2) -> str:
-    """The way of PyTorch's older exporter."""
+    """As PyTorch's older exporter writes it."""
     power = net.constant(np.array(exponent, np.float32))
     _, centred, deviation = _statistics(net, x, axes, lambda value: net.add("Pow", value, power))
     scaled = net.add("Mul", net.constant(_GAMMA), net.add("Div", centred, deviation))

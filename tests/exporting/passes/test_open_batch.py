@@ -1,4 +1,4 @@
-"""Fixed batches: opened where three images at once give what each gives alone, else kept with the reason."""
+"""Fixed batches: made dynamic if three images at once give the same as each alone, else kept with the reason."""
 
 from __future__ import annotations
 

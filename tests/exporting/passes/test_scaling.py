@@ -1,6 +1,6 @@
 """Work against the number of nodes: every pass, and the whole of an export, is linear.
 
-Work is counted, not timed: lines of this package that Python executes, plus the nodes that graphs hand out at once.
+Work is counted, not timed: lines of this package that Python executes, plus the nodes that graphs return in bulk.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fastcam.graph import Graph, _NodeOrder
 
 _PACKAGE = fastcam.__file__.removesuffix("__init__.py")
 _SIZES = (300, 1200)
-# Constant parts, which both sizes have, only lower it. A pass that looks through all nodes for each has 2.
+# Constant parts, which both sizes have, only lower it. A pass that scans all nodes for each node has 2.
 _LARGEST_EXPONENT = 1.15
 
 

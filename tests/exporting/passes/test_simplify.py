@@ -1,4 +1,4 @@
-"""Rewrites that must not change what the network computes, and what they are to leave behind."""
+"""Rewrites that must not change what the network computes, and the expected ops after them."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_constants_that_cannot_be_evaluated_name_the_node() -> None:
 
 
 def _keras_flatten(net: NetworkBuilder, value: str) -> str:
-    """What the converter makes of Keras' Flatten."""
+    """Keras' Flatten as the converter writes it."""
     shape = net.add("Cast", net.add("Shape", value), to=6)
     one = net.constant(np.array([1]))
     batch = net.add("Slice", shape, net.constant(np.array([0])), one, net.constant(np.array([0])))
@@ -363,7 +363,7 @@ def test_results_that_are_no_arrays_are_left_alone() -> None:
 
 
 def test_a_folded_scalar_stays_a_scalar() -> None:
-    """As an index it drops an axis, which a row of one number would keep."""
+    """As a scalar index it drops an axis, which an index of shape (1,) would keep."""
     net = NetworkBuilder(("batch", 3))
     index = net.add("Neg", net.constant(np.array(-1)))
     graph = net.build(net.add("Gather", net.input, index, axis=1, name="y"))
@@ -373,7 +373,7 @@ def test_a_folded_scalar_stays_a_scalar() -> None:
 
 
 def _viewed(front: str, tail: list[int], end: int = 1) -> Graph:
-    """x.view(..., tail): the first size as exporters compute it, or another one."""
+    """x.view(..., tail): the first size as exporters compute it, or a different one."""
     net = NetworkBuilder(("batch", 6, 2, 4))
     source = net.add("Relu", net.input)
     if front == "slice":

@@ -1,4 +1,4 @@
-"""The gradient rules, by kind of op; importing this package registers them all."""
+"""The gradient rules, grouped by kind of op; importing this package registers them all."""
 
 from . import elementwise, normalization, products, reductions, resize, shapes, windows
 

@@ -1,4 +1,4 @@
-"""Nodes that rules of several files emit."""
+"""Nodes that rules in several files emit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def with_lead(s: Step, value: str, tail: tuple[int, ...]) -> str:
 
 
 def one_for_zero(s: Step, norm: str) -> str:
-    """Return a norm fit to divide by: where it is 0, all that it was taken of is 0, and so is its gradient."""
+    """Return a norm that is safe to divide by: where it is 0, all its terms are 0, and so is their gradient."""
     return s.emit("Where", s.emit("Equal", norm, s.constant(0)), s.constant(1), norm)
 
 
@@ -39,7 +39,7 @@ def matrix_along(s: Step, value: str, matrix: Array, axis: int) -> str:
         return s.emit("MatMul", s.constant(matrix.T), value)
     if axis == -1:
         return s.emit("MatMul", value, s.constant(matrix))
-    # A matrix product reads the last axes: what lies behind the wanted one becomes a single axis.
+    # A matrix product reads the last axes: the axes after the wanted one become a single axis.
     shape = s.emit("Shape", value)
     before = s.emit("Slice", shape, s.integers(0), s.integers(axis + 1), s.integers(0))
     flat = s.emit("Reshape", value, s.emit("Concat", before, s.integers(-1), axis=0))
@@ -52,7 +52,7 @@ def matrix_along(s: Step, value: str, matrix: Array, axis: int) -> str:
 END = 2**31 - 1
 
 
-"""The end of an axis in a Slice."""
+"""The end of an axis, for Slice."""
 
 
 def stretched(s: Step, gradient: str, value: str, axes: list[int]) -> str:

@@ -35,7 +35,7 @@ defvjp("Exp", lambda s: s.times(s.y))
 defvjp("Log", lambda s: s.emit("Div", s.gradient, s.x[0]))
 
 
-# Steps: flat wherever they have a slope.
+# Step functions: the slope is 0 wherever it exists.
 for _op in ("Ceil", "Floor", "Round", "Sign"):
     defvjp(_op, lambda s: s.times(s.constant(0)))
 
@@ -53,7 +53,7 @@ defvjp("Softplus", lambda s: s.times(s.emit("Sigmoid", s.x[0])))
 
 
 def _clip(s: Step) -> str:
-    """Strictly inside the bounds, as TensorFlow's and PyTorch's ReLU6."""
+    """Strictly inside the bounds, like ReLU6 in TensorFlow and PyTorch."""
     comparisons = zip(("Greater", "Less"), s.x[1:3], strict=False)
     conditions = [s.emit(comparison, s.y, bound) for comparison, bound in comparisons if bound]
     if not conditions:
@@ -156,11 +156,11 @@ def _hard_swish(s: Step) -> str:
 
 
 def _quantize(s: Step) -> str:
-    """Straight-through: a number that is rounded passes its gradient through, one that saturates has none.
+    """Straight-through: a rounded number passes its gradient through, a saturated one has none.
 
-    Rounding has slope 0 almost everywhere, which would explain nothing; the float network that was quantised has the
-    slope of the clipping alone (Bengio et al. 2013, Jacob et al. 2018, section 3). The gradient of a quantised number
-    is that of the real one that it stands for.
+    Rounding has slope 0 almost everywhere, which would explain nothing; in the original float network only the
+    clipping has a slope (Bengio et al. 2013, Jacob et al. 2018, section 3). The gradient of a quantised number
+    is that of the real number it represents.
     """
     kind = s.graph.type(s.y).dtype
     limits, scale, zero = np.iinfo(kind), s.fixed(s.x[1]), s.fixed_or(2, np.zeros(1, kind)).astype(np.float64)
@@ -169,7 +169,7 @@ def _quantize(s: Step) -> str:
         shape[s.attribute("axis", 1)] = scale.size
     bounds = [((limit - zero) * scale).astype(scale.dtype).reshape(shape) for limit in (limits.min, limits.max)]
     lowest, highest = (s.graph.emit_constant(bound, stem="gradient/bound") for bound in bounds)
-    # The bounds themselves are inside: what was clipped to 0 before, by a ReLU of the float network, is exactly there.
+    # The bounds count as inside: what a ReLU of the float network clipped to 0 lies exactly on one.
     inside = s.emit("And", s.emit("GreaterOrEqual", s.x[0], lowest), s.emit("LessOrEqual", s.x[0], highest))
     return s.emit("Where", inside, s.gradient, s.graph.emit_constant(np.zeros((), scale.dtype)))
 
@@ -228,7 +228,7 @@ defvjp("HardSigmoid", _hard_sigmoid)
 defvjp("HardSwish", _hard_swish)
 
 
-# Element-wise, two inputs and more
+# Element-wise, two or more inputs
 def _div_divisor(s: Step) -> str:
     return s.emit("Neg", s.emit("Div", s.times(s.y), s.x[1]))
 
@@ -250,7 +250,7 @@ def _pow_exponent(s: Step) -> str:
 
 
 def _exponent(s: Step) -> str:
-    """Return the exponent in the base's type: ONNX lets it have another."""
+    """Return the exponent in the base's type: ONNX allows a different one."""
     kind = s.graph.type(s.y).dtype
     if s.x[1] in s.graph.constants:
         return s.constant(s.graph.constants[s.x[1]])
@@ -260,7 +260,7 @@ def _exponent(s: Step) -> str:
 
 
 def _first_extreme(s: Step, index: int) -> str:
-    """Where inputs tie, the first of them gets the gradient."""
+    """Where inputs tie, the first one gets the gradient."""
     chosen = s.emit("Equal", s.x[index], s.y)
     for earlier in s.x[:index]:
         chosen = s.emit("And", chosen, s.emit("Not", s.emit("Equal", earlier, s.y)))

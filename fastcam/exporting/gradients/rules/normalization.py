@@ -20,7 +20,7 @@ def _batch_normalization(s: Step) -> str:
 defvjp("BatchNormalization", _batch_normalization, None, None, None, None)
 
 
-# Normalisation over values of the same image
+# Normalisation within one image
 def _layer_normalization(s: Step) -> str:
     return _normalization(s, s.x[0], s.times(s.x[1]), list(range(s.axis(), 0)))
 
@@ -32,12 +32,12 @@ def _group_normalization(s: Step) -> str:
 
 
 def _instance_normalization(s: Step) -> str:
-    """Every channel is a group of its own."""
+    """Every channel is its own group."""
     return _normalization_of_groups(s, *static_dims(s.graph, s.x[0], [1]))
 
 
 def _normalization_of_groups(s: Step, groups: int) -> str:
-    """Scale and bias have one number a group."""
+    """Scale and bias have one number per group."""
     x = s.emit("Reshape", s.x[0], s.integers(0, groups, -1))
     gradient = s.emit("Reshape", s.gradient, s.integers(0, 0, groups, -1))
     scaled = s.emit("Mul", gradient, s.emit("Unsqueeze", s.x[1], s.integers(-1)))

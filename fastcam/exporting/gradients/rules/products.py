@@ -22,7 +22,7 @@ def _matmul_right(s: Step) -> str:
 
 
 def _gemm(s: Step) -> str:
-    """Alpha * G B'^T, where B' is what Gemm multiplies by."""
+    """Alpha * G B'^T, where B' is B as Gemm uses it, transposed or not."""
     if s.attribute("transA", 0):
         s.refuse("its first input is transposed")
     gradient = _times_matrix(s, s.gradient, s.x[1], transposed=not s.attribute("transB", 0))
@@ -32,7 +32,7 @@ def _gemm(s: Step) -> str:
 
 def _gemm_bias(s: Step) -> str:
     if s.shape(s.x[2]) != s.shape(s.y):
-        s.refuse("what it adds is computed, and of another shape than its output")
+        s.refuse("its addend is computed and its shape differs from the output's")
     beta = s.attribute("beta", 1.0)
     return s.gradient if beta == 1 else s.times(s.constant(beta))
 
@@ -56,7 +56,7 @@ def _swapped(s: Step, matrix: str) -> str:
 
 
 def _einsum(s: Step, index: int) -> str:
-    """Exchange the operand and the result; labels that only the operand has are sums, and their gradient is spread."""
+    """Swap the operand and the result; labels that only the operand has were summed: broadcast their gradient."""
     terms, result = _equation(s)
     operand, others = terms[index], [term for position, term in enumerate(terms) if position != index]
     lead = next(letter for letter in string.ascii_letters if letter not in "".join([*terms, result]))

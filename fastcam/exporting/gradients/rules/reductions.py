@@ -11,7 +11,7 @@ from .common import first_equal, one_for_zero, stretched
 
 # Reductions
 def _reduced_axes(s: Step) -> list[int]:
-    """Return the reduced axes as negative numbers, which mean the same on a value and on its gradient."""
+    """Return the reduced axes as negative numbers, which mean the same for a value and its gradient."""
     rank = s.rank(s.x[0])
     axes = [int(axis) for axis in s.fixed_or(1, [])]
     if not axes and not s.attribute("noop_with_empty_axes", 0):
@@ -20,12 +20,12 @@ def _reduced_axes(s: Step) -> list[int]:
 
 
 def _with_reduced_axes(s: Step, value: str, axes: list[int]) -> str:
-    """Return the output or its gradient with the reduced axes back, of size 1."""
+    """Return the output or its gradient with the reduced axes restored, of size 1."""
     return value if s.attribute("keepdims", 1) else s.emit("Unsqueeze", value, s.integers(*axes))
 
 
 def _spread_over(s: Step, axes: list[int]) -> str:
-    """Return the gradient with the reduced axes back, in the sizes of the input."""
+    """Return the gradient with the reduced axes restored to their sizes in the input."""
     return stretched(s, _with_reduced_axes(s, s.gradient, axes), s.x[0], axes)
 
 

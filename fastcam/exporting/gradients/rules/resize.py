@@ -27,7 +27,7 @@ _COORDINATES: dict[str, Coordinates] = {
 }
 
 
-"""Where output position x of a Resize lies in the input."""
+"""The position in the input of output position x of a Resize."""
 
 
 _ROUNDINGS: dict[str, Callable[[Array], Array]] = {
@@ -39,7 +39,7 @@ _ROUNDINGS: dict[str, Callable[[Array], Array]] = {
 
 
 def _resize(s: Step) -> str:
-    """Nearest picks positions; linear is, along each axis, a product with a constant matrix."""
+    """Nearest picks positions; linear is a product with a constant matrix along each axis."""
     resize_back = _variant(s, "mode", "nearest", _RESIZES)
     place = _variant(s, "coordinate_transformation_mode", "half_pixel", _COORDINATES)
     for name, only in (("antialias", 0), ("keep_aspect_ratio_policy", "stretch")):
@@ -58,7 +58,7 @@ def _resize(s: Step) -> str:
 
 
 def _variant(s: Step, name: str, default: Any, variants: Mapping[Any, Variant]) -> Variant:
-    """Return what the table holds for an attribute's value; refuses the node when it holds nothing."""
+    """Return the table's entry for an attribute's value; reject the node when there is no entry."""
     given = s.attribute(name, default)
     if given not in variants:
         s.refuse(f"its {name} {given!r} has no rule")
@@ -71,7 +71,7 @@ def _nearest_back(s: Step, gradient: str, positions: Array, size: int, axis: int
 
 
 def _linear_back(s: Step, gradient: str, positions: Array, size: int, axis: int) -> str:
-    """Row j of the matrix weighs the inputs by their nearness to position j; beyond the border lies its last value."""
+    """Row j of the matrix weights the inputs by their proximity to position j; border values repeat outside."""
     distance = np.abs(np.clip(positions, 0, size - 1)[:, None] - np.arange(size))
     return matrix_along(s, gradient, np.maximum(0, 1 - distance), axis)
 

@@ -14,12 +14,12 @@ from .common import END, pad_along, with_lead
 
 # Shape
 def _back_to_input_shape(s: Step) -> str:
-    """Reshape the gradient to (K, *input shape): 0 keeps K and, where the batch leads both, N; -1 is the open rest."""
+    """Reshape the gradient to (K, *input shape): 0 keeps K and, where the batch leads both, N; -1 is the open axis."""
     before, after = s.shape(s.x[0]), s.shape(s.y)
     leads = bool(before and after) and before[0] == after[0] and before[0] is not None
     target = [0, *before[1:]] if leads else list(before)
     if sum(not isinstance(size, int) for size in target) > 1:
-        s.refuse(f"its input's shape {before} is open in more than one dimension")
+        s.refuse(f"its input's shape {before} is dynamic in more than one dimension")
     return s.emit("Reshape", s.gradient, s.integers(0, *(size if isinstance(size, int) else -1 for size in target)))
 
 
@@ -37,7 +37,7 @@ def _concat(s: Step, index: int) -> str:
 
 
 def _split(s: Step) -> str:
-    """Concatenate the gradients of the outputs that are read, each padded by those that are not."""
+    """Concatenate the gradients of the outputs that are read, padded with zeros for those that are not."""
     axis = s.axis(default=0)
     sizes = [int(size) for size in s.fixed_or(1, _even_split(s, axis))]
     starts = [0, *itertools.accumulate(sizes)]
@@ -52,7 +52,7 @@ def _split(s: Step) -> str:
 
 
 def _even_split(s: Step, axis: int) -> list[int]:
-    """Return the sizes of a Split into equal parts, of which the last may be shorter."""
+    """Return the sizes of a Split into equal parts; the last one may be shorter."""
     (total,), count = static_dims(s.graph, s.x[0], [axis]), len(s.node.output)
     size = math.ceil(total / count)
     return [min(size, total - start) for start in range(0, size * count, size)]
@@ -62,8 +62,8 @@ def _even_split(s: Step, axis: int) -> list[int]:
 def gathered_back(s: Step, gradient: str, indices: Array, axis: int) -> str:
     """Return the gradient of an input whose positions ``indices`` were read along one axis, counted from the end.
 
-    Every position collects from all that read it: a Gather by the constant inverse of ``indices``, in which the zeros
-    behind the gradient stand for those that nobody reads, and a sum where there are several.
+    Every position collects from all its readers: a Gather by the constant inverse of ``indices``, where zeros
+    appended to the gradient serve the positions that nothing reads, and a sum where there are several readers.
     """
     (size,) = static_dims(s.graph, s.x[0], [axis])
     count = len(indices)

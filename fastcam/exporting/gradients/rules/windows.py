@@ -42,7 +42,7 @@ class Window:
 
     @property
     def end(self) -> tuple[int, ...]:
-        """Padding that the windows really read after the input."""
+        """Padding after the input that the windows actually read."""
         return tuple(max(0, overhang) for overhang in self.overhang)
 
     def scatter_attributes(self) -> dict[str, Any]:
@@ -75,18 +75,18 @@ def _window(s: Step, kernel: tuple[int, ...]) -> Window:
         window = _padded_to_same(s, window, mode)
     last = [(count - 1) * stride for count, stride in zip(outputs, strides, strict=True)]
     if any(start >= begin + size for start, begin, size in zip(last, window.begin, inputs, strict=True)):
-        s.refuse("its last window starts behind the input, which runtimes leave out")
+        s.refuse("its last window starts past the end of the input, and runtimes drop it")
     return window
 
 
 def _padded_to_same(s: Step, window: Window, mode: str) -> Window:
-    """Return the window with the padding that "same" stands for: as much as the outputs need, half on either side."""
+    """Return the window with the padding that "same" means: as much as the outputs need, half on either side."""
     bare = dataclasses.replace(window, begin=(0,) * len(window.kernel))
-    # ONNX says nothing of either, and runtimes differ.
+    # ONNX specifies neither, and runtimes differ.
     if max(window.dilations) > 1:
         s.refuse(f"auto_pad={mode} with dilations")
     if min(bare.overhang) < 0:
-        s.refuse(f"auto_pad={mode} with strides that leave pixels out")
+        s.refuse(f"auto_pad={mode} with strides that skip pixels")
     return dataclasses.replace(
         window, begin=tuple(size // 2 if mode == "SAME_UPPER" else (size + 1) // 2 for size in bare.overhang)
     )
@@ -122,7 +122,7 @@ def _conv_transpose(s: Step) -> str:
 
 
 def _transposed_window(s: Step, kernel: tuple[int, ...]) -> Window:
-    """Return the geometry of the convolution that a ConvTranspose transposes: it reads y and makes x."""
+    """Return the geometry of the convolution that a ConvTranspose transposes: it reads y and computes x."""
     axes = range(2, 2 + len(kernel))
     large, small = static_dims(s.graph, s.y, axes), static_dims(s.graph, s.x[0], axes)
     ones, zeros = [1] * len(kernel), (0,) * len(kernel)
@@ -179,7 +179,7 @@ def _average_pool(s: Step) -> str:
 
 def _window_counts(s: Step, window: Window) -> Array:
     """Return how many elements each window averages over, shape ``outputs``."""
-    # Padding that was asked for may count; what ceil_mode adds beyond it never does.
+    # Explicit padding may count; what ceil_mode adds beyond it never does.
     asked = list(s.attribute("pads", [0] * 2 * len(window.kernel)))[len(window.kernel) :]
     if s.attribute("auto_pad", "NOTSET") != "NOTSET":
         asked = list(window.end)
