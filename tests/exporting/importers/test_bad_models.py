@@ -129,7 +129,12 @@ def _huge(op: str, **attributes: Any) -> Callable[[], onnx.ModelProto]:
 @pytest.mark.parametrize("op", ["ConstantOfShape", "Expand", "Tile", "Resize", "Pad", "Range"])
 def test_a_kilobyte_cannot_ask_for_terabytes(op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quarantine, "SECONDS", 3.0)
-    _refused(_huge(op)(), tmp_path, ModelError, f"{op}.*(elements|evaluated|bytes|impossible)|claims .* elements|crashed on this model")
+    _refused(
+        _huge(op)(),
+        tmp_path,
+        ModelError,
+        f"{op}.*(elements|evaluated|bytes|impossible)|claims .* elements|crashed on this model",
+    )
 
 
 def test_weights_that_claim_terabytes_are_refused(tmp_path: Path) -> None:
