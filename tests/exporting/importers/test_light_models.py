@@ -53,6 +53,7 @@ def test_a_foreign_network_keeps_its_scores_and_explains_its_last_map(name: str,
     found = fastcam.Explainer(tmp_path / "explained.onnx")(image, "top3", size="layer")
     # Only densenet121 ends in its scores.
     given = found.logits if name == "light_densenet121" else found.probabilities
+    assert given is not None
     assert relative_error(given, scores.reshape(1, -1)) < 1e-5
     stored = numpy_helper.to_array(onnx.load_tensor(_FOLDER / f"{name}_output_0.pb"))
     # The tolerances of the package's runner.
