@@ -725,7 +725,9 @@ public:
         for (int pixel = thread(); pixel < pixels_; pixel += threads()) {
             const float sum = add_parts(pixel);
             if (!is_finite(sum)) bad = 1;
-            totals[sum > 0 ? 0 : 1] += sum > 0 ? sum : -sum;
+            // Two named sums: an index would put them into local memory.
+            totals[0] += sum > 0 ? sum : 0.0f;
+            totals[1] -= sum > 0 ? 0.0f : sum;
             const float value = sum > 0 ? sum : 0.0f;
             low = low < value ? low : value;
             high = high > value ? high : value;
