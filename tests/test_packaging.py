@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 _ROOT = Path(__file__).parents[1]
-_PACKED = {"bench", "csrc", "docs", "fastcam", "tests"}
+_PACKED = {"bench", "csrc", "docs", "examples", "fastcam", "tests"}
 _DIRT = (
     ".venv/lib/python3.11/site-packages/other/tests/test_other.py",
     ".venv/lib/python3.11/site-packages/other/csrc/other.cpp",

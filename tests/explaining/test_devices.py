@@ -50,7 +50,7 @@ class _Recorder(types.ModuleType):
 def native(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Recorder]:
     module = _Recorder("fastcam.kernels.cuda._cuda", {"device_count": 2, "allocate": 4096, "allocate_pinned": 8192})
     monkeypatch.setitem(sys.modules, "fastcam.kernels.cuda._cuda", module)
-    monkeypatch.setattr(kernels, "_cuda", module, raising=False)
+    monkeypatch.setattr("fastcam.kernels.cuda._cuda", module, raising=False)
     sys.modules.pop("fastcam.explaining.devices.native", None)
     yield module
     sys.modules.pop("fastcam.explaining.devices.native", None)

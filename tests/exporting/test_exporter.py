@@ -343,7 +343,7 @@ def test_a_bad_destination_is_named_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(WriteError, match="is a folder"):
         fastcam.export(small_classifier().to_model(), tmp_path / "folder.onnx")
     for name in ("null\0.onnx", "x" * 300 + ".onnx"):
-        with pytest.raises((WriteError, ArgumentError), match=r"no possible file name|give a path"):
+        with pytest.raises((WriteError, ArgumentError), match=r"possible file name|give a path"):
             fastcam.export(small_classifier().to_model(), tmp_path / name)
 
 

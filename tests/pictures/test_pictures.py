@@ -349,7 +349,7 @@ def test_of_mapping_and_itself() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("vgg", "Allowed: 'vgg16', 'imagenet', 'scale', 'symmetric', 'none', or a mapping"),
+        ("vgg", "Allowed: 'vgg16', 'imagenet', .*, or a mapping"),
         (None, "unknown preprocessing None"),
         ({"mean": [0, 0, 0], "scale": [1, 1, 1]}, "Allowed"),
         ({"order": "RGB", "mean": [0, 0, 0], "scale": [1, 1, 1], "std": 1}, "Allowed"),

@@ -191,7 +191,7 @@ def test_a_class_of_one_usable_photo_is_refused_with_what_is_wrong_in_it(folder:
         ArgumentError, match="class 'red one' has 1 usable photos, 1 for training and 0 for validation"
     ) as error:
         _stage(folder, tmp_path / "staged")
-    assert "07.png' is empty or no picture" in str(error.value)
+    assert "07.png' is empty or not a picture" in str(error.value)
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:

@@ -517,7 +517,8 @@ def test_a_diverged_training_says_so_and_can_be_begun_anew(photos: Path, weights
 def test_class_names_are_drawn_as_they_are(tmp_path: Path, name: str) -> None:
     """Matplotlib would parse some as mathematics, and fail."""
     write_confusion_matrix(np.array([[1, 2], [3, 4]]), [name, "other"], tmp_path / "confusion.png")
-    assert Image.open(tmp_path / "confusion.png").size[0] > 100
+    with Image.open(tmp_path / "confusion.png") as drawn:
+        assert drawn.size[0] > 100
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs links as POSIX has them")

@@ -43,8 +43,8 @@ class CpuEngine:
             tensor = inputs.tensor(chunk)
             wanted = targets if len(targets) == 1 else targets[chunk]
             logits, explained, *layers = self._run(tensor, wanted, task)
-            check_answered(self._model.path, wanted, explained, logits)
             self._pen.check_outputs(len(tensor), wanted.shape[1], logits, explained, layers)
+            check_answered(self._model.path, wanted, explained, logits)
             parts.append(self._pen.draw(task, logits, explained, layers, start))
         return parts[0] if len(parts) == 1 else Results(*map(np.concatenate, zip(*parts, strict=True)))
 
