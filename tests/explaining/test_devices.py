@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastcam import kernels
 from fastcam.errors import DeviceError, DeviceMemoryError
 from fastcam.explaining import devices
 from fastcam.explaining.devices.memory import lay_out
