@@ -1,4 +1,4 @@
-"""Decides which convolutions to replace: by a rule from measured times, without timing anything when a file is opened.
+"""Decides which convolutions to replace: by a rule of estimated times, without timing anything when a file is opened.
 
 The unit of time is a multiply-accumulate of ONNX Runtime's convolution. A network gains what its layers save, minus the
 transposes where the layout changes. The rule keeps a margin, so that no network becomes slower.
@@ -12,9 +12,9 @@ from .planning import Layer, Network, find_layers
 from .rewriting import Rewriter
 from .stored import StoredModel
 
-# Time of a layer relative to ONNX Runtime's, by instruction set and algorithm. ONNX Runtime's kernels gain more from
-# AVX-512 than Winograd's transforms do. The figures of "avx512" were measured against ONNX Runtime 1.32 on a Sapphire
-# Rapids, one thread, processor time; the others, on AVX2 only, with an earlier version of the kernels.
+# Time of a layer relative to ONNX Runtime's, by instruction set and algorithm: estimates, fitted to VGG16 and ResNet50.
+# ONNX Runtime's kernels gain more from AVX-512 than Winograd's transforms do. The figures of "avx512" come from profiles
+# against ONNX Runtime 1.32 on a Sapphire Rapids under load; the others from an earlier version of the kernels on AVX2.
 _AVX512 = {"winograd_4x4": 0.6, "winograd_6x6": 0.5, "pointwise": 1.2, "gathered": 1.3}
 _OTHERS = {"winograd_4x4": 0.42, "winograd_6x6": 0.4, "pointwise": 1.05, "gathered": 1.3}
 # Time to read one byte of weights, which a single image does not reuse; and bytes per byte of the original weights.
