@@ -24,7 +24,7 @@ from fastcam.explaining.convolutions import costs, planning, rewriting, stored
 from fastcam.graph import Graph
 from fastcam.kernels import _cpu
 
-# DESIGN: whole networks against float64.
+# The bound for whole networks against float64.
 _TOLERANCE = 1e-4
 _OUTPUTS = ["logits", "activations", "weights"]
 

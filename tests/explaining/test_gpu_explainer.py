@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(_PROBLEM is not None, reason=_PROBLEM.reason if _PROBLEM is not None else ""),
 ]
 
-# DESIGN section 6: whole networks, another backend's convolutions.
+# The bound for whole networks, with another backend's convolutions.
 _TOLERANCE = 1e-4
 
 

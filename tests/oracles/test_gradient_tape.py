@@ -20,7 +20,7 @@ import fastcam
 keras = pytest.importorskip("keras", reason="needs tensorflow: pip install fastcam[keras]")
 pytest.importorskip("tensorflow", reason="needs tensorflow: pip install fastcam[keras]")
 
-# DESIGN's bound for whole float32 networks.
+# The bound for whole float32 networks.
 _BOUND = 1e-4
 _KINK = 1e-5
 

@@ -20,7 +20,7 @@ layers = keras.layers
 Layer: Any = layers.Layer
 Model: Any = keras.Model
 
-# DESIGN's bound for whole float32 networks.
+# The bound for whole float32 networks.
 _BOUND = 1e-4
 _TARGETS = [0, 2, 4]
 
