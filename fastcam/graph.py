@@ -21,9 +21,9 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper, shape_inference
 
+from .arrays import Array
 from .errors import ModelError, UnsupportedOpError
 
-Array = npt.NDArray[Any]
 Dim = int | str | None
 
 _T = TypeVar("_T")

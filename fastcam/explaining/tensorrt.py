@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ArgumentError, DeviceError, FileFormatError, MissingExtraError, ModelError, WriteError
-from ..files import check_writable, replacing
+from ..files import check_writable, digest, replacing
 from ..metadata import Metadata
 
 if TYPE_CHECKING:
@@ -349,12 +349,9 @@ def cache_key(path: Path, machine: Machine, profiles: Mapping[str, str]) -> str:
 
     External weights are named after their content, so hashing the .onnx file covers them.
     """
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps([path.name, asdict(machine), dict(profiles)], sort_keys=True).encode())
+    facts = json.dumps([path.name, asdict(machine), dict(profiles)], sort_keys=True).encode()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return digest(itertools.chain([facts], iter(lambda: file.read(_CHUNK), b"")))[:32]
 
 
 def shape_profiles(model: onnx.ModelProto, batches: Range, targets: Range) -> dict[str, str]:
@@ -551,8 +548,7 @@ def _move_engine(model: onnx.ModelProto, folder: Path, destination: Path) -> Pat
     """Move the engine next to ``destination``, named after its content, and point the model's node at it."""
     (attribute,) = (item for item in model.graph.node[0].attribute if item.name == "ep_cache_context")
     built = folder / attribute.s.decode()
-    digest = hashlib.blake2b(built.read_bytes(), digest_size=8).hexdigest()
-    engine = destination.with_name(f"{destination.name}.{digest}.engine")
+    engine = destination.with_name(f"{destination.name}.{digest([built.read_bytes()])[:16]}.engine")
     built.replace(engine)
     attribute.s = engine.name.encode()
     return engine

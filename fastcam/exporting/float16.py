@@ -20,8 +20,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from ..arrays import Array
 from ..errors import ModelError
-from ..graph import Array, Graph, needed_nodes, operator
+from ..graph import Graph, needed_nodes, operator
 from ..notes import Note
 from .ops import OPS, QUANTIZATION_OPS, Fact, ops_with
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
+from ..arrays import Doubles
 from ..graph import Graph, attribute, operator
 from ..notes import Note
 from ..preprocessing import KNOWN, Guess, Preprocessing
@@ -30,8 +30,6 @@ _CLEAR_DIFFERENCE = 10.0
 # Published constants are rounded to three digits or more.
 _RELATIVE_TOLERANCE = 1e-3
 
-Floats = NDArray[np.float64]
-
 
 class Arithmetic(NamedTuple):
     """What happens to the pixels before the first layer: ``scale * pixels + shift``.
@@ -46,8 +44,8 @@ class Arithmetic(NamedTuple):
         Whether a convolution follows, so that this is the whole arithmetic.
     """
 
-    scale: Floats
-    shift: Floats
+    scale: Doubles
+    shift: Doubles
     reversed: bool
     complete: bool
 
@@ -118,7 +116,7 @@ def _read_arithmetic(graph: Graph, channels: int) -> Arithmetic:
         value = node.output[0]
 
 
-def _affine_step(graph: Graph, node: onnx.NodeProto, value: str, channels: int) -> tuple[Floats, Floats] | None:
+def _affine_step(graph: Graph, node: onnx.NodeProto, value: str, channels: int) -> tuple[Doubles, Doubles] | None:
     """Return factor and offset of a node that computes an affine function of each pixel, or None."""
     op = operator(node)
     if op == "BatchNormalization":
@@ -139,7 +137,7 @@ def _affine_step(graph: Graph, node: onnx.NodeProto, value: str, channels: int) 
     return sign, -constant if op == "Sub" and first else constant
 
 
-def _per_channel(graph: Graph, name: str, channels: int) -> Floats | None:
+def _per_channel(graph: Graph, name: str, channels: int) -> Doubles | None:
     """Return a constant with one number, or one per channel; None for any other value."""
     array = graph.constants.get(name)
     return None if array is None or array.size not in (1, channels) else array.astype(np.float64).reshape(-1)
@@ -188,5 +186,5 @@ def _normalization_of_unit_range(arithmetic: Arithmetic) -> str | None:
     return None
 
 
-def _close(found: Floats, known: Sequence[float] | Floats) -> bool:
+def _close(found: Doubles, known: Sequence[float] | Doubles) -> bool:
     return bool(np.allclose(found, known, rtol=_RELATIVE_TOLERANCE, atol=_RELATIVE_TOLERANCE))

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import Array
 from ..errors import ModelError
-from ..graph import Array, Dim
+from ..graph import Dim
 from ..notes import Note
 from .importers.imported import Sample, trial_images
 from .importers.quarantine import QUARANTINE, CrashError

@@ -7,7 +7,6 @@ arrays straight to the file; building the message first would hold VGG16 in memo
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,8 +16,9 @@ import numpy as np
 import onnx
 from onnx import external_data_helper, helper
 
-from ..files import replacing
-from ..graph import Array, Graph
+from ..arrays import Array
+from ..files import digest, replacing
+from ..graph import Graph
 
 # Field numbers of onnx.proto3, with wire type 2 (length-delimited).
 _MODEL_GRAPH = 7 << 3 | 2
@@ -95,11 +95,8 @@ def write_model(
 
 
 def _digest(arrays: Mapping[str, Array]) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for name, array in arrays.items():
-        digest.update(name.encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
+    parts = (part for name, array in arrays.items() for part in (name.encode(), array.reshape(-1).view(np.uint8).data))
+    return digest(parts)[:16]
 
 
 def _remove_older_weights(path: Path, current: Path | None) -> None:

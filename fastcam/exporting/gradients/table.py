@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from ...arrays import Array
 from ...errors import ArgumentError, UnsupportedOpError
-from ...graph import Array, Dim, Graph, attribute
+from ...graph import Dim, Graph, attribute
 
 Rule: TypeAlias = "Callable[[Step], str]"
 

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from onnx import helper
 
+from ...arrays import Array
 from ...errors import ArgumentError, ModelError, suggest
-from ...graph import Array, Dim, Graph, TensorType, attribute
+from ...graph import Dim, Graph, TensorType, attribute
 from ...notes import Note
 from ...preprocessing import Guess, Layout, Preprocessing
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
-from ...graph import Array, Graph, TensorType
+from ...arrays import Array
+from ...graph import Graph, TensorType
 from ...notes import Note
 
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)

@@ -18,8 +18,9 @@ from typing import Any
 
 import onnx
 
+from ...arrays import Array
 from ...errors import MissingExtraError, ModelError
-from ...graph import Array, Graph, TensorType, from_model
+from ...graph import Graph, TensorType, from_model
 from .imported import TARGET_OPSET
 from .opsets import converted
 from .torch_tracing import plain_sizes

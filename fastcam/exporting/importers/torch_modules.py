@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import onnx
 
+from ...arrays import Array
 from ...errors import ArgumentError, MissingExtraError, ModelError
-from ...graph import Array, Graph, TensorType
+from ...graph import Graph, TensorType
 from ...labels import config_names
 from ...notes import Note
 from ...preprocessing import Guess, Preprocessing, standardized

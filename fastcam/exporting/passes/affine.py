@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from ...graph import Array, Graph
+from ...arrays import Array
+from ...graph import Graph
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from typing import TypeAlias
 import numpy as np
 import onnx
 
+from ...arrays import Array
 from ...errors import ModelError
-from ...graph import Array, Graph, attribute, operator
+from ...graph import Graph, attribute, operator
 from ..ops import Size, op_row
 
 # Bytes of results: what a model with few or no weights may create (light test models hold theirs as ConstantOfShape),

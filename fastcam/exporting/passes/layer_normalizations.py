@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 
-from ...graph import Array, Graph, attribute, operator
+from ...arrays import Array
+from ...graph import Graph, attribute, operator
 
 Pattern: TypeAlias = "str | tuple[Any, ...]"
 Bindings: TypeAlias = "dict[str, str]"

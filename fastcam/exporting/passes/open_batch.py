@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import onnx
 
+from ...arrays import Array
 from ...errors import ModelError
-from ...graph import Array, Graph, TensorType, attribute, dependents, operator
+from ...graph import Graph, TensorType, attribute, dependents, operator
 from ...notes import Note
 from ..importers.imported import BATCH
 from ..ops import Rows, op_row

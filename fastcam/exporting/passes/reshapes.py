@@ -7,7 +7,8 @@ import math
 import numpy as np
 import onnx
 
-from ...graph import Array, Dim, Graph, attribute, operator
+from ...arrays import Array
+from ...graph import Dim, Graph, attribute, operator
 
 
 def settle_reshapes(graph: Graph) -> bool:

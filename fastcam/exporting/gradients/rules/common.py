@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from ....graph import Array, static_dims
+from ....arrays import Array
+from ....graph import static_dims
 from ..table import Step
 
 

@@ -7,7 +7,8 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from ....graph import Array, static_dims
+from ....arrays import Array
+from ....graph import static_dims
 from ..table import Step, defvjp
 from .common import matrix_along
 from .shapes import gathered_back

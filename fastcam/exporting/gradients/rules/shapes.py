@@ -7,7 +7,8 @@ import math
 
 import numpy as np
 
-from ....graph import Array, static_dims
+from ....arrays import Array
+from ....graph import static_dims
 from ..table import Step, defvjp
 from .common import END, pad_along, with_lead
 

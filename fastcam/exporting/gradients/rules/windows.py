@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ....graph import Array, static_dims
+from ....arrays import Array
+from ....graph import static_dims
 from ..table import Step, defvjp
 from .common import first_equal, one_for_zero, with_lead
 
