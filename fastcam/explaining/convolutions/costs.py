@@ -12,9 +12,10 @@ from .planning import Layer, Network, find_layers
 from .rewriting import Rewriter
 from .stored import StoredModel
 
-# Time of a layer relative to ONNX Runtime's, by instruction set and algorithm: estimates, fitted to VGG16 and ResNet50.
-# ONNX Runtime's kernels gain more from AVX-512 than Winograd's transforms do. The "avx512" row comes from profiles against
-# ONNX Runtime 1.32 on a Sapphire Rapids under load, the other from an earlier version of the kernels on AVX2.
+# Time of a layer relative to ONNX Runtime's, by instruction set and algorithm: estimates, fitted to VGG16 and
+# ResNet50. ONNX Runtime's kernels gain more from AVX-512 than Winograd's transforms do. The "avx512" row comes from
+# profiles against ONNX Runtime 1.32 on a Sapphire Rapids under load, the other one from an earlier version of the
+# kernels on AVX2.
 _AVX512 = {"winograd_4x4": 0.6, "winograd_6x6": 0.5, "pointwise": 1.2, "gathered": 1.3}
 _OTHERS = {"winograd_4x4": 0.42, "winograd_6x6": 0.4, "pointwise": 1.05, "gathered": 1.3}
 # Time to read one byte of weights, which a single image does not reuse; and bytes per byte of the original weights.
