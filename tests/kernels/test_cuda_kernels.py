@@ -340,7 +340,7 @@ def test_native_module_without_a_driver() -> None:
     from fastcam.kernels.cuda import _cuda
     from fastcam.kernels.cuda import native as cuda
 
-    with pytest.raises(KernelError, match="cam_view: 3 bytes of arguments instead of 112"):
+    with pytest.raises(KernelError, match="cam_view: 3 bytes of arguments instead of 120"):
         _cuda.launch("cam_view", 1, 32, 0, b"abc", 0)
     with pytest.raises(KernelError, match="no kernel 'cam_nothing'"):
         _cuda.launch("cam_nothing", 1, 32, 0, b"", 0)
