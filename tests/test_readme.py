@@ -74,7 +74,7 @@ def test_the_readmes_block_with_torch_runs() -> None:
     found = names["found"]
     assert found.heatmaps.shape == (4, 1, 224, 224)
     assert found.overlays.shape == (4, 1, 224, 224, 3)
-    assert found.heatmaps.max() == pytest.approx(1)
+    assert found.maps.max() == pytest.approx(1)
 
 
 @pytest.mark.slow
