@@ -353,9 +353,11 @@ void test_calls_from_many_threads(std::mt19937& random) {
     std::generate(activations.begin(), activations.end(), [&] { return number(random); });
     std::generate(weights.begin(), weights.end(), [&] { return number(random); });
     const auto draw = [&](std::vector<float>& maps, std::vector<float>& heatmaps, std::size_t threads) {
+        std::vector<float> evidence(4);
         const MapJob map_job{{activations.data(), channels * area, Scalar::float32},
                              {weights.data(), 2 * channels, Scalar::float32},
-                             ChannelOrder::channels_first, Weighting::channel, Normalization::max, channels, maps.data()};
+                             ChannelOrder::channels_first, Weighting::channel, Normalization::max, channels, maps.data(),
+                             evidence.data()};
         const ViewJob view_job{maps.data(), {40, 40}, {100, 100}, heatmaps.data(), nullptr, 0, nullptr, 0, nullptr};
         return !render({2, 2}, map_job, view_job, threads);
     };
