@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 CHOICES = ("auto", "onnxruntime")
 # The first version whose C API has every function that the ops call.
-_OLDEST = (1, 20)
+# Older ones find no weights in the explained file, or give an image other results in other batches.
+_OLDEST = (1, 23)
 # Number of bytes of a weight to read at a time.
 _CHUNK = 2**24
 _FOLDER = "session.model_external_initializers_file_folder_path"
@@ -166,7 +167,7 @@ def _why_impossible() -> str | None:
     onnxruntime = import_onnxruntime()
     version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
     if version < _OLDEST:
-        return f"ONNX Runtime {onnxruntime.__version__} is older than 1.20"
+        return f"ONNX Runtime {onnxruntime.__version__} is older than 1.23"
     from ... import kernels
 
     if kernels.describe()["backend"] != "native":
