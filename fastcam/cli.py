@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
@@ -759,6 +760,9 @@ def main() -> None:
     with suppress(ValueError):
         # Only the main thread can do this, which this always is except in tests.
         signal.signal(signal.SIGINT, _Interruptions())
+        # The interpreter resets handlers written in Python to the default action before it has ended, and a Ctrl-C from
+        # then on would end the process by the signal: without this exit status, and with a cleanup cut short.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     sys.exit(_status())
 
 

@@ -474,6 +474,19 @@ def test_repeated_interruptions_end_without_a_traceback(model: Path, tmp_path: P
     assert "explained 60 of 60 images" in done.stdout
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT as POSIX knows it")
+def test_an_interruption_while_the_interpreter_ends_changes_nothing() -> None:
+    """Modules are destroyed after the interpreter has reset the handlers that are written in Python."""
+    late = (
+        "import os, signal, sys; from fastcam import cli\n"
+        "class Late:\n"
+        "    def __del__(self, kill=os.kill, own=os.getpid(), number=signal.SIGINT): kill(own, number)\n"
+        "late = Late(); sys.argv = ['fastcam', '--version']; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", late], check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_first_interruption_is_raised_and_the_third_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """Signals that arrive together are merged, so a process may not see all three."""
     said: list[bytes] = []
