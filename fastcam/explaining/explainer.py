@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -20,20 +20,19 @@ from ..errors import ArgumentError, FastcamError, ImageError, LayerError, sugges
 from ..kernels.boundary import NORMALIZATIONS, Normalize
 from ..notes import Note
 from ..pictures.preparing import prepare, resize_images
-from ..pictures.reading import ValueRange, read_image
+from ..pictures.reading import ImageSource, ValueRange, read_image
 from ..preprocessing import Layout, Preprocessing
 from .convolutions import CHOICES, Convolutions
-from .devices.exchange import HasDLPack, HasInterface, is_on_device
+from .devices.exchange import is_on_device
 from .engines import Results, Task
 from .engines.inputs import DeviceInputs, Inputs, Pictures, Tensors
 from .engines.opening import open_engine
 from .explained_model import DEFAULT_METHOD, LARGEST_HEATMAP
-from .explanation import DeviceExplanation, Explanation, ImageSource, is_whole
+from .explanation import DeviceExplanation, Explanation, is_whole
+from .images import Images, as_list, on_host
 from .providers import ask
 from .runs import TimeLimit
 from .targets import Target, Targets
-
-Images: TypeAlias = "ImageSource | npt.NDArray[np.floating[Any]] | Sequence[ImageSource] | HasDLPack | HasInterface"
 
 
 class Explainer:
@@ -111,6 +110,11 @@ class Explainer:
     def __reduce__(self) -> Any:
         # Sessions cannot be copied: a copy, or an Explainer in another process, opens the file again.
         return _reopened, (type(self), self._arguments)
+
+    def __repr__(self) -> str:
+        """Tell the file, the layer, the number of classes and where the model runs."""
+        layers = ", ".join(self.layers)
+        return f"<Explainer {str(self.path)!r}: explains {layers}, {self.class_count} classes, on {self.providers[0]}>"
 
     @property
     def path(self) -> Path:
@@ -232,7 +236,7 @@ class Explainer:
         ImageError
             A picture cannot be read, or the file does not say how to preprocess.
         """
-        return self._prepared([read_image(source, value_range=value_range) for source in _as_list(images)])
+        return self._prepared([read_image(source, value_range=value_range) for source in as_list(on_host(images))])
 
     def _prepared(self, pictures: Sequence[Pixels]) -> Floats | Pixels:
         if self._model.metadata.picture is not None:
@@ -306,10 +310,11 @@ class Explainer:
         Parameters
         ----------
         images
-            A path, PIL image or uint8 array (H,W,3), a list that mixes them, or a preprocessed float32 batch. On CUDA
-            also an array on the device, from CuPy, torch or anything with ``__dlpack__`` or
-            ``__cuda_array_interface__``: a preprocessed float32 batch, or uint8 pictures (N,H,W,3) of the input's size.
-            It is not copied to the host.
+            A path, the bytes of a file, PIL image, uint8 array (H,W,3) or array of floats (H,W,3) in 0..1; a list that
+            mixes them; a preprocessed float32 batch; or a torch tensor or item of a dataset, (image, label): uint8
+            (N,3,H,W) are pictures, floats are preprocessed. On CUDA also an array on the device, from CuPy, torch or
+            anything with ``__dlpack__`` or ``__cuda_array_interface__``: a preprocessed float32 batch, or uint8
+            pictures (N,H,W,3) of the input's size. It is not copied to the host.
         target
             What to explain: None, the top class; "top3" (any number), the top three; a class index or name; a list of
             those, for every image; one list per image; or an array (N,K) of indices.
@@ -397,16 +402,26 @@ class Explainer:
 
     def _read(self, images: Any, value_range: ValueRange) -> tuple[list[Pixels | None], Inputs]:
         """Return the pictures (None for images not given as host pictures) and the engine's input."""
-        if isinstance(images, np.ndarray) and images.dtype.kind == "f":
-            tensor = self._checked_batch(images)
+        images = on_host(images)
+        batch = self._preprocessed(images)
+        if batch is not None:
+            tensor = self._checked_batch(batch)
             return [None] * len(tensor), Tensors(tensor)
-        if not isinstance(images, np.ndarray | list | tuple | str) and is_on_device(images):
+        if not isinstance(images, np.ndarray | list | tuple | str | bytes) and is_on_device(images):
             on_device = self._on_device(images)
             return [None] * len(on_device), on_device
-        pictures = [read_image(source, value_range=value_range) for source in _as_list(images)]
+        pictures = [read_image(source, value_range=value_range) for source in as_list(images)]
         # Missing facts about the file are reported before anything is enqueued.
         self._prepared([])
         return list(pictures), Pictures(pictures, self._prepared)
+
+    def _preprocessed(self, images: Any) -> npt.NDArray[Any] | None:
+        """Return a preprocessed batch, or one image (C,H,W) as a batch; None for pictures, floats of 0..1 included."""
+        if not isinstance(images, np.ndarray) or images.dtype.kind != "f":
+            return None
+        if self.input_layout == "NCHW" and images.shape == self._image_shape:
+            return images[None]
+        return None if images.ndim in (2, 3) else images
 
     def _on_device(self, images: Any) -> DeviceInputs:
         """Return an array on a device after checking that it fits the model."""
@@ -499,10 +514,3 @@ def _checked_convolutions(convolutions: Any) -> str:
     if convolutions not in CHOICES:
         raise ArgumentError(f"convolutions={convolutions!r}: choose {' or '.join(map(repr, CHOICES))}")
     return str(convolutions)
-
-
-def _as_list(images: Any) -> list[Any]:
-    """Return the individual pictures: a list's items, the rows of an array (N,H,W,3), or the single one."""
-    if isinstance(images, np.ndarray):
-        return list(images) if images.ndim == 4 else [images]
-    return list(images) if isinstance(images, list | tuple) else [images]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,18 +15,17 @@ from ..arguments import check_fraction, check_path, check_text, checked, shown
 from ..arrays import Floats, Indices, Pixels
 from ..errors import ArgumentError, MissingExtraError
 from ..pictures.captions import add_caption
-from ..pictures.reading import read_image
+from ..pictures.reading import ImageSource, read_image
 from ..pictures.writing import palette, write_image
 from .devices.exchange import DeviceTensor
+from .notebook import MOST_SHOWN, View, fit, to_html, to_png
 
 if TYPE_CHECKING:
-    import matplotlib.figure
-    from PIL import Image
+    import matplotlib.axes
+    import pandas as pd
 
 # Below this share, a map normalised to its maximum presents a negligible remainder as if it were the reason.
 WEAK_EVIDENCE = 0.05
-
-ImageSource: TypeAlias = "str | os.PathLike[str] | Image.Image | Pixels"
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,34 +117,65 @@ class ImageExplanation:
         """
         write_image(self.overlay(k, colormap=colormap, alpha=alpha), path)
 
-    def plot(self, *, colormap: str = "jet", alpha: float = 0.5) -> matplotlib.figure.Figure:
+    def plot(
+        self, *, colormap: str = "jet", alpha: float = 0.5, axes: Sequence[matplotlib.axes.Axes] | None = None
+    ) -> list[matplotlib.axes.Axes]:
         """Draw the picture and its overlays side by side, titled by class and probability (or logit).
+
+        Parameters
+        ----------
+        colormap, alpha
+            As in `overlay`.
+        axes : sequence of matplotlib Axes, optional
+            Where to draw: one for the picture, and one per target. By default those of a new figure.
+
+        Returns
+        -------
+        list of matplotlib Axes
+            Their figure is ``axes[0].figure``.
 
         Raises
         ------
         ArgumentError
-            There is no picture: the model's input was given directly.
+            There is no picture: the model's input was given directly. Or the number of ``axes`` is wrong.
         MissingExtraError
             matplotlib is not installed.
         """
         if self.image is None:
             raise ArgumentError("the model's input was given directly, so there is no picture to plot")
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise MissingExtraError(f'plot() needs matplotlib ({error}): pip install "fastcam[demo]"') from error
         overlays = [self.overlay(k, colormap=colormap, alpha=alpha) for k in range(len(self.maps))]
         titles = [
             "\n".join(filter(None, [f"{label}  {self._score(k)}", caption(float(self.evidence[k]))]))
             for k, label in enumerate(self.labels)
         ]
         panels = [("image", self.image), *zip(titles, overlays, strict=True)]
-        figure = Figure(figsize=(3.2 * len(panels), 3.6), layout="constrained")
-        for axes, (title, picture) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
-            axes.imshow(picture)
-            axes.set_title(title, fontsize=10)
-            axes.set_axis_off()
-        return figure
+        drawn = _new_axes(len(panels)) if axes is None else list(axes)
+        if len(drawn) != len(panels):
+            raise ArgumentError(f"axes={shown(axes)}: give {len(panels)}, one for the picture and one per target")
+        for panel, (title, picture) in zip(drawn, panels, strict=True):
+            panel.imshow(picture)
+            panel.set_title(title, fontsize=10)
+            panel.set_axis_off()
+        return drawn
+
+    def _repr_html_(self) -> str:
+        """Show the picture and its heatmaps in a notebook."""
+        return to_html([self.view()])
+
+    def _repr_png_(self) -> bytes:
+        """Show the overlay of the first target where a notebook's viewer takes no HTML."""
+        return to_png(self.overlay(image=self._small_picture()))
+
+    def view(self) -> View:
+        """Return what a notebook shows of it."""
+        picture = self._small_picture()
+        count = range(len(self.maps))
+        heats = [self.overlay(k, alpha=1.0, image=picture) for k in count]
+        return View(picture, heats, [self.describe(k) for k in count])
+
+    def _small_picture(self) -> Pixels:
+        """Return the picture at the size of a notebook; black where the model's input was given directly."""
+        return np.zeros((*self.heatmaps.shape[1:], 3), np.uint8) if self.image is None else fit(self.image)
 
     def describe(self, k: int = 0) -> str:
         """Return the name and probability of one target, or its logit if there is no probability.
@@ -160,6 +190,15 @@ class ImageExplanation:
     def _score(self, k: int) -> str:
         target = self.targets[k]
         return f"{self.logits[target]:.3g}" if self.probabilities is None else f"{self.probabilities[target]:.1%}"
+
+
+def _new_axes(count: int) -> list[matplotlib.axes.Axes]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError(f'plot() needs matplotlib ({error}): pip install "fastcam[demo]"') from error
+    figure = Figure(figsize=(3.2 * count, 3.6), layout="constrained")
+    return list(np.atleast_1d(figure.subplots(1, count)))
 
 
 def caption(evidence: float) -> str | None:
@@ -257,6 +296,43 @@ class Explanation(Sequence[ImageExplanation]):
 
     def __iter__(self) -> Iterator[ImageExplanation]:
         return (self[i] for i in range(len(self)))
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return a table with one row per image and target.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns ``image`` (its number), ``target``, ``label``, ``logit``, ``probability`` (missing where the
+            file does not say how to compute it) and ``evidence``, see `ImageExplanation`.
+
+        Raises
+        ------
+        MissingExtraError
+            pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise MissingExtraError(f"to_dataframe() needs pandas ({error}): pip install pandas") from error
+        images, count = self.targets.shape
+        columns = {
+            "image": np.repeat(np.arange(images), count),
+            "target": self.targets.ravel(),
+            "label": [label for row in self.labels for label in row],
+            "logit": np.take_along_axis(self.logits, self.targets, axis=1).ravel(),
+            "evidence": self.evidence.ravel(),
+        }
+        table = pd.DataFrame(columns)
+        probabilities = np.full(images * count, np.nan, np.float32)
+        if self.probabilities is not None:
+            probabilities = np.take_along_axis(self.probabilities, self.targets, axis=1).ravel()
+        table.insert(4, "probability", probabilities)
+        return table
+
+    def _repr_html_(self) -> str:
+        """Show the first images in a notebook."""
+        return to_html([image.view() for image in self[:MOST_SHOWN]], more=max(0, len(self) - MOST_SHOWN))
 
 
 @dataclass(frozen=True, eq=False)

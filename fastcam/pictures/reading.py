@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import stat
@@ -36,8 +37,8 @@ PICTURE_SUFFIXES = frozenset(
 )
 
 _ACCEPTED = (
-    "Accepted: a path, a PIL image, or a uint8 array (H,W), (H,W,1), (H,W,3) RGB or (H,W,4) RGBA; without alpha also "
-    "uint16, and floats with value_range=(black, white)"
+    "Accepted: a path, the bytes of a file, a PIL image, or a uint8 array (H,W), (H,W,1), (H,W,3) RGB or (H,W,4) RGBA; "
+    "without alpha also uint16, and floats of 0..1 or with value_range=(black, white)"
 )
 
 # Integers up to this value leave the top bits of 16 unused: 12-bit data, which 0..65535 would turn almost black.
@@ -47,9 +48,10 @@ _FULL_RANGE = 65535
 ValueRange: TypeAlias = "tuple[float, float] | None"
 
 
-def read_image(
-    source: str | os.PathLike[str] | Image.Image | NDArray[Any], *, value_range: ValueRange = None
-) -> Pixels:
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[Any]"
+
+
+def read_image(source: ImageSource, *, value_range: ValueRange = None) -> Pixels:
     """Read a picture, whatever its file format and colour mode, as 8-bit RGB the right way up.
 
     Transparent pixels are composited on white: on black, dark drawings would vanish. The EXIF orientation is applied.
@@ -58,13 +60,15 @@ def read_image(
     Parameters
     ----------
     source
-        Path of a picture, PIL image (its current frame is read), or array: (H,W) or (H,W,1) greyscale, (H,W,3) RGB,
-        (H,W,4) RGBA. uint8; without alpha also uint16, and floats whose ``value_range`` is stated.
+        Path of a picture, the bytes of its file, PIL image (its current frame is read), or array: (H,W) or (H,W,1)
+        greyscale, (H,W,3) RGB, (H,W,4) RGBA. uint8; without alpha also uint16, and floats of 0..1 or whose
+        ``value_range`` is stated.
     value_range
         The values of black and white in pictures of more than 8 bits, such as (0, 4095) for 12-bit radiographs or
         (0, 1) for floats. They become 0 and 255, linearly; values outside are clipped. 8-bit pictures are read
-        unchanged. None: (0, 65535) for 16-bit pictures that use more than 12 bits, (0, 255) for pictures of floats
-        above 1; others are rejected, because their range is ambiguous.
+        unchanged. None: (0, 65535) for 16-bit pictures that use more than 12 bits, (0, 1) for arrays of floats, which
+        must lie within, (0, 255) for files and PIL images of floats above 1; others are rejected, because their range
+        is ambiguous.
 
     Returns
     -------
@@ -86,6 +90,8 @@ def read_image(
         return _guarded("the array", lambda: _from_array(source, value_range))
     if isinstance(source, Image.Image):
         return _guarded("the PIL image", lambda: _from_pil(source, value_range))
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _guarded("the picture in memory", lambda: _from_stream(io.BytesIO(source), value_range).pixels)
     if isinstance(source, str | os.PathLike):
         return read_picture(source, value_range=value_range).pixels
     raise ImageError(f"cannot read a picture from a {type(source).__name__}. {_ACCEPTED}")
@@ -126,17 +132,29 @@ def read_picture(path: str | os.PathLike[str], *, value_range: ValueRange = None
 
 def _from_array(array: NDArray[Any], value_range: ValueRange) -> Pixels:
     channels = array.shape[2] if array.ndim == 3 else 1
-    # Floats are more often a preprocessed image than a picture, unless their range is stated.
-    is_deep = array.dtype == np.uint16 or (array.dtype.kind == "f" and value_range is not None)
+    is_deep = array.dtype == np.uint16 or array.dtype.kind == "f"
     if array.ndim not in (2, 3) or channels not in (1, 3, 4) or array.size == 0:
         raise _unknown_array(array)
     if is_deep and channels != 4:
+        if array.dtype.kind == "f" and value_range is None:
+            value_range = _unit_range(array)
         array = _to_8_bits(array, value_range)
     elif array.dtype != np.uint8:
         raise _unknown_array(array)
     if channels == 4:
         return _on_white(array)
     return np.ascontiguousarray(np.broadcast_to(array.reshape(*array.shape[:2], -1), (*array.shape[:2], 3)))
+
+
+def _unit_range(array: NDArray[Any]) -> tuple[float, float]:
+    """Return (0, 1) for an array of floats within it, as libraries of image processing use them."""
+    low, high = array.min(), array.max()
+    if not 0 <= low <= high <= 1:
+        raise ImageError(
+            f"holds floats {low:g}..{high:g}, which are not 0..1. State the values of black and white, for example "
+            "value_range=(0, 255); an image that is already preprocessed needs its batch axis, (1, ...)"
+        )
+    return 0, 1
 
 
 def _unknown_array(array: NDArray[Any]) -> ImageError:
@@ -152,10 +170,15 @@ def _on_white(rgba: Pixels) -> Pixels:
 
 
 def _from_file(path: str, value_range: ValueRange) -> Picture:
+    _check_regular(os.stat(path).st_mode)  # noqa: PTH116 - keeps names that Path would change
+    with _opened(path) as file:
+        return _from_stream(file, value_range)
+
+
+def _from_stream(file: BinaryIO, value_range: ValueRange) -> Picture:
     from PIL import Image
 
-    _check_regular(os.stat(path).st_mode)  # noqa: PTH116 - keeps names that Path would change
-    with _opened(path) as file, _no_warnings():
+    with _no_warnings():
         image = Image.open(file, formats=_known_formats())
         _check_pixels(image)
         return Picture(_from_pil(image, value_range), _has_more(image))

@@ -169,7 +169,7 @@ def test_a_blank_map_is_not_coloured_but_captioned(tmp_path: Path) -> None:
     np.testing.assert_array_equal(overlay[:first], large[:first])
     assert overlay[first:].min() == 0
     assert overlay[first:].max() > 200
-    titles = [axes.get_title() for axes in image.plot().axes]
+    titles = [axes.get_title() for axes in image.plot()]
     assert titles[1].endswith("\nno positive evidence at this layer")
 
 
@@ -178,11 +178,11 @@ def test_a_map_with_little_positive_evidence_says_so(tmp_path: Path) -> None:
     (image,) = fastcam.Explainer(path)(picture, 0)
     assert image.evidence[0] == pytest.approx(0.02, rel=0.02)
     assert image.heatmaps.max() == 1
-    assert image.plot().axes[1].get_title().endswith("\nonly 2 % of the evidence at this layer is positive")
+    assert image.plot()[1].get_title().endswith("\nonly 2 % of the evidence at this layer is positive")
     plain = _with_evidence(0.2, tmp_path)
     (image,) = fastcam.Explainer(plain[0])(plain[1], 0)
     assert image.evidence[0] == pytest.approx(0.2, rel=0.02)
-    assert "\n" not in image.plot().axes[1].get_title()
+    assert "\n" not in image.plot()[1].get_title()
     colored = kernels.colorize(image.maps[:1][None], plain[1][None], palette=palette("jet"), alpha=0.5)
     np.testing.assert_array_equal(image.overlay(), colored[0, 0])
 
@@ -501,8 +501,8 @@ def test_explanations_compare_by_identity(explainer: fastcam.Explainer, batch: A
 
 def test_plot_shows_picture_and_overlays(explainer: fastcam.Explainer, photo: Array) -> None:
     item = explainer(photo, "top2")[0]
-    figure = item.plot()
-    panels = figure.axes
+    panels = item.plot()
+    assert panels == panels[0].figure.axes
     assert [axes.get_title() for axes in panels] == [
         "image",
         *(f"{label}  {item.probabilities[index]:.1%}" for label, index in zip(item.labels, item.targets, strict=True)),

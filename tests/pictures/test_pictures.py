@@ -65,22 +65,46 @@ def test_arrays_of_1_3_and_4_channels() -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4, 4), np.float32),
         np.zeros((4, 4, 4), np.uint16),
         np.zeros((4, 4, 3), bool),
         np.zeros((4, 4, 2), np.uint8),
         np.zeros((1, 4, 4, 3), np.uint8),
         np.zeros(4, np.uint8),
         np.zeros((0, 4, 3), np.uint8),
-        b"bytes",
         None,
         3,
     ],
     ids=lambda source: f"{getattr(source, 'dtype', source)}{getattr(source, 'shape', '')}",
 )
 def test_other_sources_are_refused_with_what_is_accepted(source: Any) -> None:
-    with pytest.raises(ImageError, match=r"Accepted: a path, a PIL image, or a uint8 array \(H,W\), \(H,W,1\)"):
+    with pytest.raises(
+        ImageError, match=r"Accepted: a path, the bytes of a file, a PIL image, or a uint8 array \(H,W\), \(H,W,1\)"
+    ):
         read_image(source)
+
+
+def test_arrays_of_floats_are_0_to_1() -> None:
+    """As scikit-image and matplotlib have them."""
+    values = np.array([[0, 0.4 / 255, 0.6 / 255, 0.5, 1]])
+    np.testing.assert_array_equal(read_image(values)[0, :, 1], [0, 0, 1, 128, 255])
+    np.testing.assert_array_equal(read_image(np.stack([values] * 3, -1).astype(np.float32)), read_image(values))
+    for outside in (1.001, -0.001, 255, np.nan, np.inf):
+        with pytest.raises(
+            ImageError, match=r"holds floats .* not 0\.\.1\. State .* preprocessed needs its batch axis"
+        ):
+            read_image(np.array([[0, outside]]))
+    np.testing.assert_array_equal(read_image(np.array([[0, 100.4]]), value_range=(0, 255))[0, :, 0], [0, 100])
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_the_bytes_of_a_file_are_the_file(tmp_path: Path, kind: Any) -> None:
+    path = _save(tmp_path, _palette_image())
+    np.testing.assert_array_equal(read_image(kind(path.read_bytes())), read_image(path))
+    with pytest.raises(ImageError, match="the picture in memory is empty or not a picture of a known format"):
+        read_image(kind(b"no picture"))
+    with pytest.raises(ImageError, match="the picture in memory is damaged"):
+        read_image(kind(_save(tmp_path, Image.new("RGB", (64, 64), RED), "cut.jpg").read_bytes()[:-200]))
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -573,8 +597,9 @@ def test_pictures_of_12_bits_with_a_stated_range(tmp_path: Path, kind: str) -> N
     source = sources[kind]()
     stated = (0, 1) if "float" in kind else (0, 4095)
     np.testing.assert_array_equal(read_image(source, value_range=stated), np.stack([_DEEP_AS_8_BITS] * 3, axis=-1))
-    with pytest.raises(ImageError, match="value_range="):
-        read_image(source)
+    if kind != "float array":
+        with pytest.raises(ImageError, match="value_range="):
+            read_image(source)
 
 
 def test_values_outside_the_stated_range_are_clipped() -> None:
