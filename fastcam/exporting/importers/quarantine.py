@@ -142,13 +142,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def _close_pipes(child: _Child) -> None:
-    # Not close() of the files, which would flush what another thread was writing when this process was forked.
-    for number in (child.requests.fileno(), child.answers.fileno(), child.lifeline):
-        with contextlib.suppress(OSError):
-            os.close(number)
-    for pipe in (child.requests, child.answers):
-        with contextlib.suppress(OSError):
-            pipe.close()
+    child.requests.close()
+    child.answers.close()
+    os.close(child.lifeline)
 
 
 def _start() -> _Child:
@@ -162,6 +158,8 @@ def _start() -> _Child:
             with contextlib.suppress(OSError):
                 process = subprocess.Popen(  # noqa: S603  # our own code, run by this interpreter
                     [interpreter, "-c", code],
+                    # A buffer has a lock: a fork would inherit one that a thread of the parent holds for ever.
+                    bufsize=0,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     # A crash is reported by the resulting error.
@@ -190,7 +188,7 @@ def _interpreters() -> list[str]:
 def serve(lifeline: int) -> None:
     """Handle every request that arrives on standard input, as long as the parent holds the lifeline."""
     # Other writes to standard output must not end up between the answers.
-    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    requests, answers = os.fdopen(os.dup(0), "rb", buffering=0), os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     _end_with_the_parent(lifeline)
     idle = _memory_in_use()
@@ -253,18 +251,24 @@ def _memory_in_use() -> int:
 
 
 def _write(pipe: IO[bytes], flag: int, seconds: float, memory: int, name: bytes, data: bytes) -> None:
-    pipe.write(_HEAD.pack(flag, seconds, memory, len(name), len(data)))
-    pipe.write(name)
-    pipe.write(data)
-    pipe.flush()
+    for part in (_HEAD.pack(flag, seconds, memory, len(name), len(data)), name, data):
+        left = memoryview(part)
+        while left:
+            left = left[pipe.write(left) :]
 
 
 def _read(pipe: IO[bytes]) -> tuple[int, float, int, bytes, bytes]:
-    head = pipe.read(_HEAD.size)
-    if len(head) < _HEAD.size:
-        raise EOFError
-    flag, seconds, memory, *lengths = _HEAD.unpack(head)
-    name, data = (pipe.read(length) for length in lengths)
-    if len(name) + len(data) < sum(lengths):
-        raise EOFError
+    flag, seconds, memory, *lengths = _HEAD.unpack(_read_exactly(pipe, _HEAD.size))
+    name, data = (_read_exactly(pipe, length) for length in lengths)
     return flag, seconds, memory, name, data
+
+
+def _read_exactly(pipe: IO[bytes], count: int) -> bytes:
+    """Return the next bytes of an unbuffered pipe; raises EOFError if there are fewer."""
+    found = bytearray()
+    while len(found) < count:
+        part = pipe.read(count - len(found))
+        if not part:
+            raise EOFError
+        found += part
+    return bytes(found)

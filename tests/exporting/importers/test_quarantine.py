@@ -100,6 +100,8 @@ def test_a_fork_while_another_thread_works_gets_a_child_of_its_own(monkeypatch: 
     busy.start()
     while not shared._lock.locked():
         time.sleep(0.01)
+    # The other thread waits for the answer by now, and holds whatever it takes to read.
+    time.sleep(0.5)
     forked = os.fork()
     if not forked:
         # Killed by the alarm if the lock or the pipes are still the parent's.
