@@ -66,7 +66,8 @@ def _is_torch(value: Any) -> bool:
 
 def _is_host_tensor(value: Any) -> bool:
     """Return whether another library's array lies in host memory."""
-    return hasattr(value, "__array__") and hasattr(value, "__dlpack__") and not is_on_device(value)
+    kind = type(value)  # as Python looks special methods up
+    return hasattr(kind, "__array__") and hasattr(kind, "__dlpack__") and not is_on_device(value)
 
 
 def _channels_last(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

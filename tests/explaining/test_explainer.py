@@ -327,11 +327,11 @@ def test_a_class_named_like_a_rank_wins(tmp_path: Path, batch: Array) -> None:
 _BAD_INPUTS: dict[str, tuple[Any, type[FastcamError], str]] = {
     "wrong size": (np.zeros((1, 3, 11, 12), np.float32), ImageError, r"model takes \(N, 3, 12, 12\), NCHW"),
     "channels last": (np.zeros((1, 12, 12, 3), np.float32), ImageError, "NCHW"),
-    "one image without batch": (np.zeros((3, 12, 12), np.float32), ImageError, r"\(3, 12, 12\)"),
+    "one image of another size": (np.zeros((3, 10, 12), np.float32), ImageError, r"\(3, 10, 12\)"),
     "empty batch": (np.zeros((0, 3, 12, 12), np.float32), ImageError, "no images"),
     "empty list": ([], ImageError, "no images"),
     "nan": (np.full((2, 3, 12, 12), np.nan, np.float32), ImageError, "image 0 of the batch holds NaN"),
-    "float in a list": ([np.zeros((12, 12, 3), np.float32)], ImageError, "float32"),
+    "floats beyond 0..1 in a list": ([np.full((12, 12, 3), 2, np.float32)], ImageError, "holds floats 2..2"),
     "missing file": ("no_such_dog.jpg", ImageError, "no_such_dog.jpg"),
     "a number": (3, ImageError, "int"),
 }

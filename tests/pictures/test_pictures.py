@@ -89,7 +89,7 @@ def test_arrays_of_floats_are_0_to_1() -> None:
     values = np.array([[0, 0.4 / 255, 0.6 / 255, 0.5, 1]])
     np.testing.assert_array_equal(read_image(values)[0, :, 1], [0, 0, 1, 128, 255])
     np.testing.assert_array_equal(read_image(np.stack([values] * 3, -1).astype(np.float32)), read_image(values))
-    for outside in (1.001, -0.001, 255, np.nan, np.inf):
+    for outside in (1.001, -0.001, 255.0, np.nan, np.inf):
         with pytest.raises(
             ImageError, match=r"holds floats .* not 0\.\.1\. State .* preprocessed needs its batch axis"
         ):
