@@ -27,7 +27,8 @@ const HAS_SIMD = typeof WebAssembly === "object" && WebAssembly.validate(new Uin
 async function start() {
   if (location.protocol === "file:") return; // browsers do not load modules then; the text on the page says what to do
   if (!HAS_SIMD) throw new Error("This browser has no WebAssembly SIMD: use a newer one (Chrome 91, Firefox 89, Safari 16.4).");
-  const response = await fetch("model.json");
+  // Asks the server whether its copy is newer: after an update, an old half would not fit a new one.
+  const response = await fetch("model.json", { cache: "no-cache" });
   if (!response.ok) throw new Error(`model.json: the server answers ${response.status}`);
   facts = await response.json();
   part("title").textContent = document.title = facts.title;

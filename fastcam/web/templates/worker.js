@@ -4,7 +4,7 @@
 let ort, session;
 
 async function load(facts, say) {
-  const response = await fetch("model.onnx");
+  const response = await fetch("model.onnx", { cache: "no-cache" });
   if (!response.ok) throw new Error(`model.onnx: the server answers ${response.status}`);
   const model = new Uint8Array(facts.bytes);
   let done = 0;
