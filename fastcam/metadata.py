@@ -15,7 +15,9 @@ from .preprocessing import Layout, Preprocessing
 FORMAT_VERSION = "1"
 # Files that draw their own heatmaps or take pictures: readers of version 1 would miss outputs or misread the input.
 DRAWING_VERSION = "2"
-READABLE_VERSIONS = (FORMAT_VERSION, DRAWING_VERSION)
+# Files whose scores are not those of classes, or whose pictures keep their proportions.
+SCORES_VERSION = "3"
+READABLE_VERSIONS = (FORMAT_VERSION, DRAWING_VERSION, SCORES_VERSION)
 
 # Ranks that the input `target` can request: -1 the top class, -2 the second. TensorRT sorts at most 3840 classes, and
 # nobody looks at a hundred maps.
@@ -31,6 +33,12 @@ PICTURES = ("input", "any")
 
 # What turns logits into probabilities. "probabilities": the logits are probabilities already; "none": unknown.
 SCORE_ACTIVATIONS = ("softmax", "sigmoid", "none", "probabilities")
+
+# What a target is: a class of the picture, a value, the region of a class, or a box.
+SCORES = ("classes", "values", "segmentation", "boxes")
+
+# How a picture of other proportions becomes the input: stretched, or scaled as a whole and surrounded by grey.
+FITS = ("stretch", "letterbox")
 
 _PREFIX = "fastcam."
 
@@ -78,6 +86,12 @@ class Metadata:
         Whether ``heatmaps`` keep the evidence against a class: -1..1 instead of 0..1.
     picture : {None, "input", "any"}
         Whether the input is uint8 pictures (N,H,W,3), and their size.
+    score : {"classes", "values", "segmentation", "boxes"}
+        What a target is.
+    fit : {"stretch", "letterbox"}
+        How pictures of other proportions than the input's are fitted to it.
+    box_classes : int
+        Number of classes of a detector, whose table of scores has an entry for each anchor and class; else 0.
     """
 
     layers: tuple[str, ...]
@@ -92,6 +106,9 @@ class Metadata:
     method: str | None = None
     signed: bool = False
     picture: str | None = None
+    score: str = "classes"
+    fit: str = "stretch"
+    box_classes: int = 0
 
     @property
     def overflow_advice(self) -> str:
@@ -108,8 +125,10 @@ class Metadata:
             "picture": self.picture or "",
         }
         drawing = {key: value for key, value in drawing.items() if value}
+        scores = {"score": self.score, "fit": self.fit, "box_classes": str(self.box_classes)}
+        scores = scores if (self.score, self.fit) != ("classes", "stretch") else {}
         entries = {
-            "format_version": DRAWING_VERSION if drawing else FORMAT_VERSION,
+            "format_version": SCORES_VERSION if scores else DRAWING_VERSION if drawing else FORMAT_VERSION,
             "package_version": importlib.metadata.version("fastcam"),
             "framework": self.framework,
             "layers": json.dumps(self.layers, ensure_ascii=False),
@@ -121,6 +140,7 @@ class Metadata:
             "precision": self.precision,
             "notes": json.dumps([[note.kind, note] for note in self.notes], ensure_ascii=False),
             **drawing,
+            **scores,
         }
         return {_PREFIX + key: value for key, value in entries.items()}
 
@@ -202,9 +222,21 @@ _READERS: dict[str, Any] = {
     "method": lambda text: text or None,
     "signed": lambda text: _one_of("", "true")(text) == "true",
     "picture": lambda text: _one_of("", *PICTURES)(text) or None,
+    "score": _one_of(*SCORES),
+    "fit": _one_of(*FITS),
+    "box_classes": lambda text: min(int(text), 2**31),
 }
 # Older files of this format lack these entries.
 _DEFAULTS = {
     _PREFIX + key: value
-    for key, value in {"precision": "fp32", "notes": "[]", "method": "", "signed": "", "picture": ""}.items()
+    for key, value in {
+        "precision": "fp32",
+        "notes": "[]",
+        "method": "",
+        "signed": "",
+        "picture": "",
+        "score": "classes",
+        "fit": "stretch",
+        "box_classes": "0",
+    }.items()
 }

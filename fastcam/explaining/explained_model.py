@@ -24,10 +24,14 @@ _LARGEST_INPUT = 2**26
 
 # Element type and rank of the outputs: those of the file, and those of every layer.
 _OUTPUTS = {"logits": ("float", 2), "targets": ("int64", 2)}
-_PER_TARGET = ("targets", "weights", "gradients", "maps", "heatmaps", "overlays")
+_PER_TARGET = ("targets", "weights", "gradients", "maps", "heatmaps", "overlays", "boxes", "box")
 _LAYER_OUTPUTS = {"activations": ("float", 4), "weights": ("float", 3)}
 # For a file that draws its own heatmaps.
 _DRAWN_OUTPUTS = {"maps": ("float", 4), "heatmaps": ("float", 4)}
+# For a detector.
+_BOX_OUTPUTS = {"boxes": ("float", 3), "box_scores": ("float", 2), "box_classes": ("int64", 2)}
+# By which a kind of scores is explained if no method is named. The mean gradient of a box says which class, not where.
+_DEFAULT_METHODS = {"boxes": "hirescam"}
 
 
 class Value(NamedTuple):
@@ -53,6 +57,9 @@ class ExplainedModel:
     fixed_batch : int or None
         Number of images that the file takes; None for any.
     class_count : int
+        Number of classes, or values.
+    table_size : int
+        Number of scores of an image: as many, except for a detector, which has one for each anchor and class.
     draws_only : bool
         Whether the file returns the maps that it draws, without activations and weights.
 
@@ -84,7 +91,8 @@ class ExplainedModel:
         self.fixed_batch: int | None = batch if isinstance(batch, int) else None
         if self.fixed_batch is not None and not 0 < self.fixed_batch <= LARGEST_BATCH:
             raise FileFormatError(f"{path}: it takes batches of {self.fixed_batch} images: export the model again")
-        self.class_count = int(self.outputs["logits"].shape[1])
+        self.table_size = int(self.outputs["logits"].shape[1])
+        self.class_count = self.metadata.box_classes if self.has_boxes else self.table_size
         if not self.class_count:
             raise FileFormatError(f"{path}: it has no classes: export the model again")
         classes = self.metadata.classes
@@ -93,6 +101,22 @@ class ExplainedModel:
                 f"{path}: its metadata entry 'fastcam.classes' holds {len(classes)} names for "
                 f"{self.class_count} classes: export the model again"
             )
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether the model is a detector."""
+        return self.metadata.score == "boxes"
+
+    @property
+    def default_method(self) -> str:
+        """The method if none is named."""
+        wanted = _DEFAULT_METHODS.get(self.metadata.score, DEFAULT_METHOD)
+        return wanted if wanted in self.methods else self.methods[0]
+
+    @property
+    def default_positions(self) -> Sequence[int]:
+        """Numbers of the layers that are explained if none is named: all of a detector, where boxes differ in size."""
+        return range(len(self._layer_outputs)) if self.has_boxes else [0]
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -113,12 +137,14 @@ class ExplainedModel:
     def fetched(self, positions: Sequence[int], second: str) -> tuple[str, ...]:
         """Return the outputs that explain these layers: logits and targets, then activations and ``second`` of each.
 
+        For a detector, then the boxes.
         For a file that returns only its own maps: logits, targets and maps.
         """
         if self.draws_only:
             return (*_OUTPUTS, "maps")
         layers = [self._layer_outputs[position] for position in positions]
-        return (*_OUTPUTS, *(name for layer in layers for name in (layer.activations, getattr(layer, second))))
+        boxes = _BOX_OUTPUTS if self.has_boxes else ()
+        return (*_OUTPUTS, *(name for layer in layers for name in (layer.activations, getattr(layer, second))), *boxes)
 
     def gives(self, method: str) -> str:
         """Return which of a layer's outputs the method starts from.
@@ -158,6 +184,8 @@ class ExplainedModel:
         expected = dict(_OUTPUTS)
         if self.metadata.method is not None or self.metadata.picture is not None:
             expected |= _DRAWN_OUTPUTS
+        if self.has_boxes:
+            expected |= _BOX_OUTPUTS
         for layer in [] if self.draws_only else self._layer_outputs:
             expected |= {getattr(layer, name): type_ for name, type_ in _LAYER_OUTPUTS.items()}
             if self.has_gradients:

@@ -15,19 +15,21 @@ import numpy.typing as npt
 
 from .. import kernels
 from ..arguments import check_count, check_flag, check_names, check_path, check_text, checked, optional, renamed, shown
-from ..arrays import Floats, Pixels
+from ..arrays import Floats, Indices, Pixels
 from ..errors import ArgumentError, FastcamError, ImageError, LayerError, suggest
 from ..kernels.boundary import NORMALIZATIONS, Normalize
 from ..notes import Note
+from ..pictures.letterbox import Frame, letterbox, letterboxed, stretched
 from ..pictures.preparing import prepare, resize_images
 from ..pictures.reading import ImageSource, ValueRange, read_image
 from ..preprocessing import Layout, Preprocessing
+from .boxes import BoxTargets, check_threshold
 from .convolutions import CHOICES, Convolutions
 from .devices.exchange import is_on_device
 from .engines import Results, Task
 from .engines.inputs import DeviceInputs, Inputs, Pictures, Tensors
 from .engines.opening import open_engine
-from .explained_model import DEFAULT_METHOD, LARGEST_HEATMAP
+from .explained_model import LARGEST_HEATMAP
 from .explanation import DeviceExplanation, Explanation, is_whole
 from .images import Images, as_list, on_host
 from .providers import ask
@@ -103,9 +105,15 @@ class Explainer:
         self._threads = _checked_threads(threads)
         opened = open_engine(Path(path), ask(device, providers), self._threads, _checked_convolutions(convolutions))
         self._model, self._session, self._engine, self._convolutions = opened
-        self._targets = Targets(str(path), self.classes, self.class_count)
+        self._targets = (
+            BoxTargets(str(path), self._model.table_size)
+            if self.has_boxes
+            else Targets(str(path), self.classes, self.class_count)
+        )
         self._image_shape = self._model.image_shape
-        self._first_layer = self._model.fetched([0], "weights")
+        self._default_outputs = self._model.fetched(
+            self._model.default_positions, self._model.gives(self.default_method)
+        )
 
     def __reduce__(self) -> Any:
         # Sessions cannot be copied: a copy, or an Explainer in another process, opens the file again.
@@ -177,6 +185,26 @@ class Explainer:
         return self._model.methods
 
     @property
+    def default_method(self) -> str:
+        """The method by which the file is explained if none is named."""
+        return self._model.default_method
+
+    @property
+    def score(self) -> str:
+        """What a target is: one of "classes", "values", "segmentation" and "boxes", see `fastcam.export`."""
+        return self._model.metadata.score
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether the model is a detector, whose targets are boxes."""
+        return self._model.has_boxes
+
+    @property
+    def fit(self) -> str:
+        """How pictures of other proportions are fitted to the input: "stretch" or "letterbox"."""
+        return self._model.metadata.fit
+
+    @property
     def candidates(self) -> tuple[str, ...]:
         """Layers that `export` could have explained, from the last to the first."""
         return self._model.metadata.candidates
@@ -216,7 +244,8 @@ class Explainer:
     ) -> Floats | Pixels:
         """Turn pictures into the model's input.
 
-        The whole picture is resized to the input's size, without cropping, so that heatmaps cover all of it.
+        The whole picture is resized to the input's size, without cropping, so that heatmaps cover all of it: stretched,
+        or with the file's ``fit="letterbox"`` scaled as a whole and surrounded by grey.
 
         Parameters
         ----------
@@ -252,7 +281,15 @@ class Explainer:
                 f"{self.path} does not say how a picture becomes the model's input: "
                 "export it again with preprocess=..., or pass a preprocessed float32 batch"
             )
+        if self.fit == "letterbox":
+            pictures = [letterbox(picture, self.input_size) for picture in pictures]
         return prepare(pictures, self.preprocessing, self.input_size, self.input_layout, channels)
+
+    def frame(self, picture: Pixels) -> Frame:
+        """Return where a picture, uint8 (H0,W0,3), lies in the model's input."""
+        height, width = picture.shape[:2]
+        fitted = letterboxed if self.fit == "letterbox" else stretched
+        return fitted((height, width), self.input_size)
 
     @overload
     def __call__(
@@ -260,10 +297,11 @@ class Explainer:
         images: Images,
         target: Target = ...,
         *,
-        method: str = ...,
+        method: str | None = ...,
         layer: str | Sequence[str] | None = ...,
         size: str | tuple[int, int] = ...,
         normalize: str | None = ...,
+        threshold: float | None = ...,
         batch_size: int = ...,
         timeout: float | None = ...,
         value_range: ValueRange = ...,
@@ -276,10 +314,11 @@ class Explainer:
         images: Images,
         target: Target = ...,
         *,
-        method: str = ...,
+        method: str | None = ...,
         layer: str | Sequence[str] | None = ...,
         size: str | tuple[int, int] = ...,
         normalize: str | None = ...,
+        threshold: float | None = ...,
         batch_size: int = ...,
         timeout: float | None = ...,
         value_range: ValueRange = ...,
@@ -287,16 +326,17 @@ class Explainer:
     ) -> DeviceExplanation: ...
 
     @renamed(batch="batch_size")
-    @checked(method=check_text, layer=optional(check_names), batch_size=check_count, on_device=check_flag)
+    @checked(method=optional(check_text), layer=optional(check_names), batch_size=check_count, on_device=check_flag)
     def __call__(
         self,
         images: Images,
         target: Target = None,
         *,
-        method: str = DEFAULT_METHOD,
+        method: str | None = None,
         layer: str | Sequence[str] | None = None,
         size: str | tuple[int, int] = "input",
         normalize: str | None = "max",
+        threshold: float | None = None,
         batch_size: int = 16,
         timeout: float | None = None,
         value_range: ValueRange = None,
@@ -317,18 +357,22 @@ class Explainer:
             pictures (N,H,W,3) of the input's size. It is not copied to the host.
         target
             What to explain: None, the top class; "top3" (any number), the top three; a class index or name; a list of
-            those, for every image; one list per image; or an array (N,K) of indices.
+            those, for every image; one list per image; or an array (N,K) of indices. For a detector: None, the ten best
+            boxes; "top3"; or entries of an earlier explanation's ``targets``.
         method
-            "gradcam"; or, with a file exported with ``gradients="full"``, "gradcam++" (Chattopadhay et al. 2018, eq. 5
-            and 19), "xgradcam" (Fu et al. 2020), "hirescam" (Draelos and Carin 2020) or "layercam" (Jiang et al. 2021,
-            eq. 5 and 6).
+            "gradcam", the default for classes; or, with a file exported with ``gradients="full"``, "gradcam++"
+            (Chattopadhay et al. 2018, eq. 5 and 19), "xgradcam" (Fu et al. 2020), "hirescam" (Draelos and Carin 2020)
+            or "layercam" (Jiang et al. 2021, eq. 5 and 6). For a detector "hirescam", because the mean gradient of a
+            box tells its class, but not its place.
         layer
-            One of the file's `layers`; None, the first. For a list of layers the heatmap is the mean of theirs,
+            One of the file's `layers`; None, the first, or for a detector all. For several the heatmap is the mean,
             normalised again, and ``maps`` have the size of the largest.
         size
             Size of the heatmaps: "input", the model's input; "layer", the explained layer; or (height, width).
         normalize
             "max" divides each map by its maximum, "minmax" maps its range to 0..1, None leaves it raw.
+        threshold
+            The lowest probability of a box to explain, for a detector; 0.25 by default. There may be none.
         batch_size
             Maximum number of images per batch; limits the memory. On CUDA a batch that does not fit
             into memory is halved, and so are all later ones.
@@ -366,9 +410,11 @@ class Explainer:
         limit = TimeLimit(timeout)
         chosen_size = self._checked_size(size)
         normalization = _checked_normalize(normalize)
-        fetched = self._first_layer
-        if layer is not None or method != DEFAULT_METHOD or self._model.draws_only:
-            fetched = self._model.fetched([0] if layer is None else self._positions(layer), self._model.gives(method))
+        lowest = check_threshold(threshold, has_boxes=self.has_boxes)
+        fetched, method = self._default_outputs, self.default_method if method is None else method
+        if layer is not None or method != self.default_method:
+            positions = self._model.default_positions if layer is None else self._positions(layer)
+            fetched = self._model.fetched(positions, self._model.gives(method))
         pictures, inputs = self._read(images, value_range)
         if not pictures:
             raise ImageError("there are no images to explain: the list or batch is empty")
@@ -385,10 +431,14 @@ class Explainer:
                 "fewer or smaller ones"
             ) from error
         if on_device:
-            return DeviceExplanation(*results, self.classes, self._model.metadata.score_activation)
+            return DeviceExplanation(*results.arrays, self.classes, self._model.metadata.score_activation)
+        if lowest is not None:
+            results = _above(lowest, results, targets)
         return self._explanation(results, pictures)
 
     def _explanation(self, results: Results, pictures: list[Pixels | None]) -> Explanation:
+        has_frames = self.has_boxes or self.fit == "letterbox"
+        frames = [self.frame(picture) if has_frames and picture is not None else None for picture in pictures]
         return Explanation(
             heatmaps=results.heatmaps,
             maps=results.maps,
@@ -398,6 +448,8 @@ class Explainer:
             classes=self.classes,
             score_activation=self._model.metadata.score_activation,
             evidence=results.evidence,
+            boxes=results.boxes,
+            frames=frames,
         )
 
     def _read(self, images: Any, value_range: ValueRange) -> tuple[list[Pixels | None], Inputs]:
@@ -483,6 +535,15 @@ class Explainer:
         if bad is not None:
             raise ImageError(f"image {bad} of the batch holds NaN or infinity, or a number beyond float32")
         return tensor
+
+
+def _above(threshold: float, results: Results, asked: Indices) -> Results:
+    """Leave out boxes by rank below the threshold: their target is -1, and their map is empty."""
+    assert results.boxes is not None  # noqa: S101  # a detector's engine returns them
+    absent = (results.targets < 0) | ((asked < 0) & (results.boxes.scores < threshold))
+    for maps in (results.heatmaps, results.maps, results.evidence):
+        maps[absent] = 0
+    return results._replace(targets=np.where(absent, -1, results.targets))
 
 
 def _sides(shape: tuple[int, ...]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,11 @@ from .. import kernels
 from ..arguments import check_fraction, check_path, check_text, checked, shown
 from ..arrays import Floats, Indices, Pixels
 from ..errors import ArgumentError, MissingExtraError
-from ..pictures.captions import add_caption
+from ..pictures.captions import add_box, add_caption
+from ..pictures.letterbox import Frame
 from ..pictures.reading import ImageSource, read_image
 from ..pictures.writing import palette, write_image
+from .boxes import Boxes
 from .devices.exchange import DeviceTensor
 from .notebook import MOST_SHOWN, View, fit, to_html, to_png
 
@@ -52,6 +54,13 @@ class ImageExplanation:
         (K,) float32 in 0..1: the share of the explained layer's evidence that supports each target. Before its
         ReLU, the map holds positive and negative evidence; this is the sum of the positive values divided by the sum
         of all magnitudes. Normalised heatmaps look alike at 0.9 and at 0.01. 0 means a blank map.
+    boxes : ndarray or None
+        For a detector, (K,4) float32: left, top, right and bottom in pixels of the picture, or of the model's input if
+        that was passed directly. K is the number of boxes above the threshold, and may be 0.
+    box_scores : ndarray or None
+        (K,) float32, their probabilities.
+    frame : Frame or None
+        Where the picture lies in the model's input, and so in ``heatmaps`` and ``maps``; None where it fills it.
     """
 
     heatmaps: Floats
@@ -62,6 +71,18 @@ class ImageExplanation:
     probabilities: Floats | None
     image: Pixels | None
     evidence: Floats
+    boxes: Floats | None = None
+    box_scores: Floats | None = None
+    frame: Frame | None = None
+
+    @cached_property
+    def picture_maps(self) -> Floats:
+        """(K,h',w') float32, the part of ``maps`` that covers the picture: all of it, but for a letterbox."""
+        frame = self.frame
+        if frame is None or (frame.height, frame.width) == frame.size or not len(self.maps):
+            return self.maps
+        # At the size of the input, the picture's edges are whole pixels.
+        return np.ascontiguousarray(frame.cut(kernels.resize(self.maps[None], frame.size)[0]))
 
     @checked(colormap=check_text, alpha=check_fraction)
     def overlay(
@@ -83,7 +104,8 @@ class ImageExplanation:
         Returns
         -------
         ndarray
-            uint8 (H0,W0,3) RGB at the picture's own size. If little evidence is positive, a caption says so;
+            uint8 (H0,W0,3) RGB at the picture's own size. A detector's box is outlined. If little evidence is
+            positive, a caption says so;
             without any, the picture is not coloured.
 
         Raises
@@ -91,18 +113,21 @@ class ImageExplanation:
         ArgumentError
             ``k`` is out of range, the colour map unknown, or there is no picture.
         """
+        if is_whole(k) and not len(self.maps):
+            raise ArgumentError(f"k={k}: there is no heatmap, because no box was found in this image")
         if not is_whole(k) or not -len(self.maps) <= k < len(self.maps):
             raise ArgumentError(f"k={shown(k)}: this image has {len(self.maps)} heatmaps, 0..{len(self.maps) - 1}")
         picture = self.image if image is None else read_image(image)
         if picture is None:
             raise ArgumentError("the model's input was given directly, so there is no picture: pass overlay(image=...)")
         drawn = kernels.colorize(
-            np.ascontiguousarray(_within_unit(self.maps[k])[None, None]),
+            np.ascontiguousarray(_within_unit(self.picture_maps[k])[None, None]),
             picture[None],
             palette=palette(colormap),
             alpha=alpha,
         )
-        return captioned(drawn[0, 0], picture, float(self.evidence[k]))
+        shown_picture = captioned(drawn[0, 0], picture, float(self.evidence[k]))
+        return shown_picture if self.boxes is None else add_box(shown_picture, self.boxes[k])
 
     @checked(path=check_path)
     def save(self, path: str | os.PathLike[str], k: int = 0, *, colormap: str = "jet", alpha: float = 0.5) -> None:
@@ -164,14 +189,22 @@ class ImageExplanation:
 
     def _repr_png_(self) -> bytes:
         """Show the overlay of the first target where a notebook's viewer takes no HTML."""
-        return to_png(self.overlay(image=self._small_picture()))
+        return to_png(self._small().overlay() if len(self.maps) else self._small_picture())
 
     def view(self) -> View:
         """Return what a notebook shows of it."""
-        picture = self._small_picture()
+        small = self._small()
         count = range(len(self.maps))
-        heats = [self.overlay(k, alpha=1.0, image=picture) for k in count]
-        return View(picture, heats, [self.describe(k) for k in count])
+        heats = [small.overlay(k, alpha=1.0) for k in count]
+        return View(self._small_picture(), heats, [self.describe(k) for k in count])
+
+    def _small(self) -> ImageExplanation:
+        """Return the same with the picture at the size of a notebook."""
+        picture = self._small_picture()
+        boxes = self.boxes
+        if boxes is not None and self.image is not None:
+            boxes = boxes * np.float32(picture.shape[1] / self.image.shape[1])
+        return replace(self, image=picture, boxes=boxes)
 
     def _small_picture(self) -> Pixels:
         """Return the picture at the size of a notebook; black where the model's input was given directly."""
@@ -189,6 +222,8 @@ class ImageExplanation:
 
     def _score(self, k: int) -> str:
         target = self.targets[k]
+        if self.box_scores is not None:
+            return f"{self.box_scores[k]:.1%}"
         return f"{self.logits[target]:.3g}" if self.probabilities is None else f"{self.probabilities[target]:.1%}"
 
 
@@ -252,6 +287,12 @@ class Explanation(Sequence[ImageExplanation]):
         the file does not say.
     evidence : ndarray
         (N,K) float32 in 0..1, the share of positive evidence of each map: see `ImageExplanation`.
+    boxes : Boxes or None
+        For a detector: ``corners`` (N,K,4) float32 in pixels of the model's input, ``scores`` (N,K) float32 and
+        ``classes`` (N,K) int64. Where fewer boxes than K are above the threshold, ``targets`` is -1 and the maps are
+        zeros; the `ImageExplanation` leaves them out.
+    frames : list
+        Where each picture lies in the model's input; None where it fills it.
     """
 
     heatmaps: Floats
@@ -262,6 +303,8 @@ class Explanation(Sequence[ImageExplanation]):
     classes: tuple[str, ...] | None
     score_activation: str
     evidence: Floats
+    boxes: Boxes | None = None
+    frames: list[Frame | None] = field(default_factory=list)
 
     @cached_property
     def probabilities(self) -> Floats | None:
@@ -273,7 +316,8 @@ class Explanation(Sequence[ImageExplanation]):
     def labels(self) -> list[list[str]]:
         """Class names of `targets`, one list per image; the index as text if the model has no names."""
         name = str if self.classes is None else self.classes.__getitem__
-        return [[name(index) for index in row] for row in self.targets.tolist()]
+        classes = self.targets if self.boxes is None else self.boxes.classes
+        return [[name(index) for index in row] for row in classes.tolist()]
 
     def __len__(self) -> int:
         return len(self.heatmaps)
@@ -283,15 +327,25 @@ class Explanation(Sequence[ImageExplanation]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         position = range(len(self))[index]
+        found = slice(None) if self.boxes is None else self.targets[position] >= 0
+        image, frame = self.images[position], self.frames[position] if self.frames else None
+        boxes, scores = None, None
+        if self.boxes is not None:
+            corners = self.boxes.corners[position][found]
+            boxes = corners if image is None or frame is None else frame.on_picture(corners)
+            scores = self.boxes.scores[position][found]
         return ImageExplanation(
-            heatmaps=self.heatmaps[position],
-            maps=self.maps[position],
-            targets=self.targets[position],
-            labels=self.labels[position],
+            heatmaps=self.heatmaps[position][found],
+            maps=self.maps[position][found],
+            targets=self.targets[position][found],
+            labels=np.array(self.labels[position], object)[found].tolist(),
             logits=self.logits[position],
             probabilities=None if self.probabilities is None else self.probabilities[position],
-            image=self.images[position],
-            evidence=self.evidence[position],
+            image=image,
+            evidence=self.evidence[position][found],
+            boxes=boxes,
+            box_scores=scores,
+            frame=frame,
         )
 
     def __iter__(self) -> Iterator[ImageExplanation]:
@@ -304,7 +358,8 @@ class Explanation(Sequence[ImageExplanation]):
         -------
         pandas.DataFrame
             Columns ``image`` (its number), ``target``, ``label``, ``logit``, ``probability`` (missing where the
-            file does not say how to compute it) and ``evidence``, see `ImageExplanation`.
+            file does not say how to compute it) and ``evidence``, see `ImageExplanation`; for a detector also
+            ``left``, ``top``, ``right`` and ``bottom``, with one row per box found.
 
         Raises
         ------
@@ -328,6 +383,11 @@ class Explanation(Sequence[ImageExplanation]):
         if self.probabilities is not None:
             probabilities = np.take_along_axis(self.probabilities, self.targets, axis=1).ravel()
         table.insert(4, "probability", probabilities)
+        if self.boxes is None:
+            return table
+        table = table[table["target"] >= 0].reset_index(drop=True)
+        sides = [image.boxes for image in self]
+        table[["left", "top", "right", "bottom"]] = np.concatenate([side for side in sides if side is not None])
         return table
 
     def _repr_html_(self) -> str:

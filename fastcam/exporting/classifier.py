@@ -1,4 +1,4 @@
-"""A model prepared for export: imported, simplified, its score activation removed, its layers chosen."""
+"""A model prepared for export: imported, simplified, its outputs made a table of scores, its layers chosen."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from ..errors import LayerError
 from ..graph import Graph
 from .importers import ImportedModel, ImportOptions, ModelSource, import_model
 from .layers import branch_notes, choose_layer, find_value, list_candidates, put_on_map
-from .passes.open_batch import open_batch
 from .passes.simplify import simplify
-from .scores import remove_score_activation
+from .score_kinds import KINDS, Opened, ScoreRequest
 
 
 @dataclasses.dataclass
@@ -30,6 +29,8 @@ class Classifier:
         Values that could be explained, from the last to the first.
     score_activation : str
         What was removed after the scores, as `scores.remove_score_activation` returns it.
+    scores : Opened
+        What is known of the table of scores.
     """
 
     graph: Graph
@@ -37,6 +38,11 @@ class Classifier:
     layers: list[str]
     candidates: list[str]
     score_activation: str
+    scores: Opened
+
+
+# The name by which the end of a detector's backbone is asked for.
+CONTEXT = "context"
 
 
 def open_classifier(
@@ -44,26 +50,39 @@ def open_classifier(
     layers: Sequence[str | None],
     options: ImportOptions | None = None,
     grid: tuple[int, int] | None = None,
+    request: ScoreRequest | None = None,
 ) -> Classifier:
-    """Import a model, clean it, remove its score activation and choose the layers; raises as `fastcam.export` does.
+    """Import a model, clean it, make its outputs a table of scores, choose the layers; raises as `fastcam.export` does.
 
-    A layer that is None is the last one with a map.
+    A layer that is None is the kind's own choice, for classes the last one with a map.
     """
+    request = request or ScoreRequest()
     imported = import_model(model, options)
     graph = imported.graph
+    if request.names is None and imported.classes is not None:
+        request = request._replace(names=len(imported.classes))
     # Looked up before the clean-up, which keeps the value but not all node names.
-    asked = [find_value(graph, layer, imported.layers) if layer is not None else None for layer in layers]
+    asks_context = list(layers) == [CONTEXT] and request.kind == "boxes"
+    asked = [
+        find_value(graph, layer, imported.layers) if layer is not None and not asks_context else None
+        for layer in layers
+    ]
     simplify(graph, keep=[value for value in asked if value])
-    note = open_batch(graph)
-    imported.notes.extend([note] if note else [])
-    score_activation = remove_score_activation(graph)
+    scores = KINDS[request.kind](graph, request)
+    imported.notes.extend(scores.notes)
     candidates = list_candidates(graph)
+    choose = scores.context if asks_context and scores.context is not None else scores.layers
+    default = choose(graph, candidates) if not any(asked) else []
+    if default:
+        asked, layers = list(default), default
+    elif asks_context:
+        layers = [None]
     values = [choose_layer(graph, value, layer, grid) for value, layer in zip(asked, layers, strict=True)]
     _check_distinct(values, layers)
     imported.notes.extend(branch_notes(graph, values, candidates))
     for value in values:
         put_on_map(graph, value, grid)
-    return Classifier(graph, imported, values, candidates, score_activation)
+    return Classifier(graph, imported, values, candidates, scores.removed, scores)
 
 
 def _check_distinct(values: Sequence[str], layers: Sequence[str | None]) -> None:

@@ -15,10 +15,10 @@ from ..errors import ArgumentError, FastcamError, ModelError
 from ..files import check_writable
 from ..graph import Graph, static_dims
 from ..labels import class_names
-from ..metadata import PRECISIONS, SCORE_ACTIVATIONS, Metadata
+from ..metadata import FITS, PRECISIONS, SCORE_ACTIVATIONS, SCORES, Metadata
 from ..notes import Note
 from ..preprocessing import Layout, Preprocessing
-from .classifier import open_classifier
+from .classifier import Classifier, open_classifier
 from .drawing import DrawingPlan
 from .expectation import NO_SELFTEST, expect
 from .float16 import halve, round_weights
@@ -26,7 +26,8 @@ from .importers import ImportedModel, ImportOptions, ModelSource
 from .importers.imported import image_layout
 from .outputs import add_explanation, forward_outputs
 from .pixels import find_preprocessing
-from .probabilities import settle_scores
+from .probabilities import Settled, settle_names, settle_scores
+from .score_kinds import ScoreRequest
 from .trial import Trial
 from .writer import write_model
 
@@ -85,7 +86,9 @@ class ExportResult:
     input_size=optional(check_pair),
     token_grid=optional(check_pair),
     classes=optional(check_classes),
-    gradients=check_text,
+    score=check_text,
+    fit=optional(check_text),
+    gradients=optional(check_text),
     precision=check_text,
     draw=optional(check_text),
     method=check_text,
@@ -106,7 +109,9 @@ def export(
     token_grid: tuple[int, int] | None = None,
     classes: Sequence[str] | Mapping[Any, Any] | str | os.PathLike[str] | None = None,
     preprocess: PreprocessingSpec | None = None,
-    gradients: str = "pooled",
+    score: str = "classes",
+    fit: str | None = None,
+    gradients: str | None = None,
     precision: str = "fp32",
     score_activation: str | None = None,
     draw: str | None = None,
@@ -118,7 +123,7 @@ def export(
     custom_objects: Mapping[str, Any] | None = None,
     inputs: Mapping[str, Any] | None = None,
 ) -> ExportResult:
-    """Write a classifier as an ONNX file that explains itself.
+    """Write a network as an ONNX file that explains itself: a classifier, regression, segmenter or detector.
 
     The file runs in any ONNX runtime. Inputs: the images, and optionally ``target`` (N,K) int64, the classes to explain
     (absent or -1: the top one). Outputs: ``logits`` (N,classes) before softmax or sigmoid, ``activations`` (N,C,h,w) of
@@ -156,8 +161,24 @@ def export(
         arithmetic that makes sense only for pixels of 0..255; or a guess, which ``notes`` explain: what the published
         weights of the model's architecture expect (keras.applications, torchvision, timm). Otherwise it is unknown,
         and only preprocessed batches can be explained.
-    gradients : {"pooled", "full"}
-        "full" adds the output ``gradients`` (N,K,C,h,w), d logits[n,target] / d activations, for every layer.
+    score : {"classes", "values", "segmentation", "boxes"}
+        What the model's outputs mean, and so what a target is:
+
+        - "classes": a class. The softmax or sigmoid at the end is removed.
+        - "values": a number (N,M) of a regression, as it is; ``classes`` names them.
+        - "segmentation": a class of one score per pixel, (N,C,H,W) or (N,H,W,C). Its score is the mean logit over the
+          pixels where it is predicted (SEG-GRAD-CAM, Vinogradova et al. 2020). The default layer is the last of the
+          smallest maps.
+        - "boxes": a box of a detector, (anchor, class), before any suppression: see `fastcam.Explainer`. Its score is
+          the class's logit; with an objectness, that of the product. Layouts: YOLOv5 to v11, YOLOX, v10 and
+          other sorted ones, DETR, SSD, and files that end in NonMaxSuppression. The default layers are the maps that
+          the heads read; ``layer="context"`` is the end of the backbone.
+    fit : {"stretch", "letterbox"}, optional
+        How pictures of other proportions become the input: stretched; or scaled as a whole, and surrounded by grey
+        (the default for boxes).
+    gradients : {"pooled", "full"}, optional
+        "full" (the default for boxes) adds the output ``gradients`` (N,K,C,h,w), d logits[n,target] / d activations,
+        for every layer.
     precision : {"fp32", "fp16"}
         "fp16" makes the network compute in float16, for GPUs: half the file size and half the memory traffic.
         Inputs, outputs and gradients (those of the float16 network) stay float32, and so do ops that float16 would harm
@@ -200,7 +221,7 @@ def export(
     Raises
     ------
     ModelError
-        The model cannot be read, or is not a classifier of one image. Subclasses: LayerError (no such layer, or no
+        The model cannot be read, or its outputs do not fit ``score``. Subclasses: LayerError (no such layer, or no
         spatial map), UnsupportedOpError (no gradient rule for an op between the layer and the logits).
     ArgumentError
         Another argument is wrong.
@@ -217,25 +238,38 @@ def export(
     layers = _layer_names(layer)
     if destination.suffix.lower() != ".onnx":
         raise ArgumentError(f"export path {str(path)!r} must end in .onnx")
-    _check_choice("gradients", gradients, tuple(_GRADIENTS))
+    _check_choice("score", score, SCORES)
+    _check_choice("fit", fit, (None, *FITS))
+    _check_choice("gradients", gradients, (None, *_GRADIENTS))
     _check_choice("precision", precision, PRECISIONS)
     _check_choice("score_activation", score_activation, (None, *SCORE_ACTIVATIONS))
     _check_size("input_size", input_size)
     _check_size("token_grid", token_grid)
     plan = DrawingPlan(draw, method, signed, picture, target, raw_outputs)
+    has_boxes = score == "boxes"
+    gradients, fit = gradients or ("full" if has_boxes else "pooled"), fit or ("letterbox" if has_boxes else "stretch")
+    _check_kind(score, fit, precision, draw)
     chosen_preprocessing = None if preprocess is None else Preprocessing.of(preprocess)
     names = None if classes is None else class_names(classes)
     check_writable(destination)
 
+    name_count = None if names is None else len(names)
     options = ImportOptions(
-        output, input_size, example_input, None if names is None else len(names), custom_objects, inputs
+        output,
+        input_size,
+        example_input,
+        name_count if score == "classes" else None,
+        custom_objects,
+        inputs,
+        all_outputs=has_boxes,
     )
     with _understood():
-        classifier = open_classifier(model, layers, options, token_grid)
+        request = ScoreRequest(score, score_activation, name_count)
+        classifier = open_classifier(model, layers, options, token_grid, request)
         graph, imported = classifier.graph, classifier.imported
-        names, notes = _known_names(graph, names, imported)
-        scores = settle_scores(graph, classifier.score_activation, score_activation, names)
-        (class_count,) = static_dims(graph, graph.outputs[0], [1])
+        names, notes = _known_names(graph, names, classifier)
+        scores = _settle(classifier, score, score_activation, names)
+        class_count = classifier.scores.labels or static_dims(graph, graph.outputs[0], [1])[0]
         layout = _input_layout(graph, imported)
         notes += [*_notes(imported, precision), *scores.notes]
         preprocessing = chosen_preprocessing or imported.preprocessing
@@ -251,6 +285,7 @@ def export(
             classifier.layers,
             full=_GRADIENTS[gradients] or plan.needs_gradients,
             required=plan.target == "required",
+            table=classifier.scores.table,
         )
         graph.prune()
         graph.infer_types()
@@ -272,6 +307,9 @@ def export(
         method=plan.method if plan.draw else None,
         signed=plan.signed,
         picture=plan.picture,
+        score=score,
+        fit=fit,
+        box_classes=classifier.scores.labels or 0,
     )
     trial = Trial(
         input_name,
@@ -279,7 +317,7 @@ def export(
         classifier.score_activation,
         precision,
         takes_target=plan.target == "required",
-        sample=imported.sample,
+        sample=imported.sample if score in ("classes", "values") else None,
     )
     metadata, size = _write(graph, destination, metadata, trial)
     return ExportResult(
@@ -349,11 +387,33 @@ def _is_size(size: object) -> bool:
     )
 
 
-def _known_names(graph: Graph, names: list[str] | None, imported: ImportedModel) -> tuple[list[str] | None, list[Note]]:
+def _check_kind(score: str, fit: str, precision: str, draw: str | None) -> None:
+    """Reject combinations that no file can have."""
+    if draw is not None and (score, fit) != ("classes", "stretch"):
+        raise ArgumentError(
+            f"draw={draw!r} draws the heatmaps of classes, over stretched pictures: omit it for score={score!r}, "
+            f"fit={fit!r}"
+        )
+    if score == "boxes" and precision != "fp32":
+        raise ArgumentError(f'precision={precision!r}: a file with score="boxes" computes in fp32')
+
+
+def _settle(classifier: Classifier, score: str, wanted: str | None, names: list[str] | None) -> Settled:
+    """Return the activation and names of the scores; boxes hold probabilities."""
+    if score == "classes":
+        return settle_scores(classifier.graph, classifier.score_activation, wanted, names)
+    if wanted is not None and score != "boxes":
+        raise ArgumentError(f"score_activation={wanted!r}: scores of kind {score!r} have no probabilities: omit it")
+    count = classifier.scores.labels or static_dims(classifier.graph, classifier.graph.outputs[0], [1])[0]
+    return settle_names("probabilities" if score == "boxes" else "none", names, count)
+
+
+def _known_names(graph: Graph, names: list[str] | None, classifier: Classifier) -> tuple[list[str] | None, list[Note]]:
     """Return the caller's class names, or the model's own if there is one for each score."""
+    imported = classifier.imported
     if names is not None or imported.classes is None:
         return names, []
-    (count,) = static_dims(graph, graph.outputs[0], [1])
+    count = classifier.scores.labels or static_dims(graph, graph.outputs[0], [1])[0]
     if len(imported.classes) != count and (len(imported.classes), count) != (2, 1):
         text = f"The model holds {len(imported.classes)} class names for {count} scores: they were ignored."
         return None, [Note("classes", text)]

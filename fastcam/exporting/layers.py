@@ -13,7 +13,7 @@ import onnx
 from onnx import helper
 
 from ..errors import LayerError, offer, suggest
-from ..graph import Graph, attribute, dependents, needed_nodes, operator
+from ..graph import Graph, attribute, dependents, needed_nodes, operator, static_dims
 from ..notes import Note
 from .ops import ACTIVATION_OPS, Fact, op_row, ops_with
 from .paths import Demand, varying_values
@@ -54,6 +54,18 @@ def list_candidates(graph: Graph) -> list[str]:
         return _ends_block(_dequantized(graph, node), graph.readers(value)) and _has_map(graph, value, orders)
 
     return [node.output[0] for node in reversed(needed_nodes(graph, graph.outputs)) if is_candidate(node)]
+
+
+def map_sizes(graph: Graph, values: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Return height and width of those of the values that are maps (N,C,h,w) or (N,h,w,C)."""
+    orders = _axis_orders(graph)
+    maps = [value for value in values if _has_map(graph, value, orders)]
+    return {value: _height_and_width(graph, value, orders[value]) for value in maps}
+
+
+def _height_and_width(graph: Graph, value: str, order: str) -> tuple[int, int]:
+    height, width = static_dims(graph, value, [order.index("H"), order.index("W")])
+    return height, width
 
 
 def unexplained_branches(graph: Graph, values: Sequence[str], candidates: Sequence[str]) -> list[str]:

@@ -175,7 +175,7 @@ OPS: dict[str, Op] = {
     "Conv": Op(ENDS_BLOCK | SPATIAL_FIRST | PRODUCT | EMITTED, rows=Rows.OWN_ROWS, cuda="fh", tensorrt="fh"),
     "ConvTranspose": Op(ENDS_BLOCK | SPATIAL_FIRST | PRODUCT | EMITTED, rows=Rows.OWN_ROWS, cuda="fh", tensorrt="fh"),
     "Cos": Op(ELEMENTWISE, rows=Rows.ELEMENTWISE, folds=Size.BROADCAST, cuda="fh", tensorrt="fh"),
-    "CumSum": Op(NONE, folds=Size.INPUTS, float32=_SUMS, cuda="fhi", tensorrt="fh"),
+    "CumSum": Op(EMITTED, folds=Size.INPUTS, float32=_SUMS, cuda="fhi", tensorrt="fh"),
     "DepthToSpace": Op(SPATIAL_FIRST | MOVES, rows=Rows.OWN_ROWS, cuda="fh", tensorrt="fhi"),
     "DequantizeLinear": Op(QUANTIZES, rows=Rows.BY_OP, cuda="q", tensorrt="q"),
     "Div": Op(
@@ -213,6 +213,7 @@ OPS: dict[str, Op] = {
     ),
     "Gather": Op(EMITTED | MOVES, rows=Rows.ALONG_FIRST, folds=Size.GATHER, cuda="fhibq", tensorrt="fhibq"),
     "GatherElements": Op(EMITTED | MOVES, cuda="fhibq", tensorrt="fhibq"),
+    "GatherND": Op(EMITTED | MOVES, cuda="fhi", tensorrt="fhib"),
     "Gelu": Op(ELEMENTWISE | ACTIVATION | KEEPS_ZERO, rows=Rows.ELEMENTWISE, cuda="fh", tensorrt="fh"),
     "Gemm": Op(PRODUCT | EMITTED, rows=Rows.BY_OP, folds=Size.PRODUCT, cuda="fh", tensorrt="fh"),
     "GlobalAveragePool": Op(SPATIAL_FIRST, rows=Rows.OWN_ROWS, float32=_SUMS, cuda="fh", tensorrt="fh"),
@@ -269,6 +270,7 @@ OPS: dict[str, Op] = {
     "Neg": Op(
         ELEMENTWISE | EMITTED | KEEPS_ZERO, rows=Rows.ELEMENTWISE, folds=Size.BROADCAST, cuda="fhi", tensorrt="fhi"
     ),
+    "NonMaxSuppression": Op(JUMPS | EMITTED, cuda="f", tensorrt="fh"),
     "NonZero": Op(JUMPS, folds=Size.RANK),
     "Not": Op(ELEMENTWISE | JUMPS | EMITTED, rows=Rows.ELEMENTWISE, folds=Size.BROADCAST, cuda="b", tensorrt="b"),
     "OneHot": Op(JUMPS, folds=Size.DEPTH, tensorrt="fhibq"),
@@ -284,7 +286,7 @@ OPS: dict[str, Op] = {
         tensorrt="fh",
     ),
     "QuantizeLinear": Op(QUANTIZES, rows=Rows.BY_OP, folds=Size.INPUTS, cuda="f", tensorrt="fh"),
-    "Range": Op(JUMPS, folds=Size.RANGE, cuda="fi", tensorrt="fhi"),
+    "Range": Op(JUMPS | EMITTED, folds=Size.RANGE, cuda="fi", tensorrt="fhi"),
     "Reciprocal": Op(
         ELEMENTWISE, rows=Rows.ELEMENTWISE, folds=Size.BROADCAST, float32=_QUOTIENTS, cuda="fh", tensorrt="fh"
     ),
@@ -310,6 +312,8 @@ OPS: dict[str, Op] = {
     "Round": Op(
         ELEMENTWISE | JUMPS | KEEPS_ZERO, rows=Rows.ELEMENTWISE, folds=Size.BROADCAST, cuda="fh", tensorrt="fh"
     ),
+    "ScatterElements": Op(EMITTED, cuda="fhibq", tensorrt="fhi"),
+    "ScatterND": Op(EMITTED, cuda="fhibq", tensorrt="fhi"),
     "Selu": Op(ELEMENTWISE | ACTIVATION | KEEPS_ZERO, rows=Rows.ELEMENTWISE, cuda="fh", tensorrt="fh"),
     "Shape": Op(READS_SHAPE | JUMPS | EMITTED, folds=Size.INPUTS, cuda="fhibq", tensorrt="fhibq"),
     "Sigmoid": Op(

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from onnx import helper
 
 from ..errors import ModelError
 from ..graph import Graph, TensorType, static_dims
 from ..metadata import LARGEST_BATCH, MAXIMUM_RANK, layer_outputs
-from .gradients.autodiff import target_gradients
 from .gradients.pooling import pooled_gradients
+from .score_kinds import CLASSES, ScoreTable
 
 
-def add_explanation(graph: Graph, values: Sequence[str], *, full: bool, required: bool = False) -> None:
+def add_explanation(
+    graph: Graph, values: Sequence[str], *, full: bool, required: bool = False, table: ScoreTable = CLASSES
+) -> None:
     """Add ``target`` and, for every layer, ``activations``, ``weights`` and, if asked, ``gradients`` to the graph.
 
     Parameters
@@ -28,6 +29,8 @@ def add_explanation(graph: Graph, values: Sequence[str], *, full: bool, required
     required : bool
         Whether every run must be given ``target``. A class that does not exist then fails alone: its entry of
         ``targets`` is -1, its weights and gradients are NaN.
+    table : ScoreTable
+        How the scores are ranked, differentiated and described.
     """
     scores = graph.outputs[0]
     for name in (scores, *values):
@@ -35,7 +38,7 @@ def add_explanation(graph: Graph, values: Sequence[str], *, full: bool, required
             raise ModelError(f"value {name!r} is {graph.type(name).dtype}: fastcam explains float32 networks")
     names = [layer_outputs(position) for position in range(len(values))]
     logits, *explained = graph.outputs = _rename_all(graph, [scores, *values], forward_outputs(values))
-    seeds, valid = _seeds(graph, logits, required=required)
+    seeds, valid = _seeds(graph, logits, table, required=required)
     pooled, whole = pooled_gradients(graph, seeds, explained, explained if full else ())
     for output, gradient in zip(names, pooled, strict=True):
         turned = graph.emit("Transpose", gradient, perm=[1, 0, 2], stem=output.weights)
@@ -85,8 +88,8 @@ def reserve(graph: Graph, name: str) -> None:
     graph.rename(name, graph.unused_name(f"model/{name}"))
 
 
-def _seeds(graph: Graph, logits: str, *, required: bool) -> tuple[dict[str, str], str | None]:
-    """Add the input ``target`` and the output ``targets``.
+def _seeds(graph: Graph, logits: str, table: ScoreTable, *, required: bool) -> tuple[dict[str, str], str | None]:
+    """Add the input ``target``, the output ``targets``, and those that describe the targets.
 
     Returns
     -------
@@ -104,14 +107,19 @@ def _seeds(graph: Graph, logits: str, *, required: bool) -> tuple[dict[str, str]
     if not required:
         graph.defaults["target"] = np.full((batch if isinstance(batch, int) else 1, 1), -1, np.int64)
     target, valid = _clamped(graph, logits) if required else ("target", None)
+    if table is not CLASSES:
+        target = _for_each_image(graph, logits, target)
     absent = graph.emit("Less", target, graph.emit_constant(np.int64(0)), stem="target/absent")
-    chosen = graph.emit("Where", absent, _ranked_classes(graph, logits, target), target, stem="targets")
+    chosen = graph.emit("Where", absent, _ranked(graph, logits, table, target), target, stem="targets")
     shown = chosen
     if valid is not None:
         shown = graph.emit("Where", valid, chosen, graph.emit_constant(np.int64(-1)), stem="target/shown")
     by_target = graph.emit("Transpose", chosen, perm=[1, 0], stem="target/by_target")
     name_output(graph, shown, "targets")
-    value, gradient = target_gradients(graph, logits, by_target)
+    descriptions = table.describe(graph, logits, "targets")
+    value, gradient = table.differentiate(graph, logits, by_target)
+    for name, description in zip(table.outputs, descriptions, strict=True):
+        name_output(graph, description, name)
     return {value: gradient}, valid
 
 
@@ -124,17 +132,22 @@ def _clamped(graph: Graph, logits: str) -> tuple[str, str]:
     return clamped, graph.emit("Equal", clamped, "target", stem="target/valid")
 
 
-def _ranked_classes(graph: Graph, logits: str, target: str) -> str:
+def _ranked(graph: Graph, logits: str, table: ScoreTable, target: str) -> str:
     """Return the class of rank -target for every image, (N,K): -1 is the top class, -2 the second."""
-    (classes,) = static_dims(graph, logits, [1])
-    count = graph.emit_constant(np.array([min(classes, MAXIMUM_RANK)], np.int64))
-    best = graph.unused_name("target/best")
-    graph.append(helper.make_node("TopK", [logits, count], [f"{best}/logits", best], name=best, axis=1))
+    best = table.rank(graph, logits)
     from_zero = graph.emit("Sub", graph.emit_constant(np.int64(-1)), target, stem="target/rank")
     # Where a class is given, the rank is unused but has to be valid.
     rank = graph.emit("Max", from_zero, graph.emit_constant(np.int64(0)), stem="target/valid_rank")
-    rows = graph.emit("Shape", logits, start=0, end=1, stem="target/images")
-    one = graph.emit_constant(np.array([1], np.int64))
-    shape = graph.emit("Concat", rows, one, axis=0, stem="target/shape")
-    each = graph.emit("Expand", rank, shape, stem="target/ranks")
+    each = _for_each_image(graph, logits, rank)
     return graph.emit("GatherElements", best, each, axis=1, stem="target/ranked")
+
+
+def _for_each_image(graph: Graph, logits: str, value: str) -> str:
+    """Repeat a single row (1,K) for every image.
+
+    ONNX Runtime reuses the memory of values that have the same declared shape; ``target`` is declared (N,K), and one
+    row is allowed: tables whose entries are looked up need all rows at once.
+    """
+    rows = graph.emit("Shape", logits, start=0, end=1, stem="target/images")
+    shape = graph.emit("Concat", rows, graph.emit_constant(np.array([1], np.int64)), axis=0, stem="target/shape")
+    return graph.emit("Expand", value, shape, stem="target/ranks")

@@ -94,6 +94,13 @@ def settle_scores(graph: Graph, removed: str, wanted: str | None, names: Sequenc
     return Settled(activation, None if names is None else list(names), notes)
 
 
+def settle_names(activation: str, names: Sequence[str] | None, count: int) -> Settled:
+    """Return what is settled for scores that are no classes; raises ArgumentError for a wrong number of names."""
+    if names is not None and len(names) != count:
+        raise ArgumentError(wrong_count(len(names), count))
+    return Settled(activation, None if names is None else list(names), [])
+
+
 def _activation(
     graph: Graph, removed: str, wanted: str | None, count: int, names: Sequence[str] | None
 ) -> tuple[str, str | None]:

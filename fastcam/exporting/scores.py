@@ -72,7 +72,7 @@ def remove_score_activation(graph: Graph) -> str:
     # The search may have appended nodes that it did not use.
     graph.prune()
     graph.infer_types()
-    _make_rows(graph)
+    make_rows(graph)
     return "none" if found is None else found.activation
 
 
@@ -88,8 +88,8 @@ def _read_from(graph: Graph, found: Found) -> None:
     graph.replace_uses(found.plain, found.scores)
 
 
-def _make_rows(graph: Graph) -> None:
-    """Reshape the output to (N,classes), or reject it."""
+def make_rows(graph: Graph) -> None:
+    """Reshape the output to (N,classes), or raise ModelError."""
     scores = graph.outputs[0]
     rank = graph.rank(scores)
     if rank == 1:
@@ -110,16 +110,16 @@ def _no_rows(graph: Graph, scores: str) -> str:
     shape = graph.shape(scores)
     what = f"the scores {scores!r} have shape {shape}: a classifier gives (N, classes)"
     if any(operator(node).rpartition("::")[2] in _DETECTION_OPS for node in graph.nodes):
-        return f"{what}. This is a detector, and fastcam explains classifiers"
+        return f'{what}. This is a detector: export it with score="boxes"'
     if len(shape) == 4:
         return (
-            f"{what}. One score per pixel is a segmentation network, and fastcam explains classifiers: name a value "
-            "with one row of scores per image as output=..."
+            f'{what}. For a segmentation network, which gives one score per pixel, pass score="segmentation"; else '
+            "name a value with one row of scores per image as output=..."
         )
     if len(shape) == 3:
         return (
-            f"{what}. Several rows per image mean a detector or a sequence model, but fastcam explains "
-            "classifiers: name a value with one row of scores per image as output=..."
+            f'{what}. For a detector, which gives several boxes per image, pass score="boxes"; else name a value with '
+            "one row of scores per image as output=..."
         )
     return what
 

@@ -384,8 +384,8 @@ def test_a_scale_per_class_is_part_of_the_scores(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ([0, 4, 3, 3], "One score per pixel is a segmentation network"),
-        ([0, 6, 6], "Several rows per image mean a detector"),
+        ([0, 4, 3, 3], 'For a segmentation network.* score="segmentation"'),
+        ([0, 6, 6], 'For a detector.* score="boxes"'),
     ],
 )
 def test_what_is_not_a_classifier_is_told_so(shape: list[int], message: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ...arrays import Indices
 from ...kernels.boundary import Normalize
+from ..boxes import Boxes
 from ..runs import TimeLimit
 from .inputs import Inputs
 
@@ -20,7 +21,8 @@ class Task(NamedTuple):
     Attributes
     ----------
     fetched : tuple of str
-        "logits", "targets", then two outputs of each layer.
+        "logits", "targets", then two outputs of each layer; for a detector also "boxes", "box_scores" and
+        "box_classes".
     method : str
         Name of a row of `METHODS`.
     normalize : {"max", "minmax", None}
@@ -52,6 +54,8 @@ class Results(NamedTuple):
     targets : (N,K) int64
     logits : (N,classes) float32
     evidence : (N,K) float32
+    boxes : Boxes or None
+        Of a detector.
     """
 
     heatmaps: Any
@@ -59,6 +63,12 @@ class Results(NamedTuple):
     targets: Any
     logits: Any
     evidence: Any
+    boxes: Boxes | None = None
+
+    @property
+    def arrays(self) -> tuple[Any, Any, Any, Any, Any]:
+        """The fields without the boxes."""
+        return self[:5]
 
 
 class Engine(Protocol):

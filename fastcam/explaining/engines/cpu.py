@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from ...arrays import Array, Indices
 from ...errors import ArgumentError, FastcamError, ModelError
 from .. import runs
+from ..boxes import Boxes
 from ..explained_model import ExplainedModel
 from . import Results, Task
 from .drawing import HostPen, check_answered
@@ -43,10 +45,12 @@ class CpuEngine:
             tensor = inputs.tensor(chunk)
             wanted = targets if len(targets) == 1 else targets[chunk]
             logits, explained, *layers = self._run(tensor, wanted, task)
+            boxes = Boxes(*layers[-3:]) if self._model.has_boxes else None
+            layers = layers if boxes is None else layers[:-3]
             self._pen.check_outputs(len(tensor), wanted.shape[1], logits, explained, layers)
-            check_answered(self._model.path, wanted, explained, logits)
-            parts.append(self._pen.draw(task, logits, explained, layers, start))
-        return parts[0] if len(parts) == 1 else Results(*map(np.concatenate, zip(*parts, strict=True)))
+            check_answered(self._model, wanted, explained, logits)
+            parts.append(self._pen.draw(task, logits, explained, layers, start)._replace(boxes=boxes))
+        return parts[0] if len(parts) == 1 else _joined(parts)
 
     def _run(self, tensor: Array, targets: Indices, task: Task) -> list[Array]:
         """Run the model; return the outputs that are fetched for every row of ``tensor``."""
@@ -63,6 +67,14 @@ class CpuEngine:
         except Exception as error:  # ONNX Runtime's exception classes derive from Exception directly
             raise ModelError(f"{self._model.path}: ONNX Runtime cannot run this model: {error}") from error
         return list(outputs) if fixed_batch is None else [array[:count] for array in outputs]
+
+
+def _joined(parts: Sequence[Results]) -> Results:
+    arrays = [np.concatenate(group) for group in zip(*(part.arrays for part in parts), strict=True)]
+    boxes = [part.boxes for part in parts if part.boxes is not None]
+    corners, scores, classes = zip(*(one[:3] for one in boxes), strict=True) if boxes else ((), (), ())
+    joined = Boxes(np.concatenate(corners), np.concatenate(scores), np.concatenate(classes)) if boxes else None
+    return Results._make([*arrays, joined])
 
 
 def _filled(array: Array, count: int) -> Array:

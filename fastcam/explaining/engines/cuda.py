@@ -243,7 +243,7 @@ class CudaEngine:
         shapes = ((n, k, *(task.size or (h, w))), (n, k, h, w))
         heatmaps, maps = (DeviceTensor(self._device, shape, np.float32) for shape in shapes)
         targets = DeviceTensor(self._device, (n, k), np.int64)
-        logits = DeviceTensor(self._device, (n, self._model.class_count), np.float32)
+        logits = DeviceTensor(self._device, (n, self._model.table_size), np.float32)
         return Results(heatmaps, maps, targets, logits, DeviceTensor(self._device, (n, k), np.float32))
 
     def _begin(self, call: _Call, start: int, *, wait: bool) -> _Batch | None:
@@ -452,7 +452,7 @@ class CudaEngine:
 
     def _keep(self, kept: Results, item: _Batch) -> None:
         """Copy the results to their final place."""
-        for tensor, name in zip(kept, _drawn_names(item.shape), strict=True):
+        for tensor, name in zip(kept.arrays, _drawn_names(item.shape), strict=True):
             source = item.lane.on_device(name, item.count)
             offset = item.start * _bytes(source) // item.count
             self._device.copy_between(tensor.pointer + offset, source.pointer, _bytes(source), self._stream)
@@ -464,7 +464,7 @@ class CudaEngine:
             part = self._part(call.task, item)
             rows = slice(item.start, item.start + item.count)
             wanted = call.targets if len(call.targets) == 1 else call.targets[rows]
-            check_answered(self._model.path, wanted, part.targets, part.logits)
+            check_answered(self._model, wanted, part.targets, part.logits)
             return call.kept or _placed(results, part, item.start, len(call.inputs))
 
     @contextmanager
@@ -531,8 +531,8 @@ def _bytes(array: DeviceArray) -> int:
 def _placed(results: Results | None, part: Results, start: int, count: int) -> Results:
     """Copy a batch's part into the results of all ``count`` images, which the first batch allocates."""
     if results is None:
-        results = Results(*(np.empty((count, *array.shape[1:]), array.dtype) for array in part))
-    for whole, array in zip(results, part, strict=True):
+        results = Results._make([*(np.empty((count, *array.shape[1:]), array.dtype) for array in part.arrays), None])
+    for whole, array in zip(results.arrays, part.arrays, strict=True):
         whole[start : start + len(array)] = array
     return results
 

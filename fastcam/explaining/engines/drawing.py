@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -64,7 +63,7 @@ class HostPen:
         FileFormatError
             They do not match.
         """
-        fits = logits.shape == (n, self._model.class_count) and targets.shape == (n, k)
+        fits = logits.shape == (n, self._model.table_size) and targets.shape == (n, k)
         if self._model.draws_only:
             fits, layers = fits and layers[0].shape[:2] == (n, k) and layers[0].size > 0, ()
         for activations, second in zip(layers[::2], layers[1::2], strict=True):
@@ -86,9 +85,11 @@ class HostPen:
         # Python's own minimum: NumPy's takes microseconds to start.
         indices = targets.ravel().tolist()
         low, high = min(indices), max(indices)
-        if not 0 <= low <= high < self._model.class_count:
+        # A detector may find fewer boxes than were asked for.
+        lowest = -1 if self._model.has_boxes else 0
+        if not lowest <= low <= high < self._model.table_size:
             raise FileFormatError(
-                f"{self._model.path}: it explained the classes {low}..{high} of {self._model.class_count}: export the "
+                f"{self._model.path}: it explained the classes {low}..{high} of {self._model.table_size}: export the "
                 "model again"
             )
 
@@ -121,15 +122,14 @@ class HostPen:
         )
 
 
-def check_answered(path: Path, wanted: Indices, explained: Indices, logits: Floats) -> None:
+def check_answered(model: ExplainedModel, wanted: Indices, explained: Indices, logits: Floats) -> None:
     """Raise ModelError if the file explained other classes than the requested ones.
 
     Some execution providers take the default of ``target`` for a constant, and always explain the top class.
 
     Parameters
     ----------
-    path : Path
-        The file's name for messages.
+    model : ExplainedModel
     wanted : ndarray
         (1 or N, K): class indices, or -r for the class of rank r.
     explained : ndarray
@@ -137,13 +137,15 @@ def check_answered(path: Path, wanted: Indices, explained: Indices, logits: Floa
     logits : ndarray
         (N,classes).
     """
+    path = model.path
     reason = 'its execution provider ignores the input "target". Export the model with target="required"'
     if explained.shape != (len(logits), wanted.shape[1]):
         raise ModelError(f"{path}: asked for {wanted.shape[1]} classes of each image, got {explained.shape}: {reason}")
     asked = np.broadcast_to(wanted, explained.shape)
     different = (asked >= 0) & (asked != explained)
     lowest = -int(asked.min())
-    if lowest > 0:
+    # Regions are ranked by their size, and boxes after suppression.
+    if lowest > 0 and model.metadata.score in ("classes", "values"):
         best = -np.sort(-logits, axis=1)[:, :lowest] if lowest > 1 else logits.max(axis=1, keepdims=True)
         ranked = np.take_along_axis(best, np.maximum(-asked - 1, 0), axis=1)
         # Classes with equal scores share ranks; scores that are not finite are reported later.

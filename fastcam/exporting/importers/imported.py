@@ -45,6 +45,8 @@ class ImportOptions:
         Layers and functions that a Keras file names.
     inputs : mapping of str to array, optional
         Values of the inputs apart from the image, which become constants.
+    all_outputs : bool
+        Whether to keep all outputs where ``output`` names none: detectors have scores and boxes.
     """
 
     output: str | None = None
@@ -53,6 +55,7 @@ class ImportOptions:
     class_names: int | None = None
     custom_objects: Mapping[str, Any] | None = None
     inputs: Mapping[str, Any] | None = None
+    all_outputs: bool = False
 
     def check_scores(self, shape: Sequence[Any] | None) -> None:
         """Reject a wrong number of class names for scores of this shape, if they are known to be rows.
@@ -164,6 +167,8 @@ def wrong_count(names: int, count: int) -> str:
 def settle_signature(graph: Graph, options: ImportOptions) -> list[Note]:
     """Reduce the graph to one output and one float32 image input of fixed size with a named dynamic batch.
 
+    A detector's graph keeps all outputs.
+
     Inputs that nothing reads are dropped; those that the options give values for become constants; images in integers
     are cast from float32.
 
@@ -178,7 +183,8 @@ def settle_signature(graph: Graph, options: ImportOptions) -> list[Note]:
     """
     inner = {name for node in graph.nodes for name in node.output}
     wanted = options.output
-    graph.outputs = [wanted if wanted is not None and wanted in inner else choose_output(graph.outputs, wanted)]
+    if wanted is not None or not options.all_outputs:
+        graph.outputs = [wanted if wanted is not None and wanted in inner else choose_output(graph.outputs, wanted)]
     graph.prune()
     notes = _drop_unused_inputs(graph) + _fix_inputs(graph, options.inputs or {})
     if len(graph.inputs) != 1:

@@ -51,7 +51,7 @@ def import_onnx(model: onnx.ModelProto, options: ImportOptions, base_dir: str | 
     _refuse_impossible_sizes(model)
     _refuse_stray_files(model, base_dir)
     folder = base_dir or "."
-    scores = _score_outputs(model, options.output)
+    scores = _score_outputs(model, options)
     if scores.note is not None:
         options = replace(options, output=None)
     source_opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
@@ -118,9 +118,11 @@ def _refuse_stray_files(model: onnx.ModelProto, base_dir: str | None) -> None:
         raise ModelError("a function of the model reads a file: export the model again without external data in it")
 
 
-def _score_outputs(model: onnx.ModelProto, wanted: str | None) -> Scores:
+def _score_outputs(model: onnx.ModelProto, options: ImportOptions) -> Scores:
     """Return the values that may be the scores; callers may ask for any value of the model."""
-    names = [info.name for info in model.graph.output]
+    names, wanted = [info.name for info in model.graph.output], options.output
+    if wanted is None and options.all_outputs:
+        return Scores(names, None, None)
     if wanted is not None and wanted not in names and any(wanted in node.output for node in model.graph.node):
         return Scores([wanted], None, None)
     constants = [tensor.name for tensor in model.graph.initializer]

@@ -1,0 +1,360 @@
+"""What the outputs of a detector mean: where its class scores and its boxes are, before any suppression of boxes.
+
+Layouts, for A anchors or queries and C classes:
+
+- one output (N,4+C,A): YOLOv8, v9, v11;
+- one output (N,A,5+C), whose fifth column is the objectness: YOLOv5, v7, YOLOX, also before its boxes are decoded;
+- one output (N,R,6), sorted: YOLOv10, v26, RT-DETR; the scores are found before the TopK that sorts them;
+- two outputs (N,A,C) and (N,A,4), in any order: DETR, SSD, RetinaNet;
+- any of these with NonMaxSuppression at the end, whose inputs they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import onnx
+
+from ...arrays import Array
+from ...errors import ModelError
+from ...graph import Graph, attribute, needed_nodes, operator
+from ..trials import score_seeded_images
+
+Corners = Literal["cxcywh", "xyxy", "yxyx"]
+Unit = Literal["pixels", "share", "cells"]
+
+# Queries of a transformer, or boxes that a network has already selected: anchors are several thousand.
+_MOST_QUERIES = 1000
+
+
+class Part(NamedTuple):
+    """Numbers ``start`` to ``stop`` of an axis of a value of rank 3."""
+
+    value: str
+    axis: int
+    start: int
+    stop: int
+
+
+class Detector(NamedTuple):
+    """Where a detector's scores and boxes are.
+
+    Attributes
+    ----------
+    scores : Part
+        (N,A,C) or (N,C,A): one score per class.
+    boxes : Part
+        Four coordinates per anchor or query.
+    objectness : Part or None
+        One more score per anchor, by which those of the classes are multiplied.
+    corners : {"cxcywh", "xyxy", "yxyx"}
+    unit : {"pixels", "share", "cells"}
+        Pixels of the input, shares of its sides, or cells of a grid whose boxes are not decoded yet (YOLOX).
+    overlaps : bool
+        Whether boxes of the same object still have to be suppressed.
+    """
+
+    scores: Part
+    boxes: Part
+    objectness: Part | None
+    corners: Corners
+    unit: Unit
+    overlaps: bool
+
+
+def find_detector(graph: Graph, names: int | None) -> Detector:
+    """Return where the scores and boxes of a detector are.
+
+    Parameters
+    ----------
+    graph : Graph
+        With all of the model's outputs.
+    names : int or None
+        Number of class names, where it is known.
+
+    Raises
+    ------
+    ModelError
+        The outputs have none of the known layouts.
+    """
+    found = _before_suppression(graph) or _before_sorting(graph) or _two_outputs(graph) or _one_output(graph, names)
+    if found is None:
+        raise ModelError(_unknown(graph))
+    return found
+
+
+def _unknown(graph: Graph) -> str:
+    shapes = ", ".join(
+        f"{name!r} {graph.shape(name) if graph.rank(name) is not None else 'unknown'}" for name in graph.outputs
+    )
+    return (
+        f'the outputs {shapes} have no layout of a detector that score="boxes" knows: (N,4+classes,anchors) as YOLOv8, '
+        "(N,anchors,5+classes) as YOLOv5, (N,boxes,6) behind a TopK, scores (N,anchors,classes) and boxes "
+        '(N,anchors,4) as DETR or SSD, or NonMaxSuppression at the end. For a classifier omit score="boxes"; for a '
+        "detector export it with its boxes decoded"
+    )
+
+
+def _sizes(graph: Graph, value: str) -> tuple[int, int] | None:
+    """Return the two static sizes of a float value (N,X,Y)."""
+    if graph.rank(value) != 3 or graph.type(value).dtype.kind != "f":
+        return None
+    first, second = graph.shape(value)[1:]
+    return (first, second) if isinstance(first, int) and isinstance(second, int) else None
+
+
+def _whole(graph: Graph, value: str, axis: int) -> Part:
+    size = graph.shape(value)[axis]
+    return Part(value, axis, 0, int(size or 0))
+
+
+def _coordinate_axis(sizes: tuple[int, int] | None) -> int | None:
+    """Return the axis of four coordinates."""
+    if sizes is None or 4 not in sizes:
+        return None
+    return 2 if sizes[1] == 4 else 1
+
+
+def _before_suppression(graph: Graph) -> Detector | None:
+    node = next((node for node in needed_nodes(graph, graph.outputs) if operator(node) == "NonMaxSuppression"), None)
+    if node is None or _sizes(graph, node.input[0]) is None or _sizes(graph, node.input[1]) is None:
+        return None
+    corners: Corners = "cxcywh" if attribute(node, "center_point_box", 0) else _known_corners(graph, node.input[0], 2)
+    scores, boxes = _whole(graph, node.input[1], 1), _whole(graph, node.input[0], 2)
+    return Detector(scores, boxes, None, corners, _unit(graph, boxes), overlaps=True)
+
+
+def _known_corners(graph: Graph, boxes: str, axis: int) -> Corners:
+    """Return the order of two corners: NonMaxSuppression treats both alike, so the larger side decides nothing.
+
+    Wider pictures have larger x: where the sides of the input differ, the larger coordinate is x; ONNX documents
+    y first, and torch writes x first.
+    """
+    found = score_seeded_images(_with_outputs(graph, [boxes]))
+    if found is None:
+        return "xyxy"
+    values = np.moveaxis(found, axis, -1)
+    (_, _, *_), image = next(iter(graph.inputs.items())), next(iter(graph.inputs.values())).shape
+    sides = [int(size) for size in image[1:] if isinstance(size, int) and size > 4]
+    tops = values.reshape(-1, 4).max(axis=0)
+    if len(sides) == 2 and sides[0] != sides[1] and tops[2] != tops[3]:
+        y_first = (sides[0] > sides[1]) == (tops[2] > tops[3])
+        return "yxyx" if y_first else "xyxy"
+    return "xyxy"
+
+
+def _before_sorting(graph: Graph) -> Detector | None:
+    """Find the scores and boxes that a TopK sorts, for one output (N,R,6) or for scores, boxes and labels."""
+    for node in needed_nodes(graph, graph.outputs):
+        scores = _sorted_scores(graph, node.input[0]) if operator(node) == "TopK" else None
+        if scores is None:
+            continue
+        count = graph.shape(scores)[1]
+        boxes = _gathered_boxes(graph, count)
+        if boxes is not None:
+            part = _whole(graph, boxes, 2)
+            corners = _corners(graph, part)
+            return Detector(_whole(graph, scores, 2), part, None, corners, _unit(graph, part), overlaps=False)
+    return None
+
+
+def _sorted_scores(graph: Graph, value: str) -> str | None:
+    """Return scores (N,A,C) whose best, or all of which, are sorted."""
+    node = graph.producer(value)
+    while node is not None and operator(node) in ("ReduceMax", "Flatten", "Reshape", "Squeeze"):
+        value = node.input[0]
+        if _sizes(graph, value) is not None:
+            return value
+        node = graph.producer(value)
+    return None
+
+
+def _gathered_boxes(graph: Graph, anchors: object) -> str | None:
+    """Return the boxes (N,A,4) of which the sorted ones are gathered."""
+    for node in needed_nodes(graph, graph.outputs):
+        if operator(node) in ("GatherElements", "GatherND", "Gather"):
+            sizes = _sizes(graph, node.input[0])
+            if sizes is not None and sizes == (anchors, 4):
+                return str(node.input[0])
+    return None
+
+
+def _two_outputs(graph: Graph) -> Detector | None:
+    """Read scores and boxes from two outputs with the same number of anchors."""
+    sizes = {name: found for name in graph.outputs if (found := _sizes(graph, name)) is not None}
+    boxes = [name for name, found in sizes.items() if 4 in found]
+    scores = [name for name in sizes if name not in boxes[:1]]
+    if not boxes or not scores:
+        return None
+    axis = _coordinate_axis(sizes[boxes[0]]) or 2
+    anchors = sizes[boxes[0]][0 if axis == 2 else 1]
+    matching = [name for name in scores if anchors in sizes[name]]
+    if not matching:
+        return None
+    class_axis = 2 if sizes[matching[0]][0] == anchors else 1
+    part = _whole(graph, boxes[0], axis)
+    return Detector(
+        _whole(graph, matching[0], class_axis),
+        part,
+        None,
+        _corners(graph, part),
+        _unit(graph, part),
+        # Anchors of several maps are joined; queries come from one decoder.
+        overlaps=anchors > _MOST_QUERIES or len(leaf_parts(graph, part)) > 1,
+    )
+
+
+def _one_output(graph: Graph, names: int | None) -> Detector | None:
+    """Read boxes and scores from the columns of one output."""
+    outputs = [(name, found) for name in graph.outputs if (found := _sizes(graph, name)) is not None]
+    if not outputs:
+        return None
+    # A segmenting detector (YOLOv8-seg) also gives prototypes, of rank 4, and mask coefficients behind the classes.
+    name, sizes = max(outputs, key=lambda item: item[1][0] * item[1][1])
+    axis = 1 if sizes[0] < sizes[1] else 2
+    columns = min(sizes)
+    has_objectness = axis == 2 if names is None else columns == 5 + names
+    count = names if names is not None and columns > 4 + names else columns - 4 - has_objectness
+    if count < 1 or (names is not None and columns < 4 + names):
+        return None
+    first = 4 + has_objectness
+    boxes, objectness = Part(name, axis, 0, 4), Part(name, axis, 4, 5)
+    raw = all(_is_convolution(graph, leaf.value) for leaf in leaf_parts(graph, boxes))
+    return Detector(
+        Part(name, axis, first, first + count),
+        boxes,
+        objectness if has_objectness else None,
+        "cxcywh",
+        "cells" if raw else _unit(graph, boxes),
+        overlaps=True,
+    )
+
+
+def _is_convolution(graph: Graph, value: str) -> bool:
+    node = graph.producer(value)
+    return node is not None and operator(node) == "Conv"
+
+
+def _corners(graph: Graph, boxes: Part) -> Corners:
+    """Return whether boxes are corners: then the second is never above or left of the first, whatever the picture."""
+    values = _values(graph, boxes)
+    if values is None:
+        return "xyxy"
+    ordered = (values[..., 2] >= values[..., 0]).all() and (values[..., 3] >= values[..., 1]).all()
+    return "xyxy" if ordered else "cxcywh"
+
+
+def _unit(graph: Graph, boxes: Part) -> Unit:
+    """Return whether boxes are shares of the input: for one of the amplitudes of noise, all of them are small."""
+    values = _values(graph, boxes)
+    return "share" if values is not None and np.abs(values).max(axis=(1, 2)).min() <= 2 else "pixels"
+
+
+def _values(graph: Graph, boxes: Part) -> Array | None:
+    """Return boxes for seeded noise, (N,A,4), or None if the graph cannot be run here."""
+    found = score_seeded_images(_with_outputs(graph, [boxes.value]))
+    if found is None:
+        return None
+    return np.moveaxis(found, boxes.axis, -1)[..., boxes.start : boxes.stop]
+
+
+def _with_outputs(graph: Graph, outputs: Sequence[str]) -> Graph:
+    part = graph.copy(outputs=outputs)
+    part.prune()
+    return part
+
+
+def leaf_parts(graph: Graph, part: Part) -> list[Part]:
+    """Return the parts of values that a part was put together from, by ops that only move, join and cut.
+
+    Their ranks may differ from 3; they are in no particular order of memory.
+    """
+    node = graph.producer(part.value)
+    rule = _LEAVES.get("" if node is None else operator(node))
+    behind = None if node is None or rule is None else rule(graph, node, part)
+    if behind is None:
+        return [part]
+    return [leaf for other in behind for leaf in leaf_parts(graph, other)]
+
+
+def _moved(graph: Graph, node: onnx.NodeProto, part: Part, axis: int | None) -> list[Part] | None:
+    value = node.input[0]
+    return None if axis is None else [part._replace(value=value, axis=axis)]
+
+
+def _transpose_leaf(graph: Graph, node: onnx.NodeProto, part: Part) -> list[Part] | None:
+    return _moved(graph, node, part, attribute(node, "perm", [])[part.axis])
+
+
+def _reshape_leaf(graph: Graph, node: onnx.NodeProto, part: Part) -> list[Part] | None:
+    """Follow an axis that keeps its size, with everything before it, or everything behind it, unchanged."""
+    value, made = node.input[0], node.output[0]
+    if graph.rank(value) is None or graph.rank(made) is None:
+        return None
+    before, after = graph.shape(value), graph.shape(made)
+    if before[: part.axis + 1] == after[: part.axis + 1]:
+        return _moved(graph, node, part, part.axis)
+    behind = len(after) - part.axis
+    if behind <= len(before) and before[-behind:] == after[-behind:]:
+        return _moved(graph, node, part, len(before) - behind)
+    return None
+
+
+def _concat_leaf(graph: Graph, node: onnx.NodeProto, part: Part) -> list[Part] | None:
+    inputs = list(node.input)
+    axis = attribute(node, "axis", 0) % (graph.rank(part.value) or 1)
+    if any(graph.rank(name) is None for name in inputs):
+        return None
+    if axis != part.axis:
+        return [part._replace(value=name) for name in inputs]
+    parts, offset = [], 0
+    for name in inputs:
+        size = graph.shape(name)[axis]
+        if not isinstance(size, int):
+            return None
+        start, stop = max(part.start - offset, 0), min(part.stop - offset, size)
+        if start < stop:
+            parts.append(Part(name, axis, start, stop))
+        offset += size
+    return parts
+
+
+def _split_leaf(graph: Graph, node: onnx.NodeProto, part: Part) -> list[Part] | None:
+    axis = attribute(node, "axis", 0) % (graph.rank(part.value) or 1)
+    offset = 0
+    for name in node.output:
+        if name == part.value:
+            break
+        size = graph.shape(name)[axis]
+        offset += size if isinstance(size, int) else 0
+    shift = offset if axis == part.axis else 0
+    return [Part(node.input[0], part.axis, part.start + shift, part.stop + shift)]
+
+
+def _slice_leaf(graph: Graph, node: onnx.NodeProto, part: Part) -> list[Part] | None:
+    given = [graph.constants.get(name) for name in node.input[1:]]
+    if len(given) < 3 or any(array is None for array in given):
+        return None
+    starts, _, axes, *steps = ([int(number) for number in array.ravel()] for array in given if array is not None)
+    if steps and set(steps[0]) != {1}:
+        return None
+    rank = graph.rank(part.value) or 1
+    size = graph.shape(node.input[0])[part.axis]
+    by_axis = {axis % rank: start for axis, start in zip(axes, starts, strict=True)}
+    shift = by_axis.get(part.axis, 0)
+    if shift < 0:
+        shift += size if isinstance(size, int) else 0
+    return [Part(node.input[0], part.axis, part.start + shift, part.stop + shift)]
+
+
+_LEAVES = {
+    "Identity": lambda graph, node, part: _moved(graph, node, part, part.axis),
+    "Transpose": _transpose_leaf,
+    "Reshape": _reshape_leaf,
+    "Flatten": _reshape_leaf,
+    "Concat": _concat_leaf,
+    "Split": _split_leaf,
+    "Slice": _slice_leaf,
+}

@@ -1,0 +1,106 @@
+"""Scores of a segmentation network: for each class, its mean logit over the pixels where it is predicted.
+
+Vinogradova et al. 2020 (SEG-GRAD-CAM), eq. 2: the score of a class is the sum of its logits over a set of pixels.
+Here it is the mean, so that scores do not grow with the region. The region does not move with the picture's gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import helper
+
+from ...errors import ModelError
+from ...graph import Graph, attribute, operator, static_dims
+from ...metadata import MAXIMUM_RANK
+from ..layers import map_sizes
+from .table import Opened, ScoreRequest, ScoreTable, opened_batch
+
+
+def open_segmentation(graph: Graph, request: ScoreRequest) -> Opened:
+    """Make the mean logit of each class over its predicted region the table; see `KINDS`.
+
+    Raises
+    ------
+    ModelError
+        The output is not one score per pixel and class.
+    """
+    notes = opened_batch(graph)
+    axis = _class_axis(graph, graph.outputs[0])
+    is_exclusive = _remove_activation(graph, axis)
+    logits = graph.outputs[0]
+    (count,) = static_dims(graph, logits, [axis])
+    region = _region(graph, logits, axis, count, exclusive=is_exclusive and count > 1)
+    pixels = graph.emit_constant(np.array([i for i in (1, 2, 3) if i != axis], np.int64))
+    area = graph.emit("ReduceSum", region, pixels, keepdims=0, stem="region/area")
+    inside = graph.emit("ReduceSum", graph.emit("Mul", logits, region), pixels, keepdims=0, stem="region/sum")
+    at_least_one = graph.emit("Max", area, graph.emit_constant(np.float32(1)), stem="region/pixels")
+    graph.outputs = [graph.emit("Div", inside, at_least_one, stem="region/mean")]
+    area = graph.emit("Identity", area, stem="region/ranking")
+    graph.infer_types()
+
+    def by_area(graph: Graph, scores: str) -> str:
+        """A class that is predicted nowhere has the score 0, which says nothing about its rank."""
+        best = graph.unused_name("target/largest")
+        ranks = graph.emit_constant(np.array([min(count, MAXIMUM_RANK)], np.int64))
+        graph.append(helper.make_node("TopK", [area, ranks], [f"{best}/area", best], name=best, axis=1))
+        return best
+
+    return Opened("none", ScoreTable(rank=by_area), bottleneck, notes)
+
+
+def _class_axis(graph: Graph, scores: str) -> int:
+    """Return the axis of the classes: that of the final softmax, else the one that is not a side of the input."""
+    shape = graph.shape(scores) if graph.rank(scores) else ()
+    if len(shape) != 4 or not all(isinstance(size, int) for size in shape[1:]):
+        raise ModelError(
+            f"the output {scores!r} has shape {shape or 'unknown'}: a segmentation network gives one score per pixel "
+            'and class, (N,C,H,W) or (N,H,W,C). Omit score="segmentation" for a classifier, or name an output that has '
+            "them as output=..."
+        )
+    node = graph.producer(scores)
+    if node is not None and operator(node) == "Softmax":
+        return int(attribute(node, "axis", -1)) % 4
+    image = next(iter(graph.inputs.values())).shape
+    sides = sorted(int(size) for size in image[1:] if isinstance(size, int))[-2:]
+    ratios = {axis: [int(size or 0) for i, size in enumerate(shape) if i not in (0, axis)] for axis in (1, 3)}
+    fits = [axis for axis, found in ratios.items() if _proportional(sorted(found), sides)]
+    if len(fits) == 1:
+        return fits[0]
+    return 3 if int(shape[3] or 0) < int(shape[1] or 0) else 1
+
+
+def _proportional(found: Sequence[int], sides: Sequence[int]) -> bool:
+    return abs(found[0] * sides[1] - found[1] * sides[0]) <= 2 * max(sides)
+
+
+def _remove_activation(graph: Graph, axis: int) -> bool:
+    """Read the logits instead of a final softmax or sigmoid; return whether each pixel has exactly one class."""
+    node = graph.producer(graph.outputs[0])
+    op = "" if node is None else operator(node)
+    if node is not None and op in ("Softmax", "LogSoftmax", "Sigmoid"):
+        if op != "Sigmoid" and attribute(node, "axis", -1) % 4 != axis:
+            raise ModelError(f"the final {op} does not run over the classes, axis {axis}")
+        graph.outputs = [node.input[0]]
+        graph.prune()
+        graph.infer_types()
+    return op != "Sigmoid"
+
+
+def _region(graph: Graph, logits: str, axis: int, count: int, *, exclusive: bool) -> str:
+    """Return where each class is predicted, float32 of the logits' shape: their maximum, or a positive logit."""
+    if exclusive:
+        best = graph.emit("ArgMax", logits, axis=axis, keepdims=1, stem="region/best")
+        shape = [count if i == axis else 1 for i in range(4)]
+        chosen = graph.emit("Equal", best, graph.emit_constant(np.arange(count, dtype=np.int64).reshape(shape)))
+    else:
+        chosen = graph.emit("Greater", logits, graph.emit_constant(np.float32(0)))
+    return graph.emit("Cast", chosen, to=1, stem="region")
+
+
+def bottleneck(graph: Graph, candidates: Sequence[str]) -> list[str]:
+    """Return the last of the smallest maps: later ones of a decoder only repeat the predicted mask."""
+    sizes = map_sizes(graph, candidates)
+    return [min(sizes, key=lambda name: math.prod(sizes[name]))] if sizes else []

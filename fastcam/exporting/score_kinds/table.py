@@ -1,0 +1,118 @@
+"""The table of scores (N,M), from which a target picks one entry per heatmap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from onnx import helper
+
+from ...graph import Graph, static_dims
+from ...metadata import MAXIMUM_RANK
+from ...notes import Note
+from ..gradients.autodiff import target_gradients
+from ..passes.open_batch import open_batch
+from ..scores import make_rows, remove_score_activation
+
+
+def top_scores(graph: Graph, scores: str) -> str:
+    """Return the entries of every row, best first, (N,R) int64."""
+    (count,) = static_dims(graph, scores, [1])
+    ranks = graph.emit_constant(np.array([min(count, MAXIMUM_RANK)], np.int64))
+    best = graph.unused_name("target/best")
+    graph.append(helper.make_node("TopK", [scores, ranks], [f"{best}/logits", best], name=best, axis=1))
+    return best
+
+
+def _nothing(graph: Graph, scores: str, targets: str) -> Sequence[str]:
+    return ()
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """How the entries of a table of scores are ranked, differentiated and described. The functions append nodes.
+
+    Attributes
+    ----------
+    rank : callable
+        Of the graph and the table: the entries by rank, (N,R) int64, R at most `MAXIMUM_RANK`; -1 where there are
+        fewer.
+    differentiate : callable
+        Of the graph, the table and the targets (K,N): a value, and the gradient of the targets' scores in it.
+    describe : callable
+        Of the graph, the table and the targets (N,K): values that become further outputs, called as `outputs`.
+    outputs : sequence of str
+    """
+
+    rank: Callable[[Graph, str], str] = top_scores
+    differentiate: Callable[[Graph, str, str], tuple[str, str]] = target_gradients
+    describe: Callable[[Graph, str, str], Sequence[str]] = _nothing
+    outputs: Sequence[str] = ()
+
+
+CLASSES = ScoreTable()
+
+
+class ScoreRequest(NamedTuple):
+    """What the caller says of the scores.
+
+    Attributes
+    ----------
+    kind : str
+        A row of `KINDS`.
+    activation : str or None
+        What turns the model's outputs into probabilities.
+    names : int or None
+        Number of class names, the caller's or the model's own.
+    """
+
+    kind: str = "classes"
+    activation: str | None = None
+    names: int | None = None
+
+
+@dataclass
+class Opened:
+    """A graph whose output is a table of scores.
+
+    Attributes
+    ----------
+    removed : str
+        What was removed after the scores, as `scores.remove_score_activation` returns it.
+    table : ScoreTable
+    layers : callable
+        Of the graph and the candidates: the layers that are explained by default; none for the last candidate.
+    notes : list of Note
+    labels : int or None
+        Number of names that the entries have, if not one each.
+    context : callable or None
+        As ``layers``, for the layer called "context".
+    """
+
+    removed: str
+    table: ScoreTable = CLASSES
+    layers: Callable[[Graph, Sequence[str]], list[str]] = lambda graph, candidates: []
+    notes: list[Note] = field(default_factory=list)
+    labels: int | None = None
+    context: Callable[[Graph, Sequence[str]], list[str]] | None = None
+
+
+def open_classes(graph: Graph, request: ScoreRequest) -> Opened:
+    """Make the scores before the final softmax or sigmoid the table; raises ModelError."""
+    notes = opened_batch(graph)
+    return Opened(remove_score_activation(graph), notes=notes)
+
+
+def open_values(graph: Graph, request: ScoreRequest) -> Opened:
+    """Make the outputs the table as they are, as for a regression; raises ModelError."""
+    notes = opened_batch(graph)
+    make_rows(graph)
+    return Opened("none", notes=notes)
+
+
+def opened_batch(graph: Graph) -> list[Note]:
+    """Make a fixed batch dynamic where that is sound; return the notes on it."""
+    note = open_batch(graph)
+    return [note] if note else []
