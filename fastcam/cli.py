@@ -25,7 +25,7 @@ from .errors import FastcamError, WriteError
 from .explaining.methods import METHODS
 from .explaining.selftest import RUNTIMES, check_selftest_answer, run_selftest, write_selftest_picture
 from .folders.jobs import FORMATS
-from .metadata import PICTURES, PRECISIONS, SCORE_ACTIVATIONS
+from .metadata import FITS, PICTURES, PRECISIONS, SCORE_ACTIVATIONS, SCORES
 from .preprocessing import Preprocessing
 from .web.runtime import PACKAGE
 from .web.site import build_site
@@ -253,11 +253,23 @@ def train(data_dir: Path, weights: str, **options: Any) -> None:
     'or \'{"order": "RGB", "mean": [0, 0, 0], "scale": [1, 1, 1]}\'.',
 )
 @click.option(
+    "--score",
+    type=click.Choice(SCORES),
+    default="classes",
+    show_default=True,
+    help="What the model's outputs are: classes, values of a regression, a segmentation, or the boxes of a detector.",
+)
+@click.option(
+    "--fit",
+    type=click.Choice(FITS),
+    help="How pictures of other proportions become the input: stretched, or scaled as a whole and surrounded by grey.  "
+    "[default: stretch; letterbox for boxes]",
+)
+@click.option(
     "--gradients",
     type=click.Choice(["pooled", "full"]),
-    default="pooled",
-    show_default=True,
-    help="full: needed by every method except gradcam; the file is larger and slower.",
+    help="full: needed by every method except gradcam; the file is larger and slower.  [default: pooled; full for "
+    "boxes]",
 )
 @click.option(
     "--precision",
@@ -326,7 +338,16 @@ def export(model: Path, out: Path, layer: Sequence[str], preprocess: str | None,
 @click.argument("model", type=_FILE)
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(readable=False), metavar="INPUT...")
 @click.option("-o", "--out", type=_FILE, required=True, metavar="DIR", help="Folder for the results.")
-@click.option("--top-k", type=click.IntRange(min=1), default=1, show_default=True, help="Explain the top K classes.")
+@click.option(
+    "--top-k",
+    type=click.IntRange(min=1),
+    help="Explain the top K classes, or a detector's K best boxes.  [default: 1; 10 boxes]",
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    help="Lowest probability of a box to explain, for a detector.  [default: 0.25]",
+)
 @click.option(
     "--target",
     multiple=True,
@@ -336,15 +357,14 @@ def export(model: Path, out: Path, layer: Sequence[str], preprocess: str | None,
 @click.option(
     "--method",
     type=click.Choice(list(METHODS)),
-    default="gradcam",
-    show_default=True,
-    help="All methods except gradcam need a file exported with --gradients full.",
+    help="All methods except gradcam need a file exported with --gradients full.  [default: gradcam; hirescam for "
+    "boxes]",
 )
 @click.option(
     "--layer",
     multiple=True,
     metavar="NAME",
-    help="One of the file's explained layers; the maps of several are averaged.  [default: the first]",
+    help="One of the file's explained layers; the maps of several are averaged.  [default: the first; all for boxes]",
 )
 @click.option(
     "--format",
@@ -399,7 +419,7 @@ def explain(
     \b
     The following is written to DIR:
       report.html     a page for browsing the results, without network or server
-      results.jsonl   one line per image: path, classes, probabilities, files, timing
+      results.jsonl   one line per image: path, classes or boxes, probabilities, files, timing
       overlays/       or heatmaps/, with --format npy
       run.json        settings and counts
 
@@ -637,7 +657,8 @@ def _print_entry(progress: fastcam.JobProgress) -> None:
 
 def _print_classes(progress: fastcam.JobProgress) -> None:
     if progress.total <= _LISTED and "classes" in progress.entry:
-        _say(f"{progress.entry['path']}: {', '.join(map(_described, progress.entry['classes']))}")
+        found = ", ".join(map(_described, progress.entry["classes"])) or "nothing found"
+        _say(f"{progress.entry['path']}: {found}")
 
 
 def _described(item: Mapping[str, Any]) -> str:
@@ -674,7 +695,10 @@ def _facts(found: fastcam.ModelInfo) -> Iterator[tuple[str, str]]:
     yield "preprocessing", _preprocessing_summary(found.preprocessing)
     for note in found.notes:
         yield "note", note
-    yield "classes", _class_summary(found.classes, found.class_count)
+    yield "score", _SCORE_FACTS[found.score]
+    if found.fit == "letterbox":
+        yield "fit", "letterbox: pictures are scaled as a whole and surrounded by grey"
+    yield _NAMED.get(found.score, "classes"), _class_summary(found.classes, found.class_count)
     for name, (channels, height, width) in found.layers.items():
         yield "explained layer", f"{name}: {channels} channels of {height} x {width}"
     yield "precision", _PRECISION_FACTS[found.precision]
@@ -696,6 +720,15 @@ def _facts(found: fastcam.ModelInfo) -> Iterator[tuple[str, str]]:
     for name, reason in found.providers.items():
         yield "provider", f"{name}: {'available' if reason is None else 'not available: ' + reason}"
     yield "convolutions", _convolution_summary(found)
+
+
+_SCORE_FACTS = {
+    "classes": "a target is a class of the picture",
+    "values": "a target is a value, as the model gives it",
+    "segmentation": "a target is a class: the mean logit over the pixels where it is predicted",
+    "boxes": "a target is a box: by rank (top5), or an entry of an explanation's targets",
+}
+_NAMED = {"values": "values"}
 
 
 def _convolution_summary(info: fastcam.ModelInfo) -> str:

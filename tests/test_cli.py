@@ -335,6 +335,7 @@ def test_options_reach_the_job(model: Path, photos: Path, tmp_path: Path, monkey
         "out": tmp_path / "out",
         "target": ["pug", "3"],
         "top_k": 4,
+        "threshold": None,
         "method": "layercam",
         "layer": ["a", "b"],
         "format": "npy",

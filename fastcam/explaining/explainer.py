@@ -190,6 +190,11 @@ class Explainer:
         return self._model.default_method
 
     @property
+    def default_layers(self) -> tuple[str, ...]:
+        """The layers that are explained if none is named: the first one, or all of a detector."""
+        return tuple(self.layers[position] for position in self._model.default_positions)
+
+    @property
     def score(self) -> str:
         """What a target is: one of "classes", "values", "segmentation" and "boxes", see `fastcam.export`."""
         return self._model.metadata.score

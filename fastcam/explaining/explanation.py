@@ -14,7 +14,7 @@ from .. import kernels
 from ..arguments import check_fraction, check_path, check_text, checked, shown
 from ..arrays import Floats, Indices, Pixels
 from ..errors import ArgumentError, MissingExtraError
-from ..pictures.captions import add_box, add_caption
+from ..pictures.captions import add_boxes, add_caption
 from ..pictures.letterbox import Frame
 from ..pictures.reading import ImageSource, read_image
 from ..pictures.writing import palette, write_image
@@ -84,6 +84,11 @@ class ImageExplanation:
         # At the size of the input, the picture's edges are whole pixels.
         return np.ascontiguousarray(frame.cut(kernels.resize(self.maps[None], frame.size)[0]))
 
+    def placed(self, frame: Frame) -> ImageExplanation:
+        """Return the same for a picture that was prepared by the caller, and lies there in the model's input."""
+        boxes = None if self.boxes is None else frame.on_picture(self.boxes)
+        return replace(self, boxes=boxes, frame=frame)
+
     @checked(colormap=check_text, alpha=check_fraction)
     def overlay(
         self, k: int = 0, *, colormap: str = "jet", alpha: float = 0.5, image: ImageSource | None = None
@@ -127,7 +132,7 @@ class ImageExplanation:
             alpha=alpha,
         )
         shown_picture = captioned(drawn[0, 0], picture, float(self.evidence[k]))
-        return shown_picture if self.boxes is None else add_box(shown_picture, self.boxes[k])
+        return shown_picture if self.boxes is None else add_boxes(shown_picture, self.boxes[k : k + 1 or None])
 
     @checked(path=check_path)
     def save(self, path: str | os.PathLike[str], k: int = 0, *, colormap: str = "jet", alpha: float = 0.5) -> None:

@@ -51,6 +51,10 @@ class ModelInfo:
     classes : tuple of str or None
         Names by index.
     class_count : int
+    score : {"classes", "values", "segmentation", "boxes"}
+        What a target is.
+    fit : {"stretch", "letterbox"}
+        How pictures of other proportions are fitted to the input.
     layers : dict
         Channels, height and width of each explained layer by name, the first one first.
     candidates : tuple of str
@@ -81,6 +85,8 @@ class ModelInfo:
     preprocessing: Preprocessing | None
     classes: tuple[str, ...] | None
     class_count: int
+    score: str
+    fit: str
     layers: dict[str, tuple[int, ...]]
     candidates: tuple[str, ...]
     methods: tuple[str, ...]
@@ -139,6 +145,8 @@ def inspect(path: str | os.PathLike[str]) -> ModelInfo:
         preprocessing=explainer.preprocessing,
         classes=explainer.classes,
         class_count=explainer.class_count,
+        score=explainer.score,
+        fit=explainer.fit,
         layers={name: _sides(graph, layer_outputs(i).activations) for i, name in enumerate(explainer.layers)},
         candidates=explainer.candidates,
         methods=explainer.methods,

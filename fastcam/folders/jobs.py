@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import time
 from base64 import b64encode
@@ -23,6 +24,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import version
+from itertools import repeat
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, TypeVar
 
@@ -47,10 +49,13 @@ from ..arguments import (
 )
 from ..arrays import Pixels
 from ..errors import ArgumentError, FastcamError, ImageError, NonFiniteError
+from ..explaining.boxes import check_threshold
 from ..explaining.explained_model import LARGEST_HEATMAP
 from ..explaining.explainer import Explainer
-from ..explaining.explanation import Explanation, caption, captioned
+from ..explaining.explanation import ImageExplanation, caption, captioned
 from ..files import digest, open_regular, read_chunks, replacing, writing
+from ..pictures.captions import add_boxes
+from ..pictures.letterbox import Frame
 from ..pictures.preparing import resize_image, shrink_image
 from ..pictures.reading import read_picture
 from ..pictures.writing import encode_image, palette
@@ -67,6 +72,10 @@ _THUMBNAIL_SIDE = 240
 # The report draws at the size of a thumbnail: finer maps would only enlarge the page.
 _FINEST_MAP = 56
 _TOP = 5
+# Boxes that are explained by default.
+_BOXES = 10
+# A probability that float32 tells from 0, so that its logarithm is finite.
+_TINY = 1e-12
 # Each stream needs memory for a batch and the model's buffers.
 _MOST_STREAMS = 8
 
@@ -152,10 +161,14 @@ class _Drawing:
 
 @dataclass(frozen=True)
 class _Image:
-    """An image in progress; ``pixels`` is None if they will be read again; ``error`` says why a tensor is missing."""
+    """An image in progress; ``pixels`` is None if they will be read again; ``error`` says why a tensor is missing.
+
+    ``frame`` is where the picture lies in the tensor.
+    """
 
     source: Source
     tensor: NDArray[Any] | None = None
+    frame: Frame | None = None
     pixels: Pixels | None = None
     notes: tuple[str, ...] = ()
     stamp: Stamp | None = None
@@ -165,11 +178,10 @@ class _Image:
 
 @dataclass(frozen=True)
 class _Explained:
-    """An image with its explanation; ``position`` is its row in the batch."""
+    """An image with its explanation."""
 
     image: _Image
-    explanation: Explanation
-    position: int
+    explanation: ImageExplanation
     seconds: float
 
 
@@ -177,8 +189,8 @@ class _Explained:
 @checked(
     model=check_path,
     out=check_path,
-    top_k=check_count,
-    method=check_text,
+    top_k=optional(check_count),
+    method=optional(check_text),
     layer=optional(check_names),
     colormap=check_text,
     alpha=check_fraction,
@@ -196,8 +208,9 @@ def explain_files(
     out: str | os.PathLike[str],
     *,
     target: JobTarget = None,
-    top_k: int = 1,
-    method: str = "gradcam",
+    top_k: int | None = None,
+    threshold: float | None = None,
+    method: str | None = None,
     layer: str | Sequence[str] | None = None,
     format: str = "jpg",  # noqa: A002 - its name on the command line
     colormap: str = "jet",
@@ -230,12 +243,16 @@ def explain_files(
         Folder for the results; created if it does not exist. The job's own files in it must not be links.
     target : optional
         Classes to explain, by index or name, the same for all images.
-    top_k : int
-        Explain the top K classes of each image; cannot be combined with ``target``.
+    top_k : int, optional
+        Explain the top K classes of each image, by default 1; of a detector the K best boxes, by default 10. Cannot be
+        combined with ``target``.
+    threshold : float, optional
+        The lowest probability of a box to explain, for a detector; 0.25 by default.
     method, layer
         As in `Explainer.__call__`.
     format : {"jpg", "png", "webp", "npy"}
-        Overlays in a picture format, or heatmaps as float32 (H,W) arrays in 0..1.
+        Overlays in a picture format, or heatmaps as float32 (H,W) arrays in 0..1. A detector's overlay shows all boxes
+        of a picture, and at each pixel the strongest of their maps.
     colormap, alpha
         As in `ImageExplanation.overlay`.
     size : "image", "input" or (height, width)
@@ -262,10 +279,10 @@ def explain_files(
     A line of ``results.jsonl`` contains ``path``, ``id`` and either ``error`` or ``image_size`` (height, width),
     ``classes`` (for each explained class ``index``, ``label``, ``probability`` (null if the file does not define one),
     ``score`` (the logit), ``evidence`` (the share of positive evidence, 0..1), ``caption`` (if there is little of it),
-    ``file`` and, for the report, ``map``: the explained layer's map as 8-bit values in row-major order, base64),
-    ``map_size``, ``top`` (the top 5 classes),
-    ``thumbnail``, ``notes``, ``stamp`` (size of the picture's file in bytes, modification time in nanoseconds) and
-    ``seconds`` (``read``, ``model``: the image's share of its batch, ``write``).
+    ``box`` (of a detector: left, top, right and bottom in pixels), ``file`` and, for the report, ``map``: the explained
+    layer's map as 8-bit values in row-major order, base64), ``map_size``, ``top`` (the top 5 classes), ``thumbnail``,
+    ``overlay`` (of a detector), ``notes``, ``stamp`` (size of the picture's file in bytes, modification time in
+    nanoseconds) and ``seconds`` (``read``, ``model``: the image's share of its batch, ``write``).
 
     Raises
     ------
@@ -281,28 +298,30 @@ def explain_files(
     check_choice("format", format, FORMATS)
     palette(colormap)
     threads = threads or os.cpu_count() or 1
-    if target is not None and top_k != 1:
+    if target is not None and top_k is not None:
         raise ArgumentError(f"top_k={top_k} and target={shown(target)} both choose the classes: pass only one of them")
-    wanted = f"top{top_k}" if target is None else target
     folder = Path(out)
     sources = find_sources(_listed(inputs), [folder / name for name in FOLDERS], stdin)
     streams = min(threads, _MOST_STREAMS, -(-len(sources) // batch_size))
     explainer = Explainer(model, device=device, threads=threads // streams)
     drawing = _Drawing(folder, format, colormap, alpha, _fixed_size(size, explainer), report)
-    job = _Job(explainer, wanted, method, layer, drawing)
+    method = explainer.default_method if method is None else method
+    wanted = f"top{top_k or (_BOXES if explainer.has_boxes else 1)}" if target is None else target
+    job = _Job(explainer, wanted, method, layer, drawing, check_threshold(threshold, has_boxes=explainer.has_boxes))
     job.try_out()
     settings = {
         "fastcam": version("fastcam"),
         "model_sha256": _digest_file(explainer.path),
         "target": wanted,
         "method": method,
-        "layers": explainer.layers[:1] if layer is None else [layer] if isinstance(layer, str) else list(layer),
+        "layers": explainer.default_layers if layer is None else [layer] if isinstance(layer, str) else list(layer),
         "format": format,
         "colormap": colormap,
         "alpha": alpha,
         "size": size,
         "batch_size": batch_size,
         "report": report,
+        **({} if threshold is None else {"threshold": threshold}),
     }
     with open_journal(folder, _plain(settings), resume=resume) as journal:
         return _run(job, sources, journal, batch_size, streams, progress)
@@ -376,17 +395,23 @@ class _Job:
     """How each image is read, explained and written."""
 
     def __init__(
-        self, explainer: Explainer, target: JobTarget, method: str, layer: str | Sequence[str] | None, drawing: _Drawing
+        self,
+        explainer: Explainer,
+        target: JobTarget,
+        method: str,
+        layer: str | Sequence[str] | None,
+        drawing: _Drawing,
+        threshold: float | None,
     ) -> None:
         self.explainer = explainer
         self.drawing = drawing
-        self._call = partial(explainer, target=target, method=method, layer=layer, size="layer")
+        self._call = partial(explainer, target=target, method=method, layer=layer, size="layer", threshold=threshold)
 
     def try_out(self) -> None:
         """Explain a grey picture, so that an invalid target or method is rejected before the first file is read."""
         grey = np.full((8, 8, 3), 128, np.uint8)
         with suppress(NonFiniteError):
-            targets = self._call(grey).targets[0].tolist()
+            targets = self._call(grey)[0].targets.tolist()
             twice = sorted({index for index in targets if targets.count(index) > 1})
             if twice:
                 raise ArgumentError(f"target contains the classes {twice} more than once: name each one once")
@@ -415,6 +440,7 @@ class _Job:
         return _Image(
             source,
             tensor,
+            self.explainer.frame(pixels),
             pixels if pixels.nbytes <= _KEPT_BYTES else None,
             ("the file contains several frames or pages: only the first is explained",) if is_first_of_several else (),
             stamp,
@@ -437,8 +463,9 @@ class _Job:
                 continue
             seconds = (time.perf_counter() - begin) / len(ready)
             for position, image in enumerate(ready):
-                kept = replace(image, tensor=None)
-                found[image.source.id] = _Explained(kept, explanation, position, seconds)
+                kept, explained = replace(image, tensor=None), explanation[position]
+                placed = explained if image.frame is None else explained.placed(image.frame)
+                found[image.source.id] = _Explained(kept, placed, seconds)
             break
         return list(found.values())
 
@@ -460,11 +487,14 @@ class _Job:
         """Write an image's files; return the fields of its line that describe them."""
         image = item.image
         pixels = read_picture(image.source.path).pixels if image.pixels is None else image.pixels
-        maps = item.explanation.maps[item.position]
-        entry: Entry = {"image_size": list(pixels.shape[:2]), **self._scores(item)}
-        for described, file in zip(
-            entry["classes"], self._write_drawings(image.source, pixels, maps, entry), strict=True
-        ):
+        maps = item.explanation.picture_maps
+        entry: Entry = {"image_size": list(pixels.shape[:2]), **self._scores(item.explanation)}
+        if self.explainer.has_boxes and self.drawing.format != "npy":
+            entry["overlay"] = self._write_boxes(image.source, pixels, item.explanation, entry["classes"])
+            files: Iterator[str] = repeat(entry["overlay"])
+        else:
+            files = self._write_drawings(image.source, pixels, maps, entry)
+        for described, file in zip(entry["classes"], files, strict=False):
             described["file"] = file
         if self.drawing.report:
             entry |= self._report_parts(image.source, pixels, maps, entry["classes"])
@@ -472,9 +502,11 @@ class _Job:
             entry["notes"] = list(image.notes)
         return entry
 
-    def _scores(self, item: _Explained) -> Entry:
+    def _scores(self, explained: ImageExplanation) -> Entry:
         """Return ``classes``, the explained ones, and ``top``, the top 5."""
-        explained = item.explanation[item.position]
+        if explained.boxes is not None and explained.box_scores is not None:
+            boxes = _described_boxes(explained)
+            return {"classes": boxes, "top": [{name: box[name] for name in _SCORE_FIELDS} for box in boxes[:_TOP]]}
         best = np.argsort(-explained.logits, kind="stable")[:_TOP]
 
         def described(index: int) -> Entry:
@@ -496,6 +528,24 @@ class _Job:
             "classes": classes,
             "top": [described(index) for index in best.tolist()],
         }
+
+    def _write_boxes(
+        self, source: Source, pixels: Pixels, explained: ImageExplanation, classes: Sequence[Entry]
+    ) -> str:
+        """Write one overlay with all boxes; return its name."""
+        drawing = self.drawing
+        size = drawing.size or (pixels.shape[0], pixels.shape[1])
+        canvas = pixels if size == pixels.shape[:2] else resize_image(pixels, size)
+        if classes:
+            strongest = np.ascontiguousarray(explained.picture_maps.max(axis=0)[None, None])
+            colours = palette(drawing.colormap)
+            canvas = kernels.colorize(strongest, canvas[None], palette=colours, alpha=drawing.alpha, threads=1)[0, 0]
+            scale = np.array([size[1] / pixels.shape[1], size[0] / pixels.shape[0]] * 2, np.float32)
+            boxes = np.array([item["box"] for item in classes], np.float32) * scale
+            canvas = add_boxes(canvas, boxes, [f"{item['label']} {item['probability']:.0%}" for item in classes])
+        name = f"{drawing.subfolder}/{source.id}.boxes.{drawing.format}"
+        _write_file(drawing.folder / name, _encoded(canvas, Path(name)))
+        return name
 
     def _write_drawings(self, source: Source, pixels: Pixels, maps: NDArray[np.float32], entry: Entry) -> Iterator[str]:
         """Write one file for each class; yield their names."""
@@ -520,7 +570,7 @@ class _Job:
     def _report_parts(self, source: Source, pixels: Pixels, maps: NDArray[np.float32], classes: list[Entry]) -> Entry:
         """Write the thumbnail, and add to the classes the maps that the report draws."""
         finest = max(maps.shape[1:])
-        if finest > _FINEST_MAP:
+        if finest > _FINEST_MAP and len(maps):
             size = [max(1, round(side * _FINEST_MAP / finest)) for side in maps.shape[1:]]
             maps = kernels.resize(maps[None], size, threads=1)[0]
         for described, single in zip(classes, maps, strict=True):
@@ -531,6 +581,35 @@ class _Job:
             encode_image(shrink_image(pixels, max(pixels.shape[:2]) // _THUMBNAIL_SIDE), Path(name)),
         )
         return {"map_size": list(maps.shape[1:]), "thumbnail": name}
+
+
+_SCORE_FIELDS = ("index", "label", "probability", "score")
+
+
+def _described_boxes(explained: ImageExplanation) -> list[Entry]:
+    """Return the boxes of a picture as ``classes`` of its line."""
+    assert explained.boxes is not None  # noqa: S101  # asked before
+    assert explained.box_scores is not None  # noqa: S101
+    rows = zip(
+        explained.targets.tolist(),
+        explained.labels,
+        explained.box_scores.tolist(),
+        explained.boxes.round(3).tolist(),
+        explained.evidence.round(7).tolist(),
+        strict=True,
+    )
+    return [
+        {
+            "index": target,
+            "label": label,
+            "probability": round(score, 7),
+            "score": round(math.log(max(score, _TINY) / max(1 - score, _TINY)), 6),
+            "box": box,
+            "evidence": share,
+            **_caption(share),
+        }
+        for target, label, score, box, share in rows
+    ]
 
 
 def _caption(evidence: float) -> Entry:

@@ -58,6 +58,10 @@ def _is_number_or_none(value: object) -> bool:
     return value is None or _is_number(value)
 
 
+def _is_box(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+
+
 _Check = Callable[[object], bool]
 
 # The fields of a line and of a class in it. Optional ones are listed in `_OPTIONAL`.
@@ -73,20 +77,25 @@ _CLASS: Mapping[str, _Check] = {
     "map": _is_text,
     "evidence": _is_number,
     "caption": _is_text,
+    "box": _is_box,
 }
 _FAILED: Mapping[str, _Check] = {"path": _is_text, "id": _is_text, "error": _is_text}
 _EXPLAINED: Mapping[str, _Check] = {
     "path": _is_text,
     "id": _is_text,
     "image_size": _is_size,
-    "classes": lambda value: _is_list(value, _CLASS) and bool(value),
+    # Empty only for a detector that found nothing.
+    "classes": lambda value: _is_list(value, _CLASS),
+    "overlay": _is_file,
     "top": lambda value: _is_list(value, _SCORE),
     "map_size": _is_size,
     "thumbnail": _is_file,
     "notes": lambda value: isinstance(value, list) and all(map(_is_text, value)),
     "stamp": lambda value: value is None or _is_size(value),
 }
-_OPTIONAL = frozenset(("map", "map_size", "thumbnail", "notes", "stamp", "score", "evidence", "caption"))
+_OPTIONAL = frozenset(
+    ("map", "map_size", "thumbnail", "notes", "stamp", "score", "evidence", "caption", "box", "overlay")
+)
 
 
 def _is_list(value: object, fields: Mapping[str, _Check]) -> bool:
@@ -118,6 +127,8 @@ def parse_line(line: bytes) -> Entry:
         raise ValueError("it is nested too deeply") from None
     is_failure = isinstance(found, dict) and "error" in found
     wrong = _wrong_field(found, _FAILED if is_failure else _EXPLAINED)
+    if wrong is None and isinstance(found, dict) and not is_failure and not found["classes"] and found["top"]:
+        wrong = "classes"
     if wrong is not None:
         raise ValueError(f"the field {wrong!r} is missing or invalid")
     entry: Entry = found  # type: ignore[assignment]  # a dict, as was just checked
@@ -299,8 +310,8 @@ def _remove_leftovers(folder: Path) -> None:
 
 def files_of(entry: Entry) -> list[str]:
     """Return the files that a line names, relative to the job's folder."""
-    thumbnail = [entry["thumbnail"]] if "thumbnail" in entry else []
-    return [*thumbnail, *(item["file"] for item in entry.get("classes", ()))]
+    named = [entry[field] for field in ("thumbnail", "overlay") if field in entry]
+    return [*named, *(item["file"] for item in entry.get("classes", ()))]
 
 
 def _described(entry: Entry, file: str, offset: int) -> _Line:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..arrays import Floats, Pixels
@@ -42,26 +44,33 @@ def add_caption(picture: Pixels, text: str) -> Pixels:
     return np.asarray(canvas)
 
 
-def add_box(picture: Pixels, box: Floats) -> Pixels:
-    """Return a copy of a picture with the outline of a box, white between black lines.
+def add_boxes(picture: Pixels, boxes: Floats, labels: Sequence[str] = ()) -> Pixels:
+    """Return a copy of a picture with the outlines of boxes, white between black lines.
 
     Parameters
     ----------
     picture : ndarray
         uint8 (H,W,3) RGB.
-    box : ndarray
-        (4,): left, top, right and bottom in pixels.
+    boxes : ndarray
+        (K,4): left, top, right and bottom in pixels.
+    labels : sequence of str, optional
+        A line of text for each, in its upper left corner.
     """
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageFont
 
     height, width = picture.shape[:2]
     line = max(1, round(min(height, width) / 200))
+    font = ImageFont.load_default(int(np.clip(min(height, width) * _SHARE * 0.8, _SMALLEST, _LARGEST)))
     canvas = Image.fromarray(picture)
     draw = ImageDraw.Draw(canvas)
-    left, top, right, bottom = (float(side) for side in np.clip(box, 0, [width - 1, height - 1] * 2))
-    corners = (min(left, right), min(top, bottom), max(left, right), max(top, bottom))
-    draw.rectangle(corners, outline="black", width=3 * line)
-    inner = (corners[0] + line, corners[1] + line, corners[2] - line, corners[3] - line)
-    if inner[0] < inner[2] and inner[1] < inner[3]:
-        draw.rectangle(inner, outline="white", width=line)
+    places = np.clip(boxes, 0, [width - 1, height - 1] * 2).tolist()
+    for left, top, right, bottom in places:
+        draw.rectangle((left, top, max(left, right), max(top, bottom)), outline="black", width=3 * line)
+        if right - left > 2 * line and bottom - top > 2 * line:
+            draw.rectangle((left + line, top + line, right - line, bottom - line), outline="white", width=line)
+    # Above all outlines.
+    for (left, top, _, _), label in zip(places, labels, strict=False):
+        bounds = draw.textbbox((left + 2 * line, top + line), label, font=font)
+        draw.rectangle((left, top, bounds[2] + 2 * line, bounds[3] + line), fill="black")
+        draw.text((left + 2 * line, top + line), label, fill="white", font=font)
     return np.asarray(canvas)

@@ -11,7 +11,12 @@ const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const hasProbability = ({ probability }) => typeof probability === "number";
 const strength = (described) => (hasProbability(described) ? percent(described.probability) : described.score.toPrecision(3));
 const sortKey = (described) => (hasProbability(described) ? described.probability : described.score);
-const images = DATA.images.map((image, order) => ({ ...image, order, rank: 0, best: image.top[0] }));
+// A detector may find nothing in a picture.
+const NOTHING = { index: -1, label: "nothing found", probability: 0, score: 0 };
+const images = DATA.images.map((image, order) => ({ ...image, order, rank: 0, best: image.top[0] ?? NOTHING }));
+// Boxes have numbers of their own: they are grouped by class.
+const HAS_BOXES = images.some(({ classes }) => classes.some(({ box }) => box));
+const key = ({ index, label }) => (HAS_BOXES ? label : String(index));
 let visible = images;
 
 // Heatmaps: the small map is enlarged as the overlays are (half-pixel centres, edges repeated), then coloured. Pixels of
@@ -27,10 +32,12 @@ function sampled(length, from) {
 }
 
 function drawHeatmap(canvas, image) {
-  // A blank map has nothing to show: its caption says so.
-  canvas.hidden = image.classes[image.rank].evidence === 0;
+  const described = image.classes[image.rank];
+  // A blank map has nothing to show, and its caption says so; the box of a detector is shown in any case.
+  canvas.hidden = !described || (described.evidence === 0 && !described.box);
+  if (canvas.hidden) return;
   const [rows, columns] = image.map_size;
-  const map = Uint8Array.from(atob(image.classes[image.rank].map), (letter) => letter.charCodeAt(0));
+  const map = Uint8Array.from(atob(described.map), (letter) => letter.charCodeAt(0));
   const [height, width] = image.image_size;
   const scale = HEATMAP_SIDE / Math.max(height, width);
   canvas.width = Math.max(1, Math.round(width * scale));
@@ -51,6 +58,15 @@ function drawHeatmap(canvas, image) {
     }
   }
   context.putImageData(pixels, 0, 0);
+  if (described.box) drawBox(context, described.box, scale);
+}
+
+function drawBox(context, [left, top, right, bottom], scale) {
+  for (const [colour, width] of [["#000", 4], ["#fff", 2]]) {
+    context.strokeStyle = colour;
+    context.lineWidth = width;
+    context.strokeRect(left * scale, top * scale, (right - left) * scale, (bottom - top) * scale);
+  }
 }
 
 // Cards
@@ -98,11 +114,11 @@ function makeCard(image) {
 }
 
 function showCaption(image) {
-  image.caption.textContent = image.classes[image.rank].caption ?? "";
+  image.caption.textContent = image.classes[image.rank]?.caption ?? "";
 }
 
 function chooseClass(image, rank) {
-  image.rank = Math.min(rank, image.classes.length - 1);
+  image.rank = Math.max(0, Math.min(rank, image.classes.length - 1));
   showPressed(image.choices, image);
   showCaption(image);
   if (image.drawn) drawHeatmap(image.canvas, image);
@@ -141,7 +157,7 @@ function arrange() {
     .filter(
       (image) =>
         image.path.toLowerCase().includes(text) &&
-        (index === "" || String(image.best.index) === index) &&
+        (index === "" || key(image.best) === index) &&
         (!hasProbability(image.best) ||
           (image.best.probability >= low && image.best.probability <= (high >= 1 ? Infinity : high))),
     )
@@ -172,10 +188,11 @@ function showLarge(image) {
   frame.style.aspectRatio = `${width} / ${height}`;
   const photo = frame.querySelector("img");
   photo.src = image.thumbnail;
-  photo.alt = `${image.path}, with the heatmap of ${image.classes[image.rank].label}`;
+  const described = image.classes[image.rank] ?? NOTHING;
+  photo.alt = image.classes.length ? `${image.path}, with the heatmap of ${described.label}` : image.path;
   drawHeatmap(frame.querySelector("canvas"), image);
   by("large-title").textContent = image.path;
-  large.querySelector(".notes").textContent = [...image.notes, image.classes[image.rank].caption ?? ""].join(" ").trim();
+  large.querySelector(".notes").textContent = [...image.notes, described.caption ?? ""].join(" ").trim();
   large.querySelector(".top").replaceChildren(
     ...image.top.map((described) => {
       const row = made("li", {}, made("span", { textContent: described.label }), made("span", { textContent: strength(described) }));
@@ -263,8 +280,8 @@ document.addEventListener("keydown", (event) => {
 function fillSelects() {
   const counts = new Map();
   for (const { best } of images) {
-    const known = counts.get(best.index) ?? { label: best.label, count: 0 };
-    counts.set(best.index, { ...known, count: known.count + 1 });
+    const known = counts.get(key(best)) ?? { label: best.label, count: 0 };
+    counts.set(key(best), { ...known, count: known.count + 1 });
   }
   const sorted = [...counts].sort(([, a], [, b]) => a.label.localeCompare(b.label));
   by("label").append(...sorted.map(([index, { label, count }]) => made("option", { value: index, textContent: `${label} (${count})` })));
