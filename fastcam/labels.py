@@ -98,7 +98,13 @@ def class_names(source: object) -> list[str]:
 
 
 def stored_names(properties: Mapping[str, str]) -> tuple[str, ...] | None:
-    """Return the class names in a model's metadata, Ultralytics' ``names``: "{0: 'person', 1: 'car'}"."""
+    """Return the class names in a model's metadata.
+
+    Ultralytics' ``names``, "{0: 'person', 1: 'car'}", or PaddlePaddle's ``character``, one per line.
+    """
+    lines = properties.get("character", "").splitlines()
+    if lines and all(line.isprintable() and line for line in lines):
+        return tuple(lines)
     try:
         return tuple(class_names(ast.literal_eval(properties["names"])))
     except (KeyError, ValueError, SyntaxError, MemoryError, RecursionError):

@@ -38,14 +38,34 @@ def add_explanation(
             raise ModelError(f"value {name!r} is {graph.type(name).dtype}: fastcam explains float32 networks")
     names = [layer_outputs(position) for position in range(len(values))]
     logits, *explained = graph.outputs = _rename_all(graph, [scores, *values], forward_outputs(values))
-    seeds, valid = _seeds(graph, logits, table, required=required)
-    pooled, whole = pooled_gradients(graph, seeds, explained, explained if full else ())
+    chosen, valid = _add_targets(graph, logits, table, required=required)
+    local = table.localize(graph, chosen, explained)
+    if local is None:
+        pooled, whole = _everywhere(graph, logits, table, chosen, explained, full=full)
+    else:
+        pooled, whole = _pooled(graph, local)
     for output, gradient in zip(names, pooled, strict=True):
-        turned = graph.emit("Transpose", gradient, perm=[1, 0, 2], stem=output.weights)
-        name_output(graph, _only_valid(graph, turned, valid, axes=[2]), output.weights)
-    for output, gradient in zip(names, whole, strict=False):
-        turned = graph.emit("Transpose", gradient, perm=[1, 0, 2, 3, 4], stem=output.gradients)
-        name_output(graph, _only_valid(graph, turned, valid, axes=[2, 3, 4]), output.gradients)
+        name_output(graph, _only_valid(graph, gradient, valid, axes=[2]), output.weights)
+    for output, gradient in zip(names, whole if full else (), strict=False):
+        name_output(graph, _only_valid(graph, gradient, valid, axes=[2, 3, 4]), output.gradients)
+
+
+def _everywhere(
+    graph: Graph, logits: str, table: ScoreTable, targets: str, explained: Sequence[str], *, full: bool
+) -> tuple[list[str], list[str]]:
+    """Return pooled gradients (N,K,C) and, if asked, full ones (N,K,C,h,w), by the reverse pass."""
+    by_target = graph.emit("Transpose", targets, perm=[1, 0], stem="target/by_target")
+    value, gradient = table.differentiate(graph, logits, by_target)
+    pooled, whole = pooled_gradients(graph, {value: gradient}, explained, explained if full else ())
+    return (
+        [graph.emit("Transpose", one, perm=[1, 0, 2], stem="weights") for one in pooled],
+        [graph.emit("Transpose", one, perm=[1, 0, 2, 3, 4], stem="gradients") for one in whole],
+    )
+
+
+def _pooled(graph: Graph, whole: list[str]) -> tuple[list[str], list[str]]:
+    axes = graph.emit_constant(np.array([3, 4], np.int64))
+    return [graph.emit("ReduceMean", one, axes, keepdims=0, stem="weights") for one in whole], whole
 
 
 def _only_valid(graph: Graph, value: str, valid: str | None, axes: Sequence[int]) -> str:
@@ -88,13 +108,13 @@ def reserve(graph: Graph, name: str) -> None:
     graph.rename(name, graph.unused_name(f"model/{name}"))
 
 
-def _seeds(graph: Graph, logits: str, table: ScoreTable, *, required: bool) -> tuple[dict[str, str], str | None]:
+def _add_targets(graph: Graph, logits: str, table: ScoreTable, *, required: bool) -> tuple[str, str | None]:
     """Add the input ``target``, the output ``targets``, and those that describe the targets.
 
     Returns
     -------
-    seeds : dict of str to str
-        The gradient of the targets' logits where it is known.
+    chosen : str
+        The targets (N,K), existing ones where the output holds -1 for others.
     valid : str or None
         Which targets exist, bool (N,K); None where ONNX Runtime rejects runs with other targets.
     """
@@ -114,13 +134,11 @@ def _seeds(graph: Graph, logits: str, table: ScoreTable, *, required: bool) -> t
     shown = chosen
     if valid is not None:
         shown = graph.emit("Where", valid, chosen, graph.emit_constant(np.int64(-1)), stem="target/shown")
-    by_target = graph.emit("Transpose", chosen, perm=[1, 0], stem="target/by_target")
     name_output(graph, shown, "targets")
-    descriptions = table.describe(graph, logits, "targets")
-    value, gradient = table.differentiate(graph, logits, by_target)
-    for name, description in zip(table.outputs, descriptions, strict=True):
+    chosen = "targets" if valid is None else chosen
+    for name, description in zip(table.outputs, table.describe(graph, logits, chosen), strict=True):
         name_output(graph, description, name)
-    return {value: gradient}, valid
+    return chosen, valid
 
 
 def _clamped(graph: Graph, logits: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from networks import Array, relative_error
-from torch_detectors import CLASSES, DETECTORS, SIDE, SUPPRESSES, detector, pictures
+from torch_detectors import CLASSES, DETECTORS, SIDE, SUPPRESSES, detector, independent_maps, pictures
 
 import fastcam
 
@@ -33,7 +33,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def _parts(model: Any, images: Array) -> tuple[Array, Array, list[Any], Any]:
-    parts = copy.deepcopy(model).double().parts(torch.from_numpy(images).double())
+    with independent_maps():
+        parts = copy.deepcopy(model).double().parts(torch.from_numpy(images).double())
     return parts.logits.detach().numpy(), parts.boxes.detach().numpy(), parts.maps, parts.logits
 
 

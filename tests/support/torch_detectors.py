@@ -6,6 +6,8 @@ Each gives its outputs as the family's own export does. ``parts`` returns what t
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,6 +62,24 @@ _CHANNELS = (8, 16, 32)
 _STRIDES = (4, 8, 16)
 
 
+_cut = False
+
+
+@contextlib.contextmanager
+def independent_maps() -> Iterator[None]:
+    """Let the inputs of the heads count as independent of each other: their gradients are partial ones."""
+    global _cut  # noqa: PLW0603
+    _cut = True
+    try:
+        yield
+    finally:
+        _cut = False
+
+
+def _inputs(maps: list[Any]) -> list[Any]:
+    return [one.detach().requires_grad_() for one in maps] if _cut else maps
+
+
 def _grid(features: Any, stride: int) -> Any:
     height, width = (int(side) for side in features.shape[2:])
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -83,7 +103,7 @@ class YoloV5(Module):  # type: ignore[misc]
         self.heads = nn.ModuleList(nn.Conv2d(c, 2 * (5 + CLASSES), 1) for c in _CHANNELS)
 
     def _raw(self, images: Any) -> tuple[list[Any], list[Any]]:
-        maps = self.backbone(images)
+        maps = _inputs(self.backbone(images))
         raw = []
         for features, head in zip(maps, self.heads, strict=True):
             n, _, h, w = features.shape
@@ -128,7 +148,7 @@ class YoloV8(Module):  # type: ignore[misc]
 
     def _raw(self, images: Any) -> tuple[list[Any], Any, Any]:
         """Class logits (N,C,A) and boxes (N,4,A) as centres and sizes."""
-        maps = self.backbone(images)
+        maps = _inputs(self.backbone(images))
         levels, grids, strides = [], [], []
         for features, box, score, stride in zip(maps, self.boxes, self.scores, _STRIDES, strict=True):
             both = torch.cat([box(features), score(features)], 1)
@@ -189,7 +209,7 @@ class YoloX(Module):  # type: ignore[misc]
     def _raw(self, images: Any) -> tuple[list[Any], list[Any]]:
         stems, raw = [], []
         for level, features in enumerate(self.backbone(self.first(images))):
-            stem = self.stems[level](features)
+            (stem,) = _inputs([self.stems[level](features)])
             reg = self.regs[level](stem)
             stems.append(stem)
             raw.append(
@@ -233,7 +253,7 @@ class Ssd(Module):  # type: ignore[misc]
         self.boxes = nn.ModuleList(nn.Conv2d(c, 2 * 4, 3, padding=1) for c in _CHANNELS)
 
     def _raw(self, images: Any) -> tuple[list[Any], Any, Any]:
-        maps = self.backbone(images)
+        maps = _inputs(self.backbone(images))
         n = images.shape[0]
         logits = torch.cat(
             [
@@ -278,7 +298,7 @@ class Detr(Module):  # type: ignore[misc]
         self.box = nn.Linear(16, 4)
 
     def _raw(self, images: Any) -> tuple[list[Any], Any, Any]:
-        features = self.project(self.backbone(images)[-1])
+        (features,) = _inputs([self.project(self.backbone(images)[-1])])
         memory = features.flatten(2).transpose(1, 2)
         attention = (self.query @ memory.transpose(1, 2) / 4).softmax(-1)
         found = functional.relu(attention @ memory + self.query)
@@ -293,6 +313,42 @@ class Detr(Module):  # type: ignore[misc]
         return Parts(logits[..., :CLASSES], corners(boxes) * SIDE, maps)
 
 
+class PicoDet(Module):  # type: ignore[misc]
+    """Two outputs per level: class scores, and distributions over the distances of the four sides, not decoded."""
+
+    bins = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.SiLU())
+        self.backbone = _Backbone()
+        self.backbone.blocks[0][0] = nn.Conv2d(8, 8, 3, 2, 1)
+        self.scores = nn.ModuleList(nn.Conv2d(c, CLASSES, 3, padding=1) for c in _CHANNELS)
+        self.boxes = nn.ModuleList(nn.Conv2d(c, 4 * self.bins, 3, padding=1) for c in _CHANNELS)
+
+    def _raw(self, images: Any) -> tuple[list[Any], list[Any], list[Any]]:
+        maps = _inputs(self.backbone(self.first(images)))
+        scores, boxes = (
+            [head(features).flatten(2).transpose(1, 2) for head, features in zip(heads, maps, strict=True)]
+            for heads in (self.scores, self.boxes)
+        )
+        return maps, scores, boxes
+
+    def forward(self, images: Any) -> Any:
+        _, scores, boxes = self._raw(images)
+        return [*(score.sigmoid() for score in scores), *boxes]
+
+    def parts(self, images: Any) -> Parts:
+        maps, scores, boxes = self._raw(images)
+        decoded = []
+        for features, raw, stride in zip(maps, boxes, (8, 16, 32), strict=True):
+            shares = raw.reshape(len(images), -1, 4, self.bins).softmax(-1)
+            distances = (shares * torch.arange(self.bins)).sum(-1)
+            centre = _grid(features, stride)[0] + 0.5
+            decoded.append(torch.cat([centre - distances[..., :2], centre + distances[..., 2:]], -1) * stride)
+        return Parts(torch.cat(scores, 1), torch.cat(decoded, 1), maps)
+
+
 DETECTORS: dict[str, Any] = {
     "yolov5": YoloV5,
     "yolov8": YoloV8,
@@ -301,8 +357,9 @@ DETECTORS: dict[str, Any] = {
     "yolox_raw": lambda: YoloX(decodes=False),
     "ssd": Ssd,
     "detr": Detr,
+    "picodet": PicoDet,
 }
-SUPPRESSES = {"yolov5", "yolov8", "yolox", "yolox_raw", "ssd"}
+SUPPRESSES = {"yolov5", "yolov8", "yolox", "yolox_raw", "ssd", "picodet"}
 
 
 def detector(name: str) -> Any:

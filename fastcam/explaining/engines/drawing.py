@@ -52,8 +52,13 @@ class HostPen:
             rendered_layers = [self._render(task, *pair, None) for pair in pairs]
         except NonFiniteError as error:
             raise maps_not_finite(start + error.image, advice) from error
-        fused = fuse([one.maps for one in rendered_layers], task.size, task.normalize)
-        return Results(*fused, targets, logits, mean_evidence([one.evidence for one in rendered_layers]))
+        maps = [one.maps for one in rendered_layers]
+        fused = fuse_boxes(maps, task.size) if self._model.has_boxes else None
+        fused = fused or fuse(maps, task.size, task.normalize)
+        shares = [one.evidence for one in rendered_layers]
+        # Most layers of a detector have nothing to do with a box, which is too large or too small for them.
+        evidence = np.max(shares, axis=0) if self._model.has_boxes else mean_evidence(shares)
+        return Results(*fused, targets, logits, evidence)
 
     def check_outputs(self, n: int, k: int, logits: Floats, targets: Indices, layers: Sequence[Floats]) -> None:
         """Reject outputs of a modified file that do not match each other; later code relies on it.
@@ -179,6 +184,24 @@ def fuse(maps: Sequence[Floats], size: tuple[int, int] | None, normalize: Normal
     """Return the mean of several layers' maps as heatmaps of ``size`` and as maps of the largest layer's size."""
     largest = max((single.shape[2:] for single in maps), key=math.prod)
     heatmaps, fused = (_mean(maps, chosen, normalize) for chosen in (size or largest, largest))
+    return heatmaps, fused
+
+
+def fuse_boxes(maps: Sequence[Floats], size: tuple[int, int] | None) -> tuple[Floats, Floats] | None:
+    """Return `fuse`'s results where each box is explained by one layer at most: that layer's maps.
+
+    A detector scores a box at one size of map. None where a box has evidence in several layers.
+    """
+    contributes = np.stack([single.any(axis=(2, 3)) for single in maps])
+    if (contributes.sum(axis=0) > 1).any():
+        return None
+    largest = max((single.shape[2:] for single in maps), key=math.prod)
+    heatmaps, fused = (np.zeros((*maps[0].shape[:2], *chosen), np.float32) for chosen in (size or largest, largest))
+    for single, rows in zip(maps, contributes, strict=True):
+        chosen = np.ascontiguousarray(single[rows][None])
+        if chosen.size:
+            for drawn in (heatmaps, fused):
+                drawn[rows] = kernels.resize(chosen, drawn.shape[2:])[0]
     return heatmaps, fused
 
 

@@ -66,7 +66,9 @@ def _one_hot(graph: Graph, logits: str, target: str) -> str:
     return graph.emit("Cast", chosen, to=kind, stem="gradient/target")
 
 
-def backpropagate(graph: Graph, gradients: Mapping[str, str], values: Sequence[str]) -> list[str]:
+def backpropagate(
+    graph: Graph, gradients: Mapping[str, str], values: Sequence[str], *, independent: bool = False
+) -> list[str]:
     r"""Append the nodes of the reverse pass, one for all values.
 
     Parameters
@@ -77,6 +79,9 @@ def backpropagate(graph: Graph, gradients: Mapping[str, str], values: Sequence[s
         Known gradients (K, \*shape) by value.
     values : sequence of str
         The values whose gradients are wanted.
+    independent : bool
+        Whether the values count as independent of each other: partial derivatives, without what reaches a value
+        through another one.
 
     Returns
     -------
@@ -89,7 +94,7 @@ def backpropagate(graph: Graph, gradients: Mapping[str, str], values: Sequence[s
         When an op on the way has no rule, or the logits do not depend on a value.
     """
     found = dict(gradients)
-    path = _path(graph, [value for value in values if value not in found], gradients)
+    path = _path(graph, [value for value in values if value not in found], gradients, independent=independent)
     on_path = {output for node, _ in path for output in node.output}.union(values)
     collected: dict[str, list[str]] = {name: [gradient] for name, gradient in gradients.items()}
     for node, value in reversed(path):
@@ -108,9 +113,13 @@ def backpropagate(graph: Graph, gradients: Mapping[str, str], values: Sequence[s
     return [found[value] for value in values]
 
 
-def _path(graph: Graph, values: Sequence[str], gradients: Mapping[str, str]) -> list[tuple[onnx.NodeProto, str]]:
+def _path(
+    graph: Graph, values: Sequence[str], gradients: Mapping[str, str], *, independent: bool
+) -> list[tuple[onnx.NodeProto, str]]:
     """Return the nodes that the wanted gradients run through, in forward order, each with a value that needs it."""
     needed = {id(node) for node in needed_nodes(graph, gradients)}
+    if independent:
+        needed -= {id(node) for node in needed_nodes(graph, values)}
     reason: dict[int, str] = {}
     for value in values:
         path = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from onnx import defs, external_data_helper, numpy_helper
 from ...errors import ModelError
 from ...graph import Graph, from_model, operator
 from ...labels import stored_names
+from ...preprocessing import Guess, Preprocessing
 from .decisions import Scores, find_scores
 from .fused_ops import fused_op_reason
 from .imported import ImportedModel, ImportOptions, settle_signature
@@ -62,8 +64,16 @@ def import_onnx(model: onnx.ModelProto, options: ImportOptions, base_dir: str | 
     _refuse_unknown_ops(graph)
     notes = widened(graph) + narrowed(graph) + settle_signature(graph, options)
     notes += [scores.note] if scores.note else []
-    classes = scores.classes or stored_names({entry.key: entry.value for entry in model.metadata_props})
-    return ImportedModel(graph, "onnx", classes=classes, notes=notes)
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    classes = scores.classes or stored_names(properties)
+    return ImportedModel(graph, "onnx", classes=classes, notes=notes, guess=_guessed_preprocessing(properties))
+
+
+def _guessed_preprocessing(properties: Mapping[str, str]) -> Guess | None:
+    """Return what the models of Ultralytics expect, which say so in their metadata."""
+    if properties.get("author") != "Ultralytics" or "imgsz" not in properties:
+        return None
+    return Guess(Preprocessing.of("scale"), "its metadata are those of Ultralytics, whose models take RGB of 0..1")
 
 
 def _refuse_impossible_sizes(model: onnx.ModelProto) -> None:

@@ -14,14 +14,17 @@ from typing import NamedTuple
 import numpy as np
 from onnx import helper
 
+from ...arrays import Array
 from ...errors import ArgumentError, ModelError
 from ...graph import Graph, attribute, operator, static_dims
 from ...metadata import MAXIMUM_RANK
 from ...notes import Note
+from ..gradients.autodiff import backpropagate
 from ..trials import score_seeded_images
 from .detectors import Detector, Part, find_detector, leaf_parts
 from .explained import context_layer, head_inputs
 from .table import Opened, ScoreRequest, ScoreTable, opened_batch
+from .windows import Targets, find_levels, window_gradients
 
 BOX_OUTPUTS = ("boxes", "box_scores", "box_classes")
 
@@ -88,12 +91,12 @@ def open_boxes(graph: Graph, request: ScoreRequest) -> Opened:
     corners = names[corners]
     scores = scores._replace(source=names[scores.source], probabilities=names[scores.probabilities])
     boxes = _Boxes(graph, scores, corners, overlaps=detector.overlaps)
-    table = ScoreTable(boxes.rank, boxes.differentiate, boxes.describe, BOX_OUTPUTS)
+    table = ScoreTable(boxes.rank, boxes.differentiate, boxes.describe, BOX_OUTPUTS, boxes.localize)
     notes.append(_note(detector))
     return Opened(
         "sigmoid",
         table,
-        lambda graph, candidates: head_inputs(graph, candidates, corners),
+        lambda graph, candidates: head_inputs(graph, candidates, corners, graph.outputs[0]),
         notes,
         labels=boxes.classes,
         context=lambda graph, candidates: context_layer(graph, candidates, corners),
@@ -102,7 +105,12 @@ def open_boxes(graph: Graph, request: ScoreRequest) -> Opened:
 
 def _note(detector: Detector) -> Note:
     kinds = {"cxcywh": "centres and sizes", "xyxy": "corners (x, y, x, y)", "yxyx": "corners (y, x, y, x)"}
-    units = {"pixels": "in pixels", "share": "as shares of the input", "cells": "in cells, decoded by this file"}
+    units = {
+        "pixels": "in pixels",
+        "share": "as shares of the input",
+        "cells": "in cells, decoded by this file",
+        "bins": "as distributions of distances in cells, decoded by this file",
+    }
     suppression = (
         f"Boxes of one class that overlap by more than {_OVERLAP} are suppressed."
         if detector.overlaps
@@ -217,8 +225,9 @@ def _corners(graph: Graph, detector: Detector) -> str:
     values = _cut(graph, detector.boxes)
     if detector.boxes.axis == 1:
         values = graph.emit("Transpose", values, perm=[0, 2, 1], stem="boxes/rows")
-    if detector.unit == "cells":
-        values = _decoded(graph, values)
+    decode = _DECODERS.get(detector.unit)
+    if decode is not None:
+        values = decode(graph, values)
     if detector.corners == "yxyx":
         values = graph.emit("Gather", values, graph.emit_constant(np.array([1, 0, 3, 2])), axis=2, stem="boxes/xyxy")
     if detector.corners == "cxcywh":
@@ -243,36 +252,53 @@ def _input_sides(graph: Graph) -> tuple[int, int]:
     return int(height or 0), int(width or 0)
 
 
-def _decoded(graph: Graph, values: str) -> str:
-    """Decode boxes in cells (Ge et al. 2021, YOLOX): centres from the cell's corner, logarithms of the sizes."""
+def _grid(graph: Graph, values: str) -> tuple[Array, Array]:
+    """Return the cell (column, row) of every anchor, (A,2), and the side of its cells in pixels, (A,1)."""
     graph.infer_types()
     (anchors,) = static_dims(graph, values, [1])
     sides = _input_sides(graph)
-    strides = next(
-        (found for found in _STRIDES if sum(math.prod(side // step for side in sides) for step in found) == anchors),
-        None,
-    )
+    strides = next((found for found in _STRIDES if sum(map(math.prod, _cells(sides, found))) == anchors), None)
     if strides is None:
         raise ModelError(
             f"the boxes are not decoded, and {anchors} anchors fit no known grid of an input of {sides}: export the "
             "detector with its boxes decoded (for YOLOX, --decode_in_inference)"
         )
-    grids, steps = [], []
-    for step in strides:
-        rows, columns = (side // step for side in sides)
-        y, x = np.mgrid[:rows, :columns]
-        grids.append(np.stack([x.ravel(), y.ravel()], axis=1))
-        steps.append(np.full((rows * columns, 1), step))
-    grid, step_of = np.concatenate(grids).astype(np.float32), np.concatenate(steps).astype(np.float32)
-    bounds = [graph.emit_constant(np.array([number], np.int64)) for number in (0, 2, 4)]
-    axis = graph.emit_constant(np.array([2], np.int64))
-    centres = graph.emit("Slice", values, bounds[0], bounds[1], axis)
-    sizes = graph.emit("Slice", values, bounds[1], bounds[2], axis)
+    grids = [np.argwhere(np.ones(cells))[:, ::-1] for cells in _cells(sides, strides)]
+    steps = [np.full((len(grid), 1), step) for grid, step in zip(grids, strides, strict=True)]
+    return np.concatenate(grids).astype(np.float32), np.concatenate(steps).astype(np.float32)
+
+
+def _cells(sides: tuple[int, int], strides: Sequence[int]) -> list[tuple[int, int]]:
+    return [(-(-sides[0] // step), -(-sides[1] // step)) for step in strides]
+
+
+def _from_cells(graph: Graph, values: str) -> str:
+    """Decode boxes in cells (Ge et al. 2021, YOLOX): centres from the cell's corner, logarithms of the sizes."""
+    grid, step = _grid(graph, values)
+    bounds = [_integers(graph, number) for number in (0, 2, 4)]
+    centres = graph.emit("Slice", values, bounds[0], bounds[1], _integers(graph, 2))
+    sizes = graph.emit("Slice", values, bounds[1], bounds[2], _integers(graph, 2))
     centres = graph.emit("Add", centres, graph.emit_constant(grid[None]))
     both = graph.emit("Concat", centres, graph.emit("Exp", sizes), axis=2)
-    return graph.emit("Mul", both, graph.emit_constant(step_of[None]), stem="boxes/decoded")
+    return graph.emit("Mul", both, graph.emit_constant(step[None]), stem="boxes/decoded")
 
 
+def _from_bins(graph: Graph, values: str) -> str:
+    """Decode distributions of distances (Li et al. 2020, Generalized Focal Loss): means, from the cell's centre."""
+    grid, step = _grid(graph, values)
+    (columns,) = static_dims(graph, values, [2])
+    bins = graph.emit("Reshape", values, _integers(graph, 0, len(grid), 4, columns // 4), stem="boxes/bins")
+    shares = graph.emit("Softmax", bins, axis=3)
+    numbers = graph.emit_constant(np.arange(columns // 4, dtype=np.float32)[:, None])
+    distances = graph.emit("Squeeze", graph.emit("MatMul", shares, numbers), _integers(graph, 3))
+    # Left and top are subtracted.
+    signed = graph.emit("Mul", distances, graph.emit_constant(np.array([-1, -1, 1, 1], np.float32)))
+    centres = graph.emit_constant(np.tile(grid + np.float32(0.5), 2)[None])
+    cells = graph.emit("Add", signed, centres)
+    return graph.emit("Mul", cells, graph.emit_constant(step[None]), stem="boxes/decoded")
+
+
+_DECODERS = {"cells": _from_cells, "bins": _from_bins}
 _STRIDES = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (16, 32), (8, 16), (8,), (16,), (32,))
 
 
@@ -379,12 +405,37 @@ class _Boxes:
     def describe(self, graph: Graph, table: str, targets: str) -> Sequence[str]:
         """Return corners (N,K,4), probabilities (N,K) and classes (N,K) of the targets; see `BOX_OUTPUTS`."""
         entry = graph.emit("Max", targets, _integer(graph, 0), stem="boxes/entry")
+        anchors, classes = self._anchors_and_classes(graph, entry)
+        scores = graph.emit("GatherElements", table, entry, axis=1)
+        return self._gathered(graph, anchors), scores, graph.emit("Identity", classes)
+
+    def _anchors_and_classes(self, graph: Graph, entry: str) -> tuple[str, str]:
+        """Return what entries of the flat table stand for."""
         size = _integer(graph, self.classes if self._axis == 2 else self._anchors)
         outer = graph.emit("Div", entry, size)
         inner = graph.emit("Sub", entry, graph.emit("Mul", outer, size))
-        anchors, classes = (outer, inner) if self._axis == 2 else (inner, outer)
-        scores = graph.emit("GatherElements", table, entry, axis=1)
-        return self._gathered(graph, anchors), scores, graph.emit("Identity", classes)
+        return (outer, inner) if self._axis == 2 else (inner, outer)
+
+    def localize(self, graph: Graph, targets: str, layers: Sequence[str]) -> list[str] | None:
+        """Return the gradients in the inputs of the heads: partial ones, so that no evidence counts twice.
+
+        A box is scored by one head, whose input depends on those of others in a pyramid of features. Where heads of
+        convolutions give the class logits, the gradients are computed in windows. None for other layers.
+        """
+        if set(layers) != set(head_inputs(graph, layers, self._corners, self._scores.source)):
+            return None
+        whole = Part(self._scores.source, self._axis, 0, self.classes)
+        levels = find_levels(graph, whole, layers) if self._scores.is_logit else None
+        if levels is None:
+            by_target = graph.emit("Transpose", targets, perm=[1, 0])
+            value, gradient = self.differentiate(graph, "logits", by_target)
+            whole_maps = backpropagate(graph, {value: gradient}, layers, independent=True)
+            return [graph.emit("Transpose", one, perm=[1, 0, 2, 3, 4], stem="gradients") for one in whole_maps]
+        entry = graph.emit("Max", targets, _integer(graph, 0), stem="gradient/entry")
+        anchors, classes = self._anchors_and_classes(graph, entry)
+        ones = graph.emit("Cast", graph.emit("GreaterOrEqual", entry, _integer(graph, 0)), to=1)
+        chosen = Targets(anchors, classes, ones)
+        return [window_gradients(graph, level, chosen, self.classes) for level in levels]
 
 
 def _integer(graph: Graph, number: int) -> str:

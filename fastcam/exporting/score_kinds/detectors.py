@@ -6,12 +6,13 @@ Layouts, for A anchors or queries and C classes:
 - one output (N,A,5+C), whose fifth column is the objectness: YOLOv5, v7, YOLOX, also before its boxes are decoded;
 - one output (N,R,6), sorted: YOLOv10, v26, RT-DETR; the scores are found before the TopK that sorts them;
 - two outputs (N,A,C) and (N,A,4), in any order: DETR, SSD, RetinaNet;
+- two outputs for each size of map, (N,A,C) and (N,A,4 B), with B bins of distance per side: PicoDet;
 - any of these with NonMaxSuppression at the end, whose inputs they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from ...graph import Graph, attribute, needed_nodes, operator
 from ..trials import score_seeded_images
 
 Corners = Literal["cxcywh", "xyxy", "yxyx"]
-Unit = Literal["pixels", "share", "cells"]
+Unit = Literal["pixels", "share", "cells", "bins"]
 
 # Queries of a transformer, or boxes that a network has already selected: anchors are several thousand.
 _MOST_QUERIES = 1000
@@ -50,8 +51,9 @@ class Detector(NamedTuple):
     objectness : Part or None
         One more score per anchor, by which those of the classes are multiplied.
     corners : {"cxcywh", "xyxy", "yxyx"}
-    unit : {"pixels", "share", "cells"}
-        Pixels of the input, shares of its sides, or cells of a grid whose boxes are not decoded yet (YOLOX).
+    unit : {"pixels", "share", "cells", "bins"}
+        Pixels of the input, or shares of its sides. Not decoded yet: cells of a grid (YOLOX), or a distribution over
+        bins of each side's distance from the cell's centre, in cells (PicoDet); ``boxes`` then has 4 B numbers.
     overlaps : bool
         Whether boxes of the same object still have to be suppressed.
     """
@@ -79,7 +81,13 @@ def find_detector(graph: Graph, names: int | None) -> Detector:
     ModelError
         The outputs have none of the known layouts.
     """
-    found = _before_suppression(graph) or _before_sorting(graph) or _two_outputs(graph) or _one_output(graph, names)
+    found = (
+        _before_suppression(graph)
+        or _before_sorting(graph)
+        or _outputs_by_level(graph)
+        or _two_outputs(graph)
+        or _one_output(graph, names)
+    )
     if found is None:
         raise ModelError(_unknown(graph))
     return found
@@ -206,13 +214,42 @@ def _two_outputs(graph: Graph) -> Detector | None:
     )
 
 
+def _outputs_by_level(graph: Graph) -> Detector | None:
+    """Join the outputs of all maps: class scores, and distributions over the bins of four distances."""
+    sizes = {name: found for name in graph.outputs if (found := _sizes(graph, name)) is not None}
+    by_columns: dict[int, dict[int, str]] = {}
+    for name, (anchors, columns) in sizes.items():
+        by_columns.setdefault(columns, {})[anchors] = name
+    if len(by_columns) != 2 or 2 * len(next(iter(by_columns.values()))) != len(sizes) or len(sizes) < 4:
+        return None
+    first, second = by_columns.items()
+    # Of 4 B bins, B is at least 2; distributions are raw, and scores are usually active.
+    is_first = first[0] % 4 == 0 and not _all_active(graph, first[1].values())
+    boxes, scores = (first, second) if is_first else (second, first)
+    if boxes[0] % 4 or boxes[0] < 8 or boxes[1].keys() != scores[1].keys():
+        return None
+    joined = []
+    for _, level in (scores, boxes):
+        names = [level[anchors] for anchors in sorted(level, reverse=True)]
+        joined.append(graph.emit("Concat", *names, axis=1, stem="boxes/levels"))
+    graph.infer_types()
+    parts = [_whole(graph, name, 2) for name in joined]
+    return Detector(parts[0], parts[1], None, "xyxy", "bins", overlaps=True)
+
+
+def _all_active(graph: Graph, values: Iterable[str]) -> bool:
+    parts = (leaf for value in values for leaf in leaf_parts(graph, _whole(graph, value, 2)))
+    nodes = [graph.producer(leaf.value) for leaf in parts]
+    return all(node is not None and operator(node) in ("Sigmoid", "Softmax") for node in nodes)
+
+
 def _one_output(graph: Graph, names: int | None) -> Detector | None:
     """Read boxes and scores from the columns of one output."""
     outputs = [(name, found) for name in graph.outputs if (found := _sizes(graph, name)) is not None]
-    if not outputs:
-        return None
     # A segmenting detector (YOLOv8-seg) also gives prototypes, of rank 4, and mask coefficients behind the classes.
-    name, sizes = max(outputs, key=lambda item: item[1][0] * item[1][1])
+    if len(outputs) != 1:
+        return None
+    name, sizes = outputs[0]
     axis = 1 if sizes[0] < sizes[1] else 2
     columns = min(sizes)
     has_objectness = axis == 2 if names is None else columns == 5 + names

@@ -16,22 +16,23 @@ from ..ops import Fact, op_row
 from ..paths import Demand
 
 
-def head_inputs(graph: Graph, candidates: Sequence[str], boxes: str) -> list[str]:
+def head_inputs(graph: Graph, candidates: Sequence[str], boxes: str, scores: str) -> list[str]:
     """Return the last maps on every way to the scores that the boxes also depend on, the largest first.
 
     Parameters
     ----------
     graph : Graph
-        Its output is the table of scores.
     candidates : sequence of str
         From the last to the first.
     boxes : str
         The boxes of all anchors.
+    scores : str
+        Their scores.
     """
     sizes = map_sizes(graph, candidates)
     # Element by element: outputs are often joined, and cut again.
     demand = Demand(graph.copy(outputs=[boxes]))
-    found = _last_before_products(graph, {name for name in sizes if demand.reaches(name)})
+    found = _last_before_products(graph, scores, {name for name in sizes if demand.reaches(name)})
     # Of maps of one size, the first feeds the others: the stem of a head with branches.
     first = [
         name
@@ -47,11 +48,11 @@ def _behind(graph: Graph, value: str) -> set[str]:
     return {output for node in needed_nodes(graph, [value]) for output in node.output}
 
 
-def _last_before_products(graph: Graph, wanted: set[str]) -> set[str]:
-    """Return the wanted values that come first on each way back from the output, behind a product with weights."""
+def _last_before_products(graph: Graph, scores: str, wanted: set[str]) -> set[str]:
+    """Return the wanted values that come first on each way back from the scores, behind a product with weights."""
     found: set[str] = set()
     seen: set[tuple[str, bool]] = set()
-    stack = [(name, False) for name in graph.outputs]
+    stack = [(scores, False)]
     while stack:
         value, weighted = stack.pop()
         node = graph.producer(value)
@@ -68,7 +69,7 @@ def _last_before_products(graph: Graph, wanted: set[str]) -> set[str]:
 
 def context_layer(graph: Graph, candidates: Sequence[str], boxes: str) -> list[str]:
     """Return the last of the smallest maps that all inputs of the heads depend on."""
-    heads = head_inputs(graph, candidates, boxes)
+    heads = head_inputs(graph, candidates, boxes, graph.outputs[0])
     behind = [_behind(graph, name) - {name} for name in heads]
     common = set.intersection(*behind) if behind else set()
     sizes = map_sizes(graph, [name for name in candidates if name in common])

@@ -44,12 +44,16 @@ class ScoreTable:
     describe : callable
         Of the graph, the table and the targets (N,K): values that become further outputs, called as `outputs`.
     outputs : sequence of str
+    localize : callable
+        Of the graph, the targets (N,K) and the explained maps: the full gradient in each map, (N,K,C,h,w), where it
+        is cheaper than by ``differentiate``; else None.
     """
 
     rank: Callable[[Graph, str], str] = top_scores
     differentiate: Callable[[Graph, str, str], tuple[str, str]] = target_gradients
     describe: Callable[[Graph, str, str], Sequence[str]] = _nothing
     outputs: Sequence[str] = ()
+    localize: Callable[[Graph, str, Sequence[str]], list[str] | None] = lambda graph, targets, layers: None
 
 
 CLASSES = ScoreTable()
