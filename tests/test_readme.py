@@ -13,10 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from detector_graphs import one_map_detector
+from networks import small_classifier
 from photo_folders import make_class_folders
 from PIL import Image
+from segmentation_graphs import segmenter
 from textbook import make_layers_he
 
+import fastcam
 from fastcam.exporting.gradients.table import VJPS
 
 _README = Path(__file__).parents[1] / "README.md"
@@ -25,6 +29,8 @@ _PAGES = _TEXT + (_README.parent / "docs" / "exporting.md").read_text(encoding="
 _ALL_BLOCKS = re.findall(r"<!-- runs -->\n```python\n(.*?)```", _PAGES, re.DOTALL)
 _TORCH_BLOCKS = [block for block in _ALL_BLOCKS if "import torch" in block]
 _BLOCKS = [block for block in _ALL_BLOCKS if block not in _TORCH_BLOCKS]
+_SCORES = (_README.parent / "docs" / "scores.md").read_text(encoding="utf-8")
+_SCORE_BLOCKS = dict(re.findall(r"<!-- runs (\w+) -->\n```python\n(.*?)```", _SCORES, re.DOTALL))
 _COMMANDS = re.findall(r"<!-- runs sh -->\n```sh\n(.*?)```", _TEXT, re.DOTALL)
 _TRAINING = re.findall(r"<!-- runs train -->\n```sh\n(.*?)```", _TEXT, re.DOTALL)
 
@@ -75,6 +81,23 @@ def test_the_readmes_block_with_torch_runs() -> None:
     assert found.heatmaps.shape == (4, 1, 224, 224)
     assert found.overlays.shape == (4, 1, 224, 224, 3)
     assert found.maps.max() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", _SCORE_BLOCKS)
+def test_the_blocks_of_the_page_on_scores_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _save_photos(tmp_path, ["dog.jpg"])
+    Image.fromarray(np.full((64, 64, 3), (255, 0, 0), np.uint8)).save("street.jpg")
+    Path("detector.onnx").write_bytes(one_map_detector().SerializeToString())
+    Path("unet.onnx").write_bytes(segmenter().SerializeToString())
+    names = ["pug", "beagle", "boxer", "chow", "corgi"]
+    fastcam.export(small_classifier().to_model(), "dogs.onnx", classes=names, preprocess="scale")
+    found: dict[str, Any] = {}
+    exec(_SCORE_BLOCKS[name], found)
+    if name == "detector":
+        assert set(found["image"].labels) == {"red"}
+        assert Path("box_0.png").is_file()
+    assert len(_SCORE_BLOCKS) == 3
 
 
 @pytest.mark.slow

@@ -16,14 +16,23 @@ import numpy.typing as npt
 from .. import kernels
 from ..arguments import check_count, check_flag, check_names, check_path, check_text, checked, optional, renamed, shown
 from ..arrays import Floats, Indices, Pixels
-from ..errors import ArgumentError, FastcamError, ImageError, LayerError, suggest
-from ..kernels.boundary import NORMALIZATIONS, Normalize
+from ..errors import ArgumentError, FastcamError, ImageError, LayerError, TargetError, suggest
 from ..notes import Note
 from ..pictures.letterbox import Frame, letterbox, letterboxed, stretched
 from ..pictures.preparing import prepare, resize_images
 from ..pictures.reading import ImageSource, ValueRange, read_image
 from ..preprocessing import Layout, Preprocessing
 from .boxes import BoxTargets, check_threshold
+from .contrast import (
+    NEAREST,
+    NEAREST_COUNT,
+    NEAREST_SHARE,
+    Contrast,
+    check_linear,
+    check_scaling,
+    contrasted,
+    nearest_classes,
+)
 from .convolutions import CHOICES, Convolutions
 from .devices.exchange import is_on_device
 from .engines import Results, Task
@@ -302,6 +311,8 @@ class Explainer:
         images: Images,
         target: Target = ...,
         *,
+        against: Target = ...,
+        counterfactual: bool = ...,
         method: str | None = ...,
         layer: str | Sequence[str] | None = ...,
         size: str | tuple[int, int] = ...,
@@ -319,6 +330,8 @@ class Explainer:
         images: Images,
         target: Target = ...,
         *,
+        against: Target = ...,
+        counterfactual: bool = ...,
         method: str | None = ...,
         layer: str | Sequence[str] | None = ...,
         size: str | tuple[int, int] = ...,
@@ -331,12 +344,20 @@ class Explainer:
     ) -> DeviceExplanation: ...
 
     @renamed(batch="batch_size")
-    @checked(method=optional(check_text), layer=optional(check_names), batch_size=check_count, on_device=check_flag)
+    @checked(
+        method=optional(check_text),
+        layer=optional(check_names),
+        batch_size=check_count,
+        counterfactual=check_flag,
+        on_device=check_flag,
+    )
     def __call__(
         self,
         images: Images,
         target: Target = None,
         *,
+        against: Target = None,
+        counterfactual: bool = False,
         method: str | None = None,
         layer: str | Sequence[str] | None = None,
         size: str | tuple[int, int] = "input",
@@ -364,6 +385,12 @@ class Explainer:
             What to explain: None, the top class; "top3" (any number), the top three; a class index or name; a list of
             those, for every image; one list per image; or an array (N,K) of indices. For a detector: None, the ten best
             boxes; "top3"; or entries of an earlier explanation's ``targets``.
+        against
+            Why the target rather than these? The map of y_c - mean(y_d), where d are targets in the same form, from the
+            same pass. "nearest" is Finer-CAM as torchcam computes it, y_c - 0.6 mean(y_d), where d are the three
+            classes with the nearest scores: for one target per image, and with one more pass if it is named.
+        counterfactual
+            What speaks against the target: the map with the opposite sign (Selvaraju et al. 2017, section 3).
         method
             "gradcam", the default for classes; or, with a file exported with ``gradients="full"``, "gradcam++"
             (Chattopadhay et al. 2018, eq. 5 and 19), "xgradcam" (Fu et al. 2020), "hirescam" (Draelos and Carin 2020)
@@ -375,7 +402,8 @@ class Explainer:
         size
             Size of the heatmaps: "input", the model's input; "layer", the explained layer; or (height, width).
         normalize
-            "max" divides each map by its maximum, "minmax" maps its range to 0..1, None leaves it raw.
+            "max" divides each map by its maximum, "minmax" maps its range to 0..1, None leaves it raw. "signed" keeps
+            the evidence against the target, -1..1, divided by the largest magnitude.
         threshold
             The lowest probability of a box to explain, for a detector; 0.25 by default. There may be none.
         batch_size
@@ -414,7 +442,7 @@ class Explainer:
         """
         limit = TimeLimit(timeout)
         chosen_size = self._checked_size(size)
-        normalization = _checked_normalize(normalize)
+        scaling = check_scaling(normalize)
         lowest = check_threshold(threshold, has_boxes=self.has_boxes)
         fetched, method = self._default_outputs, self.default_method if method is None else method
         if layer is not None or method != self.default_method:
@@ -423,10 +451,18 @@ class Explainer:
         pictures, inputs = self._read(images, value_range)
         if not pictures:
             raise ImageError("there are no images to explain: the list or batch is empty")
-        targets = self._targets.resolve(target, len(pictures))
-        task = Task(fetched, method, normalization, chosen_size, batch_size, on_device, limit)
+        targets, contrast = self._contrast(inputs, target, against, counterfactual, batch_size, limit)
+        # Maps before their ReLU are combined and scaled here.
+        raw = contrast is not None or scaling == "signed"
+        if contrast is not None:
+            check_linear(method)
+        normalization = None if raw or scaling == "signed" else scaling
+        task = Task(fetched, method, normalization, None if raw else chosen_size, batch_size, on_device, limit, raw=raw)
         try:
             results = self._engine.explain(inputs, targets, task)
+            if raw:
+                contrast = contrast or Contrast(targets.shape[1])
+                results, targets = contrasted(results, contrast, chosen_size, scaling), targets[:, : contrast.kept]
         except MemoryError as error:
             if isinstance(error, FastcamError):
                 raise
@@ -439,9 +475,38 @@ class Explainer:
             return DeviceExplanation(*results.arrays, self.classes, self._model.metadata.score_activation)
         if lowest is not None:
             results = _above(lowest, results, targets)
-        return self._explanation(results, pictures)
+        return self._explanation(results, pictures, signed=scaling == "signed")
 
-    def _explanation(self, results: Results, pictures: list[Pixels | None]) -> Explanation:
+    def _contrast(
+        self, inputs: Inputs, target: Target, against: Target, counterfactual: bool, batch: int, limit: TimeLimit
+    ) -> tuple[Indices, Contrast | None]:
+        """Return the targets, followed by those to subtract, and how to combine them; None for nothing to combine."""
+        count = len(inputs)
+        targets = self._targets.resolve(target, count)
+        if against is None:
+            return targets, Contrast(targets.shape[1], counterfactual=True) if counterfactual else None
+        share = 1.0
+        if isinstance(against, str) and against == NEAREST and against not in (self.classes or ()):
+            if targets.shape[1] != 1 or self.has_boxes:
+                raise TargetError('against="nearest" needs classes, and one target per image')
+            targets, others = self._nearest(inputs, targets, batch, limit)
+            share = NEAREST_SHARE
+        else:
+            others = self._targets.resolve(against, count)
+        rows = max(len(targets), len(others))
+        both = [np.broadcast_to(part, (rows, part.shape[1])) for part in (targets, others)]
+        return np.concatenate(both, axis=1), Contrast(targets.shape[1], share, counterfactual)
+
+    def _nearest(self, inputs: Inputs, targets: Indices, batch: int, limit: TimeLimit) -> tuple[Indices, Indices]:
+        """Return one target per image, and the classes whose scores are nearest to it."""
+        if (targets == -1).all() and self.class_count > NEAREST_COUNT:
+            # Next to the top class are the classes of the next ranks.
+            return targets, -np.arange(2, 2 + NEAREST_COUNT, dtype=np.int64)[None]
+        task = Task(self._default_outputs, self.default_method, None, None, batch, False, limit)
+        scored = self._engine.explain(inputs, targets, task)
+        return scored.targets, nearest_classes(scored.logits, scored.targets)
+
+    def _explanation(self, results: Results, pictures: list[Pixels | None], *, signed: bool) -> Explanation:
         has_frames = self.has_boxes or self.fit == "letterbox"
         frames = [self.frame(picture) if has_frames and picture is not None else None for picture in pictures]
         return Explanation(
@@ -455,6 +520,7 @@ class Explainer:
             evidence=results.evidence,
             boxes=results.boxes,
             frames=frames,
+            signed=signed,
         )
 
     def _read(self, images: Any, value_range: ValueRange) -> tuple[list[Pixels | None], Inputs]:
@@ -553,13 +619,6 @@ def _above(threshold: float, results: Results, asked: Indices) -> Results:
 
 def _sides(shape: tuple[int, ...]) -> str:
     return ", ".join(map(str, shape))
-
-
-def _checked_normalize(normalize: Any) -> Normalize:
-    if not isinstance(normalize, str | None) or normalize not in NORMALIZATIONS:
-        *others, last = map(repr, NORMALIZATIONS)
-        raise ArgumentError(f"normalize={shown(normalize)}: choose {', '.join(others)} or {last}")
-    return NORMALIZATIONS[NORMALIZATIONS.index(normalize)]
 
 
 def _checked_threads(threads: int | None) -> int | None:

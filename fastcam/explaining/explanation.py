@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import kernels
-from ..arguments import check_fraction, check_path, check_text, checked, shown
+from ..arguments import check_fraction, check_path, check_text, checked, optional, shown
 from ..arrays import Floats, Indices, Pixels
 from ..errors import ArgumentError, MissingExtraError
 from ..pictures.captions import add_boxes, add_caption
@@ -61,6 +61,8 @@ class ImageExplanation:
         (K,) float32, their probabilities.
     frame : Frame or None
         Where the picture lies in the model's input, and so in ``heatmaps`` and ``maps``; None where it fills it.
+    signed : bool
+        Whether the maps keep the evidence against a target, below 0.
     """
 
     heatmaps: Floats
@@ -74,6 +76,7 @@ class ImageExplanation:
     boxes: Floats | None = None
     box_scores: Floats | None = None
     frame: Frame | None = None
+    signed: bool = False
 
     @cached_property
     def picture_maps(self) -> Floats:
@@ -89,9 +92,9 @@ class ImageExplanation:
         boxes = None if self.boxes is None else frame.on_picture(self.boxes)
         return replace(self, boxes=boxes, frame=frame)
 
-    @checked(colormap=check_text, alpha=check_fraction)
+    @checked(colormap=optional(check_text), alpha=check_fraction)
     def overlay(
-        self, k: int = 0, *, colormap: str = "jet", alpha: float = 0.5, image: ImageSource | None = None
+        self, k: int = 0, *, colormap: str | None = None, alpha: float = 0.5, image: ImageSource | None = None
     ) -> Pixels:
         """Blend one heatmap over the picture.
 
@@ -99,8 +102,9 @@ class ImageExplanation:
         ----------
         k : int
             Index of the target among the image's targets.
-        colormap : str
-            Name of a colour map of the cmap library, for example "jet", "viridis" or "inferno".
+        colormap : str, optional
+            Name of a colour map of the cmap library, for example "viridis" or "inferno". By default "jet", or for
+            signed maps "bwr": blue for evidence against the target, white for none, red for evidence for it.
         alpha : float
             Opacity of the heatmap, 0..1.
         image : optional
@@ -125,17 +129,21 @@ class ImageExplanation:
         picture = self.image if image is None else read_image(image)
         if picture is None:
             raise ArgumentError("the model's input was given directly, so there is no picture: pass overlay(image=...)")
+        single = self.picture_maps[k]
         drawn = kernels.colorize(
-            np.ascontiguousarray(_within_unit(self.picture_maps[k])[None, None]),
+            np.ascontiguousarray(_within_unit(single, signed=self.signed)[None, None]),
             picture[None],
-            palette=palette(colormap),
+            palette=palette(colormap or ("bwr" if self.signed else "jet")),
             alpha=alpha,
         )
-        shown_picture = captioned(drawn[0, 0], picture, float(self.evidence[k]))
+        # The evidence against a target is shown as well.
+        shown_picture = drawn[0, 0] if self.signed else captioned(drawn[0, 0], picture, float(self.evidence[k]))
         return shown_picture if self.boxes is None else add_boxes(shown_picture, self.boxes[k : k + 1 or None])
 
     @checked(path=check_path)
-    def save(self, path: str | os.PathLike[str], k: int = 0, *, colormap: str = "jet", alpha: float = 0.5) -> None:
+    def save(
+        self, path: str | os.PathLike[str], k: int = 0, *, colormap: str | None = None, alpha: float = 0.5
+    ) -> None:
         """Write one overlay as .png, .jpg or .webp.
 
         Raises
@@ -148,7 +156,7 @@ class ImageExplanation:
         write_image(self.overlay(k, colormap=colormap, alpha=alpha), path)
 
     def plot(
-        self, *, colormap: str = "jet", alpha: float = 0.5, axes: Sequence[matplotlib.axes.Axes] | None = None
+        self, *, colormap: str | None = None, alpha: float = 0.5, axes: Sequence[matplotlib.axes.Axes] | None = None
     ) -> list[matplotlib.axes.Axes]:
         """Draw the picture and its overlays side by side, titled by class and probability (or logit).
 
@@ -263,8 +271,10 @@ def is_whole(number: Any) -> bool:
     return isinstance(number, int | np.integer) and not isinstance(number, bool)
 
 
-def _within_unit(heatmap: Floats) -> Floats:
-    """Scale a raw map (normalize=None) to the 0..1 that colours need; return a normalised one unchanged."""
+def _within_unit(heatmap: Floats, *, signed: bool) -> Floats:
+    """Scale a map to the 0..1 that colours need, 0.5 being the zero of a signed one; a normalised one is unchanged."""
+    if signed:
+        return np.asarray(0.5 + 0.5 * heatmap / max(np.abs(heatmap).max(), 1e-30), np.float32)
     top = heatmap.max()
     return heatmap / top if top > 0 else heatmap
 
@@ -276,7 +286,8 @@ class Explanation(Sequence[ImageExplanation]):
     Attributes
     ----------
     heatmaps : ndarray
-        (N,K,H,W) float32. In 0..1 with normalize "max" or "minmax"; a map without positive evidence is all zeros.
+        (N,K,H,W) float32. In 0..1 with normalize "max" or "minmax", in -1..1 with "signed"; a map without positive
+        evidence is all zeros.
     maps : ndarray
         (N,K,h,w) float32, the same at the size of the explained layer.
     targets : ndarray
@@ -298,6 +309,8 @@ class Explanation(Sequence[ImageExplanation]):
         zeros; the `ImageExplanation` leaves them out.
     frames : list
         Where each picture lies in the model's input; None where it fills it.
+    signed : bool
+        Whether the maps keep the evidence against a target, below 0.
     """
 
     heatmaps: Floats
@@ -310,6 +323,7 @@ class Explanation(Sequence[ImageExplanation]):
     evidence: Floats
     boxes: Boxes | None = None
     frames: list[Frame | None] = field(default_factory=list)
+    signed: bool = False
 
     @cached_property
     def probabilities(self) -> Floats | None:
@@ -351,6 +365,7 @@ class Explanation(Sequence[ImageExplanation]):
             boxes=boxes,
             box_scores=scores,
             frame=frame,
+            signed=self.signed,
         )
 
     def __iter__(self) -> Iterator[ImageExplanation]:

@@ -35,12 +35,15 @@ class Method:
     fused : {"pooled", "element"} or None
         Weighting with which the kernels compute the map directly from the gradients, on the host and on a device; None
         if the weights come from ``weights``, on the host.
+    linear : bool
+        Whether the weights are linear in the gradients, so that maps of several scores can be added and subtracted.
     """
 
     weighting: Literal["channel", "element"]
     weights: Callable[[Floats, Floats], Floats]
     source: str
     fused: Weighting | None = None
+    linear: bool = False
 
 
 def _mean(activations: Floats, gradients: Floats) -> Floats:
@@ -76,10 +79,10 @@ def _each_positive(activations: Floats, gradients: Floats) -> Floats:
 
 
 METHODS: dict[str, Method] = {
-    "gradcam": Method("channel", _mean, "Selvaraju et al. 2017, Grad-CAM, eq. 1", fused="pooled"),
+    "gradcam": Method("channel", _mean, "Selvaraju et al. 2017, Grad-CAM, eq. 1", fused="pooled", linear=True),
     "gradcam++": Method("channel", _second_order, "Chattopadhay et al. 2018, Grad-CAM++, eq. 5 and 19"),
-    "xgradcam": Method("channel", _activation_share, "Fu et al. 2020, Axiom-based Grad-CAM (XGrad-CAM)"),
-    "hirescam": Method("element", _each, "Draelos and Carin 2020, HiResCAM", fused="element"),
+    "xgradcam": Method("channel", _activation_share, "Fu et al. 2020, Axiom-based Grad-CAM (XGrad-CAM)", linear=True),
+    "hirescam": Method("element", _each, "Draelos and Carin 2020, HiResCAM", fused="element", linear=True),
     "layercam": Method("element", _each_positive, "Jiang et al. 2021, LayerCAM, eq. 5 and 6"),
 }
 

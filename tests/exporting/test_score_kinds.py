@@ -10,6 +10,7 @@ import onnx
 import pytest
 from detector_graphs import CELLS, SIDE, STRIDE, bright_cells, one_map_detector
 from networks import Array, NetworkBuilder, relative_error, small_classifier
+from segmentation_graphs import segmenter
 
 import fastcam
 from fastcam.errors import ArgumentError, ModelError, TargetError
@@ -55,25 +56,9 @@ def test_values_are_explained_as_they_are(tmp_path: Path, rng: np.random.Generat
     assert [row[0] for row in found.labels] == ["age", "age"]
 
 
-def _segmenter(*, activation: str = "Softmax", last: bool = False, classes: int = 3) -> onnx.ModelProto:
-    """A small U-Net: 12 x 12 pixels, a bottleneck of 3 x 3."""
-    net = NetworkBuilder(("batch", 3, 12, 12))
-    first = net.add("Relu", net.conv(net.input, (6, 3, 3, 3), pads=[1, 1, 1, 1]), name="first")
-    second = net.add("MaxPool", first, kernel_shape=[4, 4], strides=[4, 4])
-    bottom = net.add("Relu", net.conv(second, (8, 6, 3, 3), pads=[1, 1, 1, 1]), name="bottom")
-    up = net.add("Resize", bottom, "", net.constant(np.array([1, 1, 4, 4], np.float32)), mode="linear")
-    joined = net.add("Concat", first, up, axis=1)
-    decoded = net.add("Relu", net.conv(joined, (8, 14, 3, 3), pads=[1, 1, 1, 1]), name="decoded")
-    pixels = net.conv(decoded, (classes, 8, 1, 1), name="pixels")
-    if last:
-        pixels = net.add("Transpose", pixels, perm=[0, 2, 3, 1])
-    attributes = {"axis": 3 if last else 1} if activation == "Softmax" else {}
-    return net.build(net.add(activation, pixels, name="mask", **attributes)).to_model()
-
-
 @pytest.mark.parametrize("last", [False, True], ids=["channels_first", "channels_last"])
 def test_a_region_is_scored_by_its_mean_logit(tmp_path: Path, rng: np.random.Generator, last: bool) -> None:
-    model, path = _segmenter(last=last), tmp_path / "cells.onnx"
+    model, path = segmenter(last=last), tmp_path / "cells.onnx"
     result = fastcam.export(model, path, score="segmentation", classes=["sky", "road", "car"])
     # The last decoder layer would only repeat the mask.
     assert result.layers == ("bottom",)
@@ -109,7 +94,7 @@ def test_the_gradient_of_a_region_is_that_of_finite_differences(tmp_path: Path, 
     """The region stays where it is."""
     from onnx.reference import ReferenceEvaluator
 
-    model, path = _segmenter(), tmp_path / "cells.onnx"
+    model, path = segmenter(), tmp_path / "cells.onnx"
     fastcam.export(model, path, score="segmentation", gradients="full")
     images = rng.random((1, 3, 12, 12), dtype=np.float32)
     typed = _in_float64(onnx.shape_inference.infer_shapes(model))
@@ -134,7 +119,7 @@ def test_the_gradient_of_a_region_is_that_of_finite_differences(tmp_path: Path, 
 
 
 def test_independent_labels_of_a_segmentation_may_overlap(tmp_path: Path, rng: np.random.Generator) -> None:
-    model, path = _segmenter(activation="Sigmoid", classes=2), tmp_path / "cells.onnx"
+    model, path = segmenter(activation="Sigmoid", classes=2), tmp_path / "cells.onnx"
     fastcam.export(model, path, score="segmentation")
     images = rng.random((1, 3, 12, 12), dtype=np.float32)
     found = fastcam.Explainer(path, device="cpu")(images, [0, 1])

@@ -33,6 +33,8 @@ class Task(NamedTuple):
     on_device : bool
         Whether the results stay on the device, as `DeviceTensor`.
     limit : TimeLimit
+    raw : bool
+        Whether maps before their ReLU are wanted, of the layer's size, drawn on the host.
     """
 
     fetched: tuple[str, ...]
@@ -42,6 +44,7 @@ class Task(NamedTuple):
     batch: int
     on_device: bool
     limit: TimeLimit
+    raw: bool = False
 
 
 class Results(NamedTuple):

@@ -77,6 +77,8 @@ class _Shape:
     size : tuple of int or None
     on_device : bool
         Whether the results stay on the device.
+    raw : bool
+        Whether maps before their ReLU are wanted, which the host draws.
     """
 
     rows: int
@@ -86,11 +88,12 @@ class _Shape:
     method: str
     size: tuple[int, int] | None
     on_device: bool
+    raw: bool = False
 
     @property
     def is_drawn(self) -> bool:
         """Whether the device's kernels draw the maps."""
-        return self.method in _WEIGHTINGS
+        return self.method in _WEIGHTINGS and not self.raw
 
     @property
     def has_heatmaps(self) -> bool:
@@ -225,10 +228,10 @@ class CudaEngine:
             raise TargetError(
                 f"{targets.shape[1]} classes per image: TensorRT's engine was built for at most {self._largest_targets}"
             )
-        if task.on_device and (task.method not in _WEIGHTINGS or len(task.fetched) > 4):
+        if task.on_device and (task.method not in _WEIGHTINGS or len(task.fetched) > 4 or task.raw):
             raise ArgumentError(
-                f"on_device: only maps of one layer by {' or '.join(_WEIGHTINGS)} are drawn on the device: leave "
-                "on_device out"
+                f"on_device: only maps of one layer by {' or '.join(_WEIGHTINGS)}, neither signed nor contrasted, are "
+                "drawn on the device: leave on_device out"
             )
 
     def _read(self, inputs: Inputs, targets: Indices, task: Task) -> _Call:
@@ -261,6 +264,7 @@ class CudaEngine:
             task.method,
             task.size,
             call.kept is not None,
+            task.raw,
         )
         item = _Batch(lane, shape, start, min(rows, len(call.inputs) - start))
         try:

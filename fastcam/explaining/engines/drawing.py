@@ -42,6 +42,9 @@ class HostPen:
         advice = self._model.metadata.overflow_advice
         check_scores(logits, start, advice)
         try:
+            if task.raw:
+                raw = self._raw(task, layers)
+                return Results(raw, raw, targets, logits, np.zeros(targets.shape, np.float32))
             if self._model.draws_only:
                 rendered = self._finish(task, layers[0])
                 return Results(rendered.heatmaps, rendered.maps, targets, logits, rendered.evidence)
@@ -98,6 +101,21 @@ class HostPen:
                 "model again"
             )
 
+    def _raw(self, task: Task, layers: Sequence[Floats]) -> Floats:
+        """Return maps before their ReLU, (N,K,h,w): the mean of several layers', of the largest one's size."""
+        if self._model.draws_only:
+            found = [layers[0]]
+        else:
+            found = [_weighted_sum(task.method, *pair) for pair in zip(layers[::2], layers[1::2], strict=True)]
+        for single in found:
+            bad = kernels.first_not_finite(single)
+            if bad is not None:
+                raise NonFiniteError("a map is not finite", bad)
+        if len(found) == 1:
+            return found[0]
+        largest = max((single.shape[2:] for single in found), key=math.prod)
+        return np.asarray(np.mean([kernels.resize(single, largest) for single in found], axis=0), np.float32)
+
     def _finish(self, task: Task, sums: Floats) -> kernels.Rendered:
         """Return heatmaps, maps and evidence from the file's own weighted sums over channels."""
         bad = kernels.first_not_finite(sums)
@@ -125,6 +143,17 @@ class HostPen:
             size=size,
             threads=self._threads,
         )
+
+
+def _weighted_sum(method: str, activations: Floats, second: Floats) -> Floats:
+    """Return the sum over channels of weight times activation, (N,K,h,w)."""
+    # Overflow is found by the caller.
+    with np.errstate(over="ignore", invalid="ignore"):
+        weights = second if method == DEFAULT_METHOD else find_method(method).weights(activations, second)
+        if weights.ndim == 5:
+            return np.ascontiguousarray((weights * activations[:, None]).sum(axis=2, dtype=np.float64), np.float32)
+        n, c, h, w = activations.shape
+        return np.ascontiguousarray((weights @ activations.reshape(n, c, h * w)).reshape(n, -1, h, w), np.float32)
 
 
 def check_answered(model: ExplainedModel, wanted: Indices, explained: Indices, logits: Floats) -> None:

@@ -219,9 +219,8 @@ def _copied(graph: Graph, level: Level, start: str, mask: str) -> str:
             inputs[0] = graph.emit("Mul", inputs[0], mask, stem="window/bounded")
         names.update({output: graph.unused_name(f"window/{output}") for output in node.output if output})
         outputs = [names.get(output, output) for output in node.output]
-        copy = helper.make_node(node.op_type, inputs, outputs, name=outputs[0], domain=node.domain)
-        copy.attribute.extend(node.attribute)
-        graph.append(copy)
+        attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+        graph.append(helper.make_node(node.op_type, inputs, outputs, name=outputs[0], domain=node.domain, **attributes))
     return names[level.scores]
 
 
