@@ -664,7 +664,9 @@ def _print_classes(progress: fastcam.JobProgress) -> None:
 def _described(item: Mapping[str, Any]) -> str:
     """Return a class from results.jsonl with its probability, or its score if there is no probability."""
     probability = item["probability"]
-    return f"{item['label']} " + (f"{item['score']:.3g}" if probability is None else f"{probability:.1%}")
+    strength = f"{item['score']:.3g}" if probability is None else f"{probability:.1%}"
+    blank = f" ({item['caption']})" if item.get("evidence") == 0 and "caption" in item else ""
+    return f"{item['label']} {strength}{blank}"
 
 
 def _print_summary(result: fastcam.JobResult, *, err: bool) -> None:
@@ -727,8 +729,9 @@ _SCORE_FACTS = {
     "values": "a target is a value, as the model gives it",
     "segmentation": "a target is a class: the mean logit over the pixels where it is predicted",
     "boxes": "a target is a box: by rank (top5), or an entry of an explanation's targets",
+    "embedding": "no target: the similarity to references, which a call is given",
 }
-_NAMED = {"values": "values"}
+_NAMED = {"values": "values", "embedding": "numbers"}
 
 
 def _convolution_summary(info: fastcam.ModelInfo) -> str:

@@ -34,13 +34,18 @@ PICTURES = ("input", "any")
 # What turns logits into probabilities. "probabilities": the logits are probabilities already; "none": unknown.
 SCORE_ACTIVATIONS = ("softmax", "sigmoid", "none", "probabilities")
 
-# What a target is: a class of the picture, a value, the region of a class, or a box.
-SCORES = ("classes", "values", "segmentation", "boxes")
+# What is explained: a class of the picture, a value, the region of a class, a box, or the similarity to a reference.
+SCORES = ("classes", "values", "segmentation", "boxes", "embedding")
+
+# Inputs that some kinds of scores have besides the images and the target: regions to explain instead of the predicted
+# ones, and embeddings to compare with.
+MASK, REFERENCE = "mask", "reference"
 
 # How a picture of other proportions becomes the input: stretched, or scaled as a whole and surrounded by grey.
 FITS = ("stretch", "letterbox")
 
 _PREFIX = "fastcam."
+_LARGEST_SIDE = 2**15
 
 
 class LayerOutputs(NamedTuple):
@@ -86,12 +91,14 @@ class Metadata:
         Whether ``heatmaps`` keep the evidence against a class: -1..1 instead of 0..1.
     picture : {None, "input", "any"}
         Whether the input is uint8 pictures (N,H,W,3), and their size.
-    score : {"classes", "values", "segmentation", "boxes"}
+    score : {"classes", "values", "segmentation", "boxes", "embedding"}
         What a target is.
     fit : {"stretch", "letterbox"}
         How pictures of other proportions than the input's are fitted to it.
     box_classes : int
         Number of classes of a detector, whose table of scores has an entry for each anchor and class; else 0.
+    mask_size : (int, int) or None
+        Height and width of the scores of a segmentation, and so of the input ``mask``.
     """
 
     layers: tuple[str, ...]
@@ -109,6 +116,7 @@ class Metadata:
     score: str = "classes"
     fit: str = "stretch"
     box_classes: int = 0
+    mask_size: tuple[int, int] | None = None
 
     @property
     def overflow_advice(self) -> str:
@@ -126,6 +134,8 @@ class Metadata:
         }
         drawing = {key: value for key, value in drawing.items() if value}
         scores = {"score": self.score, "fit": self.fit, "box_classes": str(self.box_classes)}
+        if self.mask_size is not None:
+            scores["mask_size"] = json.dumps(self.mask_size)
         scores = scores if (self.score, self.fit) != ("classes", "stretch") else {}
         entries = {
             "format_version": SCORES_VERSION if scores else DRAWING_VERSION if drawing else FORMAT_VERSION,
@@ -196,6 +206,13 @@ def _preprocessing(text: str) -> Preprocessing | None:
     return None if text == "null" else Preprocessing.from_json(text)
 
 
+def _size(text: str) -> tuple[int, int]:
+    height, width = (int(side) for side in json.loads(text))
+    if not (0 < height <= _LARGEST_SIDE and 0 < width <= _LARGEST_SIDE):
+        raise ValueError("not a size")
+    return height, width
+
+
 def _one_of(*allowed: str) -> Any:
     def read(text: str) -> str:
         if text not in allowed:
@@ -225,6 +242,7 @@ _READERS: dict[str, Any] = {
     "score": _one_of(*SCORES),
     "fit": _one_of(*FITS),
     "box_classes": lambda text: min(int(text), 2**31),
+    "mask_size": lambda text: _size(text) if text else None,
 }
 # Older files of this format lack these entries.
 _DEFAULTS = {
@@ -238,5 +256,6 @@ _DEFAULTS = {
         "score": "classes",
         "fit": "stretch",
         "box_classes": "0",
+        "mask_size": "",
     }.items()
 }

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from detector_graphs import one_map_detector
-from networks import small_classifier
+from networks import NetworkBuilder, small_classifier
 from photo_folders import make_class_folders
 from PIL import Image
 from segmentation_graphs import segmenter
@@ -89,6 +89,10 @@ def test_the_blocks_of_the_page_on_scores_run(name: str, tmp_path: Path, monkeyp
     _save_photos(tmp_path, ["dog.jpg"])
     Image.fromarray(np.full((64, 64, 3), (255, 0, 0), np.uint8)).save("street.jpg")
     Path("detector.onnx").write_bytes(one_map_detector().SerializeToString())
+    net = NetworkBuilder(("batch", 3, 12, 12))
+    features = net.add("Relu", net.conv(net.input, (6, 3, 3, 3)))
+    faces = net.build(net.dense(net.add("Flatten", net.add("GlobalAveragePool", features)), (6, 4)))
+    Path("faces.onnx").write_bytes(faces.to_model().SerializeToString())
     Path("unet.onnx").write_bytes(segmenter().SerializeToString())
     names = ["pug", "beagle", "boxer", "chow", "corgi"]
     fastcam.export(small_classifier().to_model(), "dogs.onnx", classes=names, preprocess="scale")
@@ -97,7 +101,7 @@ def test_the_blocks_of_the_page_on_scores_run(name: str, tmp_path: Path, monkeyp
     if name == "detector":
         assert set(found["image"].labels) == {"red"}
         assert Path("box_0.png").is_file()
-    assert len(_SCORE_BLOCKS) == 3
+    assert len(_SCORE_BLOCKS) == 4
 
 
 @pytest.mark.slow

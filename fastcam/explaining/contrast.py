@@ -107,7 +107,7 @@ def contrasted(results: Results, contrast: Contrast, size: tuple[int, int] | Non
     if boxes is not None:
         boxes = boxes._replace(**{name: value[:, : contrast.kept] for name, value in boxes._asdict().items()})
     share = np.asarray(positive_share(raw), np.float32)
-    return Results(heatmaps, maps, targets, results.logits, share, boxes)
+    return Results(heatmaps, maps, targets, results.logits, share, boxes, results.similarity)
 
 
 def _scaled(raw: Doubles, scaling: Scaling) -> Doubles:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ArgumentError, FileFormatError
-from ..metadata import LARGEST_BATCH, Metadata, layer_outputs
+from ..metadata import LARGEST_BATCH, MASK, REFERENCE, Metadata, layer_outputs
 from .methods import METHODS, find_method
 
 if TYPE_CHECKING:
@@ -24,12 +24,16 @@ _LARGEST_INPUT = 2**26
 
 # Element type and rank of the outputs: those of the file, and those of every layer.
 _OUTPUTS = {"logits": ("float", 2), "targets": ("int64", 2)}
-_PER_TARGET = ("targets", "weights", "gradients", "maps", "heatmaps", "overlays", "boxes", "box")
+_PER_TARGET = ("targets", "weights", "gradients", "maps", "heatmaps", "overlays", "boxes", "box", "similarity")
 _LAYER_OUTPUTS = {"activations": ("float", 4), "weights": ("float", 3)}
 # For a file that draws its own heatmaps.
 _DRAWN_OUTPUTS = {"maps": ("float", 4), "heatmaps": ("float", 4)}
 # For a detector.
 _BOX_OUTPUTS = {"boxes": ("float", 3), "box_scores": ("float", 2), "box_classes": ("int64", 2)}
+_SIMILARITY = {"similarity": ("float", 2)}
+# A further input, by the kind of scores.
+_EXTRA_INPUTS = {"segmentation": MASK, "embedding": REFERENCE}
+_DESCRIPTIONS = {"boxes": _BOX_OUTPUTS, "embedding": _SIMILARITY}
 # By which a kind of scores is explained if no method is named. The mean gradient of a box says which class, not where.
 _DEFAULT_METHODS = {"boxes": "hirescam"}
 
@@ -54,6 +58,8 @@ class ExplainedModel:
     input_name : str
     image_shape : tuple of int
         Shape of one image of the model's input.
+    extra : {"mask", "reference", None}
+        A further input, which callers may omit.
     fixed_batch : int or None
         Number of images that the file takes; None for any.
     class_count : int
@@ -77,6 +83,9 @@ class ExplainedModel:
         self.draws_only = self.metadata.method is not None and self._layer_outputs[0].weights not in self.outputs
         self.has_gradients = all(layer.gradients in self.outputs for layer in self._layer_outputs)
         self._check_outputs()
+        self.extra = _EXTRA_INPUTS.get(self.metadata.score)
+        # Sessions list inputs with a default elsewhere.
+        self.inputs.pop(self.extra or "", None)
         if len(self.inputs) != 1:
             raise FileFormatError(
                 f"{path}: it has {len(self.inputs)} inputs besides the target: export the model again"
@@ -108,6 +117,11 @@ class ExplainedModel:
         return self.metadata.score == "boxes"
 
     @property
+    def descriptions(self) -> tuple[str, ...]:
+        """Outputs that describe the targets: the boxes of a detector, or the similarity to each reference."""
+        return tuple(_DESCRIPTIONS.get(self.metadata.score, ()))
+
+    @property
     def default_method(self) -> str:
         """The method if none is named."""
         wanted = _DEFAULT_METHODS.get(self.metadata.score, DEFAULT_METHOD)
@@ -137,14 +151,14 @@ class ExplainedModel:
     def fetched(self, positions: Sequence[int], second: str) -> tuple[str, ...]:
         """Return the outputs that explain these layers: logits and targets, then activations and ``second`` of each.
 
-        For a detector, then the boxes.
+        Then the `descriptions`.
         For a file that returns only its own maps: logits, targets and maps.
         """
         if self.draws_only:
             return (*_OUTPUTS, "maps")
         layers = [self._layer_outputs[position] for position in positions]
-        boxes = _BOX_OUTPUTS if self.has_boxes else ()
-        return (*_OUTPUTS, *(name for layer in layers for name in (layer.activations, getattr(layer, second))), *boxes)
+        explained = (name for layer in layers for name in (layer.activations, getattr(layer, second)))
+        return (*_OUTPUTS, *explained, *self.descriptions)
 
     def gives(self, method: str) -> str:
         """Return which of a layer's outputs the method starts from.
@@ -184,8 +198,7 @@ class ExplainedModel:
         expected = dict(_OUTPUTS)
         if self.metadata.method is not None or self.metadata.picture is not None:
             expected |= _DRAWN_OUTPUTS
-        if self.has_boxes:
-            expected |= _BOX_OUTPUTS
+        expected |= _DESCRIPTIONS.get(self.metadata.score, {})
         for layer in [] if self.draws_only else self._layer_outputs:
             expected |= {getattr(layer, name): type_ for name, type_ in _LAYER_OUTPUTS.items()}
             if self.has_gradients:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from .. import kernels
 from ..arguments import check_count, check_flag, check_names, check_path, check_text, checked, optional, renamed, shown
 from ..arrays import Floats, Indices, Pixels
 from ..errors import ArgumentError, FastcamError, ImageError, LayerError, TargetError, suggest
+from ..metadata import MASK, REFERENCE
 from ..notes import Note
 from ..pictures.letterbox import Frame, letterbox, letterboxed, stretched
 from ..pictures.preparing import prepare, resize_images
@@ -40,10 +41,22 @@ from .engines.inputs import DeviceInputs, Inputs, Pictures, Tensors
 from .engines.opening import open_engine
 from .explained_model import LARGEST_HEATMAP
 from .explanation import DeviceExplanation, Explanation, is_whole
+from .extras import is_embedding, mask_rows, reference_rows
 from .images import Images, as_list, on_host
 from .providers import ask
 from .runs import TimeLimit
 from .targets import Target, Targets
+
+
+class _Question(NamedTuple):
+    """What a call asks about its images: arguments of `Explainer.__call__`, as they were given."""
+
+    target: Target
+    against: Target
+    counterfactual: bool
+    mask: Any
+    reference: Any
+    value_range: ValueRange
 
 
 class Explainer:
@@ -313,6 +326,8 @@ class Explainer:
         *,
         against: Target = ...,
         counterfactual: bool = ...,
+        mask: Any = ...,
+        reference: Any = ...,
         method: str | None = ...,
         layer: str | Sequence[str] | None = ...,
         size: str | tuple[int, int] = ...,
@@ -332,6 +347,8 @@ class Explainer:
         *,
         against: Target = ...,
         counterfactual: bool = ...,
+        mask: Any = ...,
+        reference: Any = ...,
         method: str | None = ...,
         layer: str | Sequence[str] | None = ...,
         size: str | tuple[int, int] = ...,
@@ -358,6 +375,8 @@ class Explainer:
         *,
         against: Target = None,
         counterfactual: bool = False,
+        mask: Any = None,
+        reference: Any = None,
         method: str | None = None,
         layer: str | Sequence[str] | None = None,
         size: str | tuple[int, int] = "input",
@@ -391,6 +410,13 @@ class Explainer:
             classes with the nearest scores: for one target per image, and with one more pass if it is named.
         counterfactual
             What speaks against the target: the map with the opposite sign (Selvaraju et al. 2017, section 3).
+        mask
+            For a segmentation: the region to explain, instead of the pixels where the target is predicted. (h,w),
+            (K,h,w) or (N,K,h,w), bool or weights; it covers the whole picture, at any size. One true pixel explains
+            that pixel.
+        reference
+            For an embedding: what to compare with, explained by the cosine similarity. Another image or a list of
+            them, or embeddings (D,), (K,D) or (N,K,D) in floats. There is a map for each.
         method
             "gradcam", the default for classes; or, with a file exported with ``gradients="full"``, "gradcam++"
             (Chattopadhay et al. 2018, eq. 5 and 19), "xgradcam" (Fu et al. 2020), "hirescam" (Draelos and Carin 2020)
@@ -451,13 +477,24 @@ class Explainer:
         pictures, inputs = self._read(images, value_range)
         if not pictures:
             raise ImageError("there are no images to explain: the list or batch is empty")
-        targets, contrast = self._contrast(inputs, target, against, counterfactual, batch_size, limit)
+        question = _Question(target, against, counterfactual, mask, reference, value_range)
+        targets, contrast, extra = self._answerable(question, inputs, pictures, batch_size, limit)
         # Maps before their ReLU are combined and scaled here.
         raw = contrast is not None or scaling == "signed"
         if contrast is not None:
             check_linear(method)
         normalization = None if raw or scaling == "signed" else scaling
-        task = Task(fetched, method, normalization, None if raw else chosen_size, batch_size, on_device, limit, raw=raw)
+        task = Task(
+            fetched,
+            method,
+            normalization,
+            None if raw else chosen_size,
+            batch_size,
+            on_device,
+            limit,
+            raw=raw,
+            extra=extra,
+        )
         try:
             results = self._engine.explain(inputs, targets, task)
             if raw:
@@ -477,14 +514,28 @@ class Explainer:
             results = _above(lowest, results, targets)
         return self._explanation(results, pictures, signed=scaling == "signed")
 
+    def _answerable(
+        self, question: _Question, inputs: Inputs, pictures: Sequence[Pixels | None], batch: int, limit: TimeLimit
+    ) -> tuple[Indices, Contrast | None, Floats | None]:
+        """Return the targets, followed by those to subtract, how to combine them, and the model's further input."""
+        if self._model.extra == REFERENCE:
+            references = self._references(question, len(pictures), limit)
+            count = references.shape[1]
+            opposite = Contrast(count, counterfactual=True) if question.counterfactual else None
+            return np.zeros((1, count), np.int64), opposite, references
+        if question.reference is not None:
+            raise ArgumentError('reference= applies to files exported with score="embedding": omit it')
+        targets, contrast = self._contrast(question, inputs, batch, limit)
+        return targets, contrast, self._mask(question.mask, pictures, targets.shape[1])
+
     def _contrast(
-        self, inputs: Inputs, target: Target, against: Target, counterfactual: bool, batch: int, limit: TimeLimit
+        self, question: _Question, inputs: Inputs, batch: int, limit: TimeLimit
     ) -> tuple[Indices, Contrast | None]:
         """Return the targets, followed by those to subtract, and how to combine them; None for nothing to combine."""
-        count = len(inputs)
-        targets = self._targets.resolve(target, count)
+        count, against = len(inputs), question.against
+        targets = self._targets.resolve(question.target, count)
         if against is None:
-            return targets, Contrast(targets.shape[1], counterfactual=True) if counterfactual else None
+            return targets, Contrast(targets.shape[1], counterfactual=True) if question.counterfactual else None
         share = 1.0
         if isinstance(against, str) and against == NEAREST and against not in (self.classes or ()):
             if targets.shape[1] != 1 or self.has_boxes:
@@ -495,7 +546,33 @@ class Explainer:
             others = self._targets.resolve(against, count)
         rows = max(len(targets), len(others))
         both = [np.broadcast_to(part, (rows, part.shape[1])) for part in (targets, others)]
-        return np.concatenate(both, axis=1), Contrast(targets.shape[1], share, counterfactual)
+        return np.concatenate(both, axis=1), Contrast(targets.shape[1], share, question.counterfactual)
+
+    def _mask(self, mask: Any, pictures: Sequence[Pixels | None], targets: int) -> Floats | None:
+        """Return the regions as the model takes them; None for the predicted ones."""
+        if mask is None:
+            return None
+        size = self._model.metadata.mask_size
+        if self._model.extra != MASK or size is None:
+            raise ArgumentError('mask= applies to files exported with score="segmentation": omit it')
+        frames = [None if picture is None else self.frame(picture) for picture in pictures]
+        return mask_rows(mask, len(pictures), targets, size, frames)
+
+    def _references(self, question: _Question, count: int, limit: TimeLimit) -> Floats:
+        """Return the embeddings to compare with, as the model takes them."""
+        reference = question.reference
+        if question.target is not None or question.against is not None:
+            raise TargetError("an embedding has no classes: omit target= and against=, and give reference=")
+        if reference is None:
+            raise ArgumentError("reference is missing: give another image, or embeddings, to compare with")
+        if is_embedding(reference, self._model.table_size):
+            return reference_rows(reference, count)
+        pictures, inputs = self._read(reference, question.value_range)
+        if not pictures:
+            raise ImageError("there are no references: the list or batch is empty")
+        task = Task(self._default_outputs, self.default_method, None, None, len(pictures), False, limit)
+        found = self._engine.explain(inputs, np.zeros((1, 1), np.int64), task)
+        return reference_rows(found.logits, count)
 
     def _nearest(self, inputs: Inputs, targets: Indices, batch: int, limit: TimeLimit) -> tuple[Indices, Indices]:
         """Return one target per image, and the classes whose scores are nearest to it."""
@@ -507,6 +584,9 @@ class Explainer:
         return scored.targets, nearest_classes(scored.logits, scored.targets)
 
     def _explanation(self, results: Results, pictures: list[Pixels | None], *, signed: bool) -> Explanation:
+        if results.similarity is not None:
+            rows, count = results.targets.shape
+            results = results._replace(targets=np.broadcast_to(np.arange(count, dtype=np.int64), (rows, count)))
         has_frames = self.has_boxes or self.fit == "letterbox"
         frames = [self.frame(picture) if has_frames and picture is not None else None for picture in pictures]
         return Explanation(
@@ -521,6 +601,7 @@ class Explainer:
             boxes=results.boxes,
             frames=frames,
             signed=signed,
+            similarity=results.similarity,
         )
 
     def _read(self, images: Any, value_range: ValueRange) -> tuple[list[Pixels | None], Inputs]:

@@ -63,6 +63,8 @@ class ImageExplanation:
         Where the picture lies in the model's input, and so in ``heatmaps`` and ``maps``; None where it fills it.
     signed : bool
         Whether the maps keep the evidence against a target, below 0.
+    similarity : ndarray or None
+        For an embedding, (K,) float32: the cosine to each reference.
     """
 
     heatmaps: Floats
@@ -77,6 +79,7 @@ class ImageExplanation:
     box_scores: Floats | None = None
     frame: Frame | None = None
     signed: bool = False
+    similarity: Floats | None = None
 
     @cached_property
     def picture_maps(self) -> Floats:
@@ -86,6 +89,11 @@ class ImageExplanation:
             return self.maps
         # At the size of the input, the picture's edges are whole pixels.
         return np.ascontiguousarray(frame.cut(kernels.resize(self.maps[None], frame.size)[0]))
+
+    @property
+    def blank(self) -> list[bool]:
+        """For each target, whether its map is empty because nothing at the explained layer speaks for it."""
+        return [not share for share in self.evidence.tolist()]
 
     def placed(self, frame: Frame) -> ImageExplanation:
         """Return the same for a picture that was prepared by the caller, and lies there in the model's input."""
@@ -237,6 +245,8 @@ class ImageExplanation:
         target = self.targets[k]
         if self.box_scores is not None:
             return f"{self.box_scores[k]:.1%}"
+        if self.similarity is not None:
+            return f"{self.similarity[k]:.3f}"
         return f"{self.logits[target]:.3g}" if self.probabilities is None else f"{self.probabilities[target]:.1%}"
 
 
@@ -311,6 +321,8 @@ class Explanation(Sequence[ImageExplanation]):
         Where each picture lies in the model's input; None where it fills it.
     signed : bool
         Whether the maps keep the evidence against a target, below 0.
+    similarity : ndarray or None
+        For an embedding, (N,K) float32: the cosine to each reference.
     """
 
     heatmaps: Floats
@@ -324,6 +336,7 @@ class Explanation(Sequence[ImageExplanation]):
     boxes: Boxes | None = None
     frames: list[Frame | None] = field(default_factory=list)
     signed: bool = False
+    similarity: Floats | None = None
 
     @cached_property
     def probabilities(self) -> Floats | None:
@@ -334,6 +347,8 @@ class Explanation(Sequence[ImageExplanation]):
     @cached_property
     def labels(self) -> list[list[str]]:
         """Class names of `targets`, one list per image; the index as text if the model has no names."""
+        if self.similarity is not None:
+            return [[f"reference {index + 1}" for index in row] for row in self.targets.tolist()]
         name = str if self.classes is None else self.classes.__getitem__
         classes = self.targets if self.boxes is None else self.boxes.classes
         return [[name(index) for index in row] for row in classes.tolist()]
@@ -366,6 +381,7 @@ class Explanation(Sequence[ImageExplanation]):
             box_scores=scores,
             frame=frame,
             signed=self.signed,
+            similarity=None if self.similarity is None else self.similarity[position],
         )
 
     def __iter__(self) -> Iterator[ImageExplanation]:

@@ -161,7 +161,7 @@ def export(
         arithmetic that makes sense only for pixels of 0..255; or a guess, which ``notes`` explain: what the published
         weights of the model's architecture expect (keras.applications, torchvision, timm). Otherwise it is unknown,
         and only preprocessed batches can be explained.
-    score : {"classes", "values", "segmentation", "boxes"}
+    score : {"classes", "values", "segmentation", "boxes", "embedding"}
         What the model's outputs mean, and so what a target is:
 
         - "classes": a class. The softmax or sigmoid at the end is removed.
@@ -173,6 +173,7 @@ def export(
           the class's logit; with an objectness, that of the product. Layouts: YOLOv5 to v11, YOLOX, v10 and
           other sorted ones, DETR, SSD, and files that end in NonMaxSuppression. The default layers are the maps that
           the heads read; ``layer="context"`` is the end of the backbone.
+        - "embedding": the cosine similarity of the output (N,D) to references, given at the call.
     fit : {"stretch", "letterbox"}, optional
         How pictures of other proportions become the input: stretched; or scaled as a whole, and surrounded by grey
         (the default for boxes).
@@ -310,6 +311,7 @@ def export(
         score=score,
         fit=fit,
         box_classes=classifier.scores.labels or 0,
+        mask_size=classifier.scores.mask_size,
     )
     trial = Trial(
         input_name,

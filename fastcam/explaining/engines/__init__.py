@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
-from ...arrays import Indices
+from ...arrays import Array, Indices
 from ...kernels.boundary import Normalize
 from ..boxes import Boxes
 from ..runs import TimeLimit
@@ -21,8 +21,7 @@ class Task(NamedTuple):
     Attributes
     ----------
     fetched : tuple of str
-        "logits", "targets", then two outputs of each layer; for a detector also "boxes", "box_scores" and
-        "box_classes".
+        "logits", "targets", then two outputs of each layer, then `ExplainedModel.descriptions`.
     method : str
         Name of a row of `METHODS`.
     normalize : {"max", "minmax", None}
@@ -35,6 +34,8 @@ class Task(NamedTuple):
     limit : TimeLimit
     raw : bool
         Whether maps before their ReLU are wanted, of the layer's size, drawn on the host.
+    extra : ndarray or None
+        The model's further input, with one row for all images or one per image.
     """
 
     fetched: tuple[str, ...]
@@ -45,6 +46,7 @@ class Task(NamedTuple):
     on_device: bool
     limit: TimeLimit
     raw: bool = False
+    extra: Array | None = None
 
 
 class Results(NamedTuple):
@@ -59,6 +61,8 @@ class Results(NamedTuple):
     evidence : (N,K) float32
     boxes : Boxes or None
         Of a detector.
+    similarity : (N,K) float32 or None
+        Of an embedding, to each reference.
     """
 
     heatmaps: Any
@@ -67,10 +71,11 @@ class Results(NamedTuple):
     logits: Any
     evidence: Any
     boxes: Boxes | None = None
+    similarity: Any = None
 
     @property
     def arrays(self) -> tuple[Any, Any, Any, Any, Any]:
-        """The fields without the boxes."""
+        """The fields that all kinds of scores have."""
         return self[:5]
 
 

@@ -44,22 +44,31 @@ class CpuEngine:
             chunk = slice(start, start + step)
             tensor = inputs.tensor(chunk)
             wanted = targets if len(targets) == 1 else targets[chunk]
-            logits, explained, *layers = self._run(tensor, wanted, task)
-            boxes = Boxes(*layers[-3:]) if self._model.has_boxes else None
-            layers = layers if boxes is None else layers[:-3]
+            logits, explained, *others = self._run(tensor, wanted, task, chunk)
+            layers, described = _divided(others, len(self._model.descriptions))
             self._pen.check_outputs(len(tensor), wanted.shape[1], logits, explained, layers)
             check_answered(self._model, wanted, explained, logits)
-            parts.append(self._pen.draw(task, logits, explained, layers, start)._replace(boxes=boxes))
+            part = self._pen.draw(task, logits, explained, layers, start)
+            if self._model.has_boxes:
+                part = part._replace(boxes=Boxes(*described))
+            elif described:
+                part = part._replace(similarity=described[0])
+            parts.append(part)
         return parts[0] if len(parts) == 1 else _joined(parts)
 
-    def _run(self, tensor: Array, targets: Indices, task: Task) -> list[Array]:
+    def _run(self, tensor: Array, targets: Indices, task: Task, chunk: slice) -> list[Array]:
         """Run the model; return the outputs that are fetched for every row of ``tensor``."""
         count = len(tensor)
         fixed_batch = self._model.fixed_batch
+        extra = task.extra if task.extra is None or len(task.extra) == 1 else task.extra[chunk]
+        if extra is not None and fixed_batch is not None and len(extra) > 1:
+            extra = _filled(extra, fixed_batch)
         if fixed_batch is not None:
             # Such a file takes only full batches: the last one is padded with its last image.
             tensor, targets = (_filled(array, fixed_batch) for array in (tensor, targets))
         feeds = {self._model.input_name: tensor, "target": targets}
+        if extra is not None and self._model.extra is not None:
+            feeds[self._model.extra] = extra
         try:
             outputs = runs.run(lambda options: self._session.run(task.fetched, feeds, options), task.limit)
         except FastcamError:
@@ -74,7 +83,13 @@ def _joined(parts: Sequence[Results]) -> Results:
     boxes = [part.boxes for part in parts if part.boxes is not None]
     corners, scores, classes = zip(*(one[:3] for one in boxes), strict=True) if boxes else ((), (), ())
     joined = Boxes(np.concatenate(corners), np.concatenate(scores), np.concatenate(classes)) if boxes else None
-    return Results._make([*arrays, joined])
+    similarity = [part.similarity for part in parts if part.similarity is not None]
+    return Results._make([*arrays, joined, np.concatenate(similarity) if similarity else None])
+
+
+def _divided(values: list[Array], last: int) -> tuple[list[Array], list[Array]]:
+    """Return the values without the last ones, and those."""
+    return values[: len(values) - last], values[len(values) - last :]
 
 
 def _filled(array: Array, count: int) -> Array:

@@ -535,7 +535,9 @@ def _bytes(array: DeviceArray) -> int:
 def _placed(results: Results | None, part: Results, start: int, count: int) -> Results:
     """Copy a batch's part into the results of all ``count`` images, which the first batch allocates."""
     if results is None:
-        results = Results._make([*(np.empty((count, *array.shape[1:]), array.dtype) for array in part.arrays), None])
+        results = Results._make(
+            [*(np.empty((count, *array.shape[1:]), array.dtype) for array in part.arrays), None, None]
+        )
     for whole, array in zip(results.arrays, part.arrays, strict=True):
         whole[start : start + len(array)] = array
     return results

@@ -8,6 +8,7 @@ and `trials`.
 from __future__ import annotations
 
 from .boxes import open_boxes
+from .embedding import open_embedding
 from .segmentation import open_segmentation
 from .table import CLASSES, Opened, ScoreRequest, ScoreTable, open_classes, open_values
 
@@ -18,5 +19,6 @@ KINDS = {
     "values": open_values,
     "segmentation": open_segmentation,
     "boxes": open_boxes,
+    "embedding": open_embedding,
 }
 """By the name of the kind: from a graph with the model's outputs to one with a table of scores."""

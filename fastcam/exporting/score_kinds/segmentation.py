@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from onnx import helper
 
 from ...errors import ModelError
-from ...graph import Graph, attribute, operator, static_dims
-from ...metadata import MAXIMUM_RANK
+from ...graph import Graph, TensorType, attribute, operator, static_dims
+from ...metadata import MASK, MAXIMUM_RANK
 from ..layers import map_sizes
 from .table import Opened, ScoreRequest, ScoreTable, opened_batch
 
@@ -38,17 +39,70 @@ def open_segmentation(graph: Graph, request: ScoreRequest) -> Opened:
     inside = graph.emit("ReduceSum", graph.emit("Mul", logits, region), pixels, keepdims=0, stem="region/sum")
     at_least_one = graph.emit("Max", area, graph.emit_constant(np.float32(1)), stem="region/pixels")
     graph.outputs = [graph.emit("Div", inside, at_least_one, stem="region/mean")]
-    area = graph.emit("Identity", area, stem="region/ranking")
+    names = {name: graph.unused_name(f"region/{stem}") for name, stem in ((logits, "logits"), (area, "ranking"))}
+    graph.rename_all(names)
     graph.infer_types()
+    regions = _Regions(names[logits], region, names[area], axis, count)
+    height, width = static_dims(graph, regions.logits, [i for i in (1, 2, 3) if i != axis])
+    table = ScoreTable(regions.rank, regions.differentiate)
+    return Opened("none", table, bottleneck, notes, mask_size=(height, width))
 
-    def by_area(graph: Graph, scores: str) -> str:
-        """A class that is predicted nowhere has the score 0, which says nothing about its rank."""
+
+class _Regions(NamedTuple):
+    """The functions of the `ScoreTable` of a segmentation network.
+
+    Attributes
+    ----------
+    logits, region : str
+        (N,C,H,W) or (N,H,W,C): the scores, and 1 where each class is predicted, else 0.
+    area : str
+        (N,C), the pixels of each region.
+    axis, classes : int
+        The axis of the classes, and their number.
+    """
+
+    logits: str
+    region: str
+    area: str
+    axis: int
+    classes: int
+
+    def rank(self, graph: Graph, scores: str) -> str:
+        """Return the classes by the size of their regions: a score of 0 says that a class is predicted nowhere."""
         best = graph.unused_name("target/largest")
-        ranks = graph.emit_constant(np.array([min(count, MAXIMUM_RANK)], np.int64))
-        graph.append(helper.make_node("TopK", [area, ranks], [f"{best}/area", best], name=best, axis=1))
+        ranks = _integers(graph, min(self.classes, MAXIMUM_RANK))
+        graph.append(helper.make_node("TopK", [self.area, ranks], [f"{best}/area", best], name=best, axis=1))
         return best
 
-    return Opened("none", ScoreTable(rank=by_area), bottleneck, notes)
+    def differentiate(self, graph: Graph, scores: str, target: str) -> tuple[str, str]:
+        """Return the gradient of each target's mean logit in the logits: 1 / pixels inside of its region, else 0.
+
+        The region is where the target is predicted, or the input ``mask`` (N,K,H,W), if that is given.
+        """
+        sides = [axis for axis in (1, 2, 3) if axis != self.axis]
+        height, width = static_dims(graph, self.logits, sides)
+        region = self.region
+        if self.axis == 3:
+            region = graph.emit("Transpose", region, perm=[0, 3, 1, 2])
+        indices = graph.emit("Unsqueeze", graph.emit("Transpose", target, perm=[1, 0]), _integers(graph, 2))
+        numbers = graph.emit_constant(np.arange(self.classes, dtype=np.int64))
+        chosen = graph.emit("Cast", graph.emit("Equal", indices, numbers), to=1, stem="region/chosen")
+        flat = graph.emit("Reshape", region, _integers(graph, 0, self.classes, height * width))
+        own = graph.emit("Reshape", graph.emit("MatMul", chosen, flat), _integers(graph, 0, 0, height, width))
+        graph.inputs[MASK] = TensorType(np.dtype(np.float32), ("mask_rows", "mask_count", "mask_height", "mask_width"))
+        graph.defaults[MASK] = np.full((1, 1, 1, 1), -1, np.float32)
+        zero, one = (graph.emit_constant(np.float32(number)) for number in (0, 1))
+        used = graph.emit("Where", graph.emit("Less", MASK, zero), own, MASK, stem="region/used")
+        total = graph.emit("ReduceSum", used, _integers(graph, 2, 3), keepdims=1)
+        divisor = graph.emit("Where", graph.emit("Greater", total, zero), total, one)
+        weights = graph.emit("Unsqueeze", graph.emit("Div", used, divisor), _integers(graph, 2))
+        seed = graph.emit("Mul", weights, graph.emit("Unsqueeze", chosen, _integers(graph, 3, 4)))
+        order = [1, 0, 2, 3, 4] if self.axis == 1 else [1, 0, 3, 4, 2]
+        return self.logits, graph.emit("Transpose", seed, perm=order, stem="gradient/region")
+
+
+def _integers(graph: Graph, *numbers: int) -> str:
+    return graph.emit_constant(np.array(numbers, np.int64))
 
 
 def _class_axis(graph: Graph, scores: str) -> int:

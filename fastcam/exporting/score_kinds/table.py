@@ -91,6 +91,8 @@ class Opened:
     notes : list of Note
     labels : int or None
         Number of names that the entries have, if not one each.
+    mask_size : (int, int) or None
+        Height and width of regions that callers may give.
     context : callable or None
         As ``layers``, for the layer called "context".
     """
@@ -100,6 +102,7 @@ class Opened:
     layers: Callable[[Graph, Sequence[str]], list[str]] = lambda graph, candidates: []
     notes: list[Note] = field(default_factory=list)
     labels: int | None = None
+    mask_size: tuple[int, int] | None = None
     context: Callable[[Graph, Sequence[str]], list[str]] | None = None
 
 
