@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import os
 import shutil
 import subprocess
 import threading
@@ -199,6 +200,12 @@ def test_resizing_is_pillows_bit_by_bit(
         np.testing.assert_array_equal(found, np.asarray(expected))
 
 
+def _make_newer(path: Path) -> None:
+    """Browsers ask servers for files of a later second; this test writes several within one."""
+    later = path.stat().st_mtime + 5
+    os.utime(path, (later, later))
+
+
 def test_the_page_says_what_is_wrong(archive: Path, serve: Any, browser: Any, tmp_path: Path) -> None:
     build_site(_export(tmp_path), tmp_path / "site", archive=archive)
     status = "document.getElementById('status')"
@@ -218,9 +225,11 @@ def test_the_page_says_what_is_wrong(archive: Path, serve: Any, browser: Any, tm
     facts = json.loads((tmp_path / "site" / "model.json").read_text(encoding="utf-8"))
     facts["selftest"]["heatmap"][0] += 1
     (tmp_path / "site" / "model.json").write_text(json.dumps(facts), encoding="utf-8")
+    _make_newer(tmp_path / "site" / "model.json")
     browser.get(url)
     _wait(browser, f"{status}.textContent.includes('self-test differs')")
     (tmp_path / "site" / "model.onnx").write_bytes(b"shorter")
+    _make_newer(tmp_path / "site" / "model.onnx")
     browser.get(url)
     _wait(browser, f"{status}.textContent.includes('arrived incomplete')")
 
