@@ -85,7 +85,7 @@ def _runtime(folder: Path, seconds: float) -> dict[str, Any]:
         image = drawn_images(1, bare.get_inputs()[0].shape[1:])
         contestants: dict[str, Callable[[], object]] = {"plain": functools.partial(bare.run, None, {name: image})}
         for count in (1, CLASSES):
-            feeds = {name: image, "target": -np.arange(1, count + 1)[None]}
+            feeds = {drawing.get_inputs()[0].name: image, "target": -np.arange(1, count + 1)[None]}
             contestants[f"drawn, K = {count}"] = functools.partial(drawing.run, ["logits", "heatmaps"], feeds)
         results[network] = _timed(network, contestants, seconds)
     return results
