@@ -711,7 +711,8 @@ def _facts(found: fastcam.ModelInfo) -> Iterator[tuple[str, str]]:
     )
     yield (
         "methods",
-        ", ".join(found.methods) + ("" if len(found.methods) > 1 else " (others need export --gradients full)"),
+        ", ".join(found.methods)
+        + ("" if len(found.methods) == len(METHODS) else " (others need export --gradients full)"),
     )
     yield "parameters", f"{found.parameters:,}, plus {found.gradient_parameters:,} for the gradients"
     share = found.gradient_macs / found.macs if found.macs else 0

@@ -516,7 +516,7 @@ def test_info_says_what_inspect_found(model: Path) -> None:
     assert lines["classes"] == "5: beagle, pug, boxer, collie, husky"
     assert lines["parameters"] == f"{found.parameters:,}, plus {found.gradient_parameters:,} for the gradients"
     assert lines["multiply-adds"].startswith(f"{found.macs / 1e6:,.1f} million per image")
-    assert lines["methods"] == "gradcam (others need export --gradients full)"
+    assert lines["methods"] == "gradcam, eigencam (others need export --gradients full)"
     output = _invoke("info", model).output
     (name, (channels, height, width)) = next(iter(found.layers.items()))
     assert f"explained layer {name}: {channels} channels of {height} x {width}\n" in output

@@ -137,7 +137,7 @@ class ExplainedModel:
         """Methods by which the file can be explained."""
         if self.draws_only and self.metadata.method is not None:
             return (self.metadata.method,)
-        return tuple(METHODS) if self.has_gradients else (DEFAULT_METHOD,)
+        return tuple(name for name, row in METHODS.items() if self.has_gradients or row.reads != "gradients")
 
     def side(self, axis: str) -> int:
         """Return the size of one axis of the image, "H", "W" or "C"."""
@@ -168,7 +168,7 @@ class ExplainedModel:
         ArgumentError
             There is no such method, or the file lacks the gradients for it.
         """
-        find_method(method)
+        row = find_method(method)
         if method not in self.methods and self.draws_only:
             raise ArgumentError(
                 f"{self.path} draws its maps by method={self.methods[0]!r} and holds nothing for {method!r}: "
@@ -179,7 +179,7 @@ class ExplainedModel:
                 f"method={method!r} needs the full gradients, but {self.path} holds pooled ones: "
                 'export the model again with gradients="full"'
             )
-        return "weights" if method == DEFAULT_METHOD else "gradients"
+        return "gradients" if row.reads == "gradients" else "weights"
 
     def _check_input(self, image: Value) -> None:
         sides, kind = image.shape[1:], "tensor(float)"

@@ -420,8 +420,9 @@ class Explainer:
         method
             "gradcam", the default for classes; or, with a file exported with ``gradients="full"``, "gradcam++"
             (Chattopadhay et al. 2018, eq. 5 and 19), "xgradcam" (Fu et al. 2020), "hirescam" (Draelos and Carin 2020)
-            or "layercam" (Jiang et al. 2021, eq. 5 and 6). For a detector "hirescam", because the mean gradient of a
-            box tells its class, but not its place.
+            or "layercam" (Jiang et al. 2021, eq. 5 and 6), "eigengradcam" (pytorch-grad-cam); with any file "eigencam"
+            (Muhammad and Yeasin 2020), which is the same for every target. For a detector the default is "hirescam",
+            because the mean gradient of a box tells its class, but not its place.
         layer
             One of the file's `layers`; None, the first, or for a detector all. For several the heatmap is the mean,
             normalised again, and ``maps`` have the size of the largest.

@@ -63,7 +63,7 @@ def render(
         - (N,K,C,h,w): the full gradients of K targets with respect to the activations; (N,C,h,w): of one target.
     method
         With full gradients: "gradcam" pools them over the map (eq. 1), "hirescam" weighs element by element; on the
-        host also every other method of `Explainer`. With pooled weights: "gradcam".
+        host also every other method of `Explainer`. With pooled weights: "gradcam", and on the host "eigencam".
     channels_last
         Whether the shapes are (N,h,w,C), (N,h,w,C) and (N,K,h,w,C), as in TensorFlow.
     size
@@ -177,7 +177,7 @@ def _targets_first(activations: tuple[int, ...], weights: tuple[int, ...], metho
             f"weights_or_gradients: shape {weights}; activations {activations} need weights {(n, 'K', rest[0])} or "
             f"{(n, rest[0])}, or gradients {(n, 'K', *rest)} or {activations} (channels first)".replace("'K'", "K")
         )
-    if len(shape) == 3 and method != DEFAULT_METHOD:
+    if len(shape) == 3 and find_method(method).reads == "gradients":
         raise ArgumentError(f"method={method!r} needs the full gradients, but weights {weights} are pooled")
     return shape
 
@@ -197,9 +197,9 @@ def _render_on_host(drawing: _Drawing, activations: Any, weights: Any, images: A
     size = drawing.size_for(values.shape[2:], None if pictures is None else pictures.shape)
     if drawing.method not in FUSED:
         row = find_method(drawing.method)
+        weighting: Weighting
         with np.errstate(over="ignore", invalid="ignore"):  # found and reported by the kernel
-            factors = row.weights(values.astype(np.float32), factors.astype(np.float32))
-        weighting: Weighting = row.weighting
+            values, factors, weighting = row.weigh(values.astype(np.float32), factors.astype(np.float32))
     else:
         weighting = _weighting(shape, drawing.method)
     values, factors = _alike(values, factors)

@@ -98,7 +98,7 @@ def test_signed_heatmaps_keep_the_evidence_against(method: str, images: Array, t
     maps = found["maps"].astype(np.float64)
     # Methods of positive weights find nothing against a class after a ReLU.
     one = np.ones((1, 1, 1, 1), np.float32)
-    assert (maps < 0).any() == (METHODS[method].weights(one, -one[None]) < 0).any()
+    assert (maps < 0).any() == (METHODS[method].weigh(one, -one[None])[1] < 0).any()
     top = np.abs(maps).max(axis=(2, 3), keepdims=True)
     rows = bilinear_matrix(6, 12).astype(np.float64)
     assert relative_error(found["heatmaps"], rows @ (maps / top) @ rows.T) < _BOUND

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import fastcam
+from bench import shims
 from bench.contestants import FASTCAM, PEERS, Models, agreement
 from bench.networks import drawn_images, tiny
 
@@ -60,3 +63,38 @@ def test_every_class_of_a_batch_in_one_call(models: Models) -> None:
         raw = models.explainer(images, list(range(15)), size="layer", normalize=None).maps
         found = agreement("captum", _explaining("captum", models, images), raw, list(range(15)), (16, 16))
         assert found.worst <= 1e-4
+
+
+@pytest.mark.parametrize(("method", "peer"), [("eigencam", "EigenCAM"), ("eigengradcam", "EigenGradCAM")])
+def test_principal_components_are_those_of_pytorch_grad_cam(method: str, peer: str, tmp_path: Path) -> None:
+    """Up to their sign, which the decomposition leaves open, and before the peer's resizing."""
+    torch = pytest.importorskip("torch", reason="needs torch: pip install fastcam[peers]")
+    shims.install()
+    cams = pytest.importorskip("pytorch_grad_cam", reason="needs grad-cam: pip install --no-deps grad-cam ttach")
+    targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets")
+    nn = torch.nn
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(600, 4),
+    ).eval()
+    images = torch.rand(3, 3, 10, 10)
+    fastcam.export(network, tmp_path / "small.onnx", example_input=images[:1], gradients="full", layer="3")
+    found = fastcam.Explainer(tmp_path / "small.onnx", device="cpu")(
+        images.numpy(), 2, method=method, normalize="signed", size="layer"
+    )
+    with getattr(cams, peer)(model=network, target_layers=[network[3]]) as cam:
+        cam.batch_size = 3
+        cam(images, [targets.ClassifierOutputTarget(2)] * 3)
+        activations = cam.activations_and_grads.activations[0].numpy()
+        kept = cam.activations_and_grads.gradients
+        gradients = kept[0].numpy() if kept else None
+        expected = cam.get_cam_image(images, network[3], None, activations, gradients, eigen_smooth=False)
+    for image in range(3):
+        theirs = expected[image] / np.abs(expected[image]).max()
+        ours = found.maps[image, 0]
+        assert min(np.abs(ours - theirs).max(), np.abs(ours + theirs).max()) < 1e-4

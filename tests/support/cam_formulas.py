@@ -35,10 +35,32 @@ WEIGHTS: dict[str, Callable[[Array, Array], Array | float]] = {
 """Weight of a channel, or of each of its elements, from its activations and gradients, both (h,w)."""
 
 
+def _eigen(values: Array) -> Array:
+    """The first principal component's scores (h,w) of pixels with these values (C,h,w), by the covariance matrix."""
+    pixels = values.reshape(len(values), -1).T
+    centred = pixels - pixels.mean(axis=0)
+    _, vectors = np.linalg.eigh(centred.T @ centred)
+    scores = centred @ vectors[:, -1]
+    level = pixels.sum(axis=1)
+    sign = -1 if np.corrcoef(scores, level)[0, 1] < 0 else 1
+    return np.asarray(sign * scores.reshape(values.shape[1:]))
+
+
+MAPS: dict[str, Callable[[Array, Array], Array]] = {
+    "eigencam": lambda A, g: _eigen(A),
+    "eigengradcam": lambda A, g: _eigen(A * g),
+}
+"""Map (h,w) before its ReLU, from activations and gradients, both (C,h,w)."""
+
+
 def cam(method: str, activations: Array, gradients: Array) -> Array:
     """Return the maps (N,K,h,w) of activations (N,C,h,w) and gradients (N,K,C,h,w)."""
     n, k, channels, h, w = gradients.shape
     maps = np.zeros((n, k, h, w))
+    if method in MAPS:
+        for image, target in np.ndindex(n, k):
+            maps[image, target] = MAPS[method](activations[image], gradients[image, target])
+        return maps.clip(min=0)
     for image, target, channel in np.ndindex(n, k, channels):
         A = activations[image, channel]
         maps[image, target] += WEIGHTS[method](A, gradients[image, target, channel]) * A

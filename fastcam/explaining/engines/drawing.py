@@ -131,14 +131,13 @@ class HostPen:
     ) -> kernels.Rendered:
         if task.method == DEFAULT_METHOD:
             return kernels.render_outputs(activations, second, task.normalize, size, self._threads)
-        row = find_method(task.method)
         # Overflow here is found and reported by the kernel.
         with np.errstate(over="ignore", invalid="ignore"):
-            weights = row.weights(activations, second)
+            activations, weights, weighting = find_method(task.method).weigh(activations, second)
         return kernels.render(
             activations,
             weights,
-            weighting=row.weighting,
+            weighting=weighting,
             normalize=task.normalize,
             size=size,
             threads=self._threads,
@@ -149,7 +148,9 @@ def _weighted_sum(method: str, activations: Floats, second: Floats) -> Floats:
     """Return the sum over channels of weight times activation, (N,K,h,w)."""
     # Overflow is found by the caller.
     with np.errstate(over="ignore", invalid="ignore"):
-        weights = second if method == DEFAULT_METHOD else find_method(method).weights(activations, second)
+        weights = second
+        if method != DEFAULT_METHOD:
+            activations, weights, _ = find_method(method).weigh(activations, second)
         if weights.ndim == 5:
             return np.ascontiguousarray((weights * activations[:, None]).sum(axis=2, dtype=np.float64), np.float32)
         n, c, h, w = activations.shape
