@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from detector_graphs import bright_cells, one_map_detector
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import export_two_layers, small_classifier
 from PIL import Image
+from segmentation_graphs import segmenter
 
 import fastcam
 
@@ -89,12 +92,28 @@ class _Doors:
         self.model = small_classifier().to_model()
         self.path = export_two_layers(folder)
         self.explainer = fastcam.Explainer(self.path, threads=1, device="cpu")
+        self.tensor = np.random.default_rng(1).random((2, 3, 12, 12), dtype=np.float32)
         self.photo = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
         (folder / "photos").mkdir()
         Image.fromarray(self.photo).save(folder / "photos" / "a.png")
 
     def call(self, **replaced: Any) -> object:
         return self.explainer(**{"images": self.photo, **replaced})
+
+    def regions(self, **replaced: Any) -> object:
+        return self._of_kind("segmentation", segmenter())(self.tensor, **replaced)
+
+    def similarity(self, **replaced: Any) -> object:
+        return self._of_kind("embedding", self.model)(self.tensor, **{"reference": self.tensor, **replaced})
+
+    def boxes(self, **replaced: Any) -> object:
+        return self._of_kind("boxes", one_map_detector())(bright_cells((0, 1, 0)), **replaced)
+
+    def _of_kind(self, score: str, model: onnx.ModelProto) -> fastcam.Explainer:
+        path = self.folder / f"{score}.onnx"
+        if not path.exists():
+            fastcam.export(model, path, score=score)
+        return fastcam.Explainer(path, device="cpu", threads=1)
 
     def open(self, **replaced: Any) -> object:
         return fastcam.Explainer(**{"path": self.path, "device": "cpu", "threads": 1, **replaced})
@@ -131,16 +150,20 @@ class _Doors:
 
 
 _ARGUMENTS: dict[str, str] = {
-    "call": "images target method layer size normalize batch_size on_device",
+    "call": "images target against counterfactual mask reference threshold method layer size normalize batch_size "
+    "on_device",
+    "regions": "mask target",
+    "similarity": "reference target",
+    "boxes": "target threshold against",
     "open": "path device providers",
     "export": "model path layer output input_size example_input token_grid classes preprocess gradients precision "
-    "score_activation",
+    "score_activation score fit",
     "split": "model layer",
     "inspect": "path",
     "overlay": "colormap alpha image k",
     "save": "path",
-    "explain_files": "model inputs out target top_k method layer format colormap alpha size batch_size device threads "
-    "report resume progress stdin",
+    "explain_files": "model inputs out target top_k threshold method layer format colormap alpha size batch_size device "
+    "threads report resume progress stdin",
     "write_report": "folder",
     "finetune": "data_dir out backbone weights size hidden dropout epochs learning_rate unfreeze fine_epochs "
     "fine_learning_rate batch_size patience augmentations class_weights validation_split seed resume progress",
