@@ -162,8 +162,8 @@ _ARGUMENTS: dict[str, str] = {
     "inspect": "path",
     "overlay": "colormap alpha image k",
     "save": "path",
-    "explain_files": "model inputs out target top_k threshold method layer format colormap alpha size batch_size device "
-    "threads report resume progress stdin",
+    "explain_files": "model inputs out target top_k threshold method layer format colormap alpha size batch_size "
+    "device threads report resume progress stdin",
     "write_report": "folder",
     "finetune": "data_dir out backbone weights size hidden dropout epochs learning_rate unfreeze fine_epochs "
     "fine_learning_rate batch_size patience augmentations class_weights validation_split seed resume progress",

@@ -313,6 +313,18 @@ class Detr(Module):  # type: ignore[misc]
         return Parts(logits[..., :CLASSES], corners(boxes) * SIDE, maps)
 
 
+class RtDetr(Detr):
+    """One output (N,Q,4+C): centres and sizes as shares, and the sigmoids of the scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Linear(16, CLASSES)
+
+    def forward(self, images: Any) -> Any:
+        _, logits, boxes = self._raw(images)
+        return torch.cat([boxes, logits.sigmoid()], -1)
+
+
 class PicoDet(Module):  # type: ignore[misc]
     """Two outputs per level: class scores, and distributions over the distances of the four sides, not decoded."""
 
@@ -358,6 +370,7 @@ DETECTORS: dict[str, Any] = {
     "ssd": Ssd,
     "detr": Detr,
     "picodet": PicoDet,
+    "rtdetr": RtDetr,
 }
 SUPPRESSES = {"yolov5", "yolov8", "yolox", "yolox_raw", "ssd", "picodet"}
 

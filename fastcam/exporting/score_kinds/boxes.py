@@ -116,7 +116,10 @@ def _note(detector: Detector) -> Note:
         if detector.overlaps
         else "None are suppressed."
     )
-    text = f"The boxes were read as {kinds[detector.corners]} {units[detector.unit]}. {suppression}"
+    scores = "classes and an objectness" if detector.objectness is not None else "classes"
+    count = detector.scores.stop - detector.scores.start
+    text = f"The boxes were read as {kinds[detector.corners]} {units[detector.unit]}, with scores of {count} {scores}. "
+    text += suppression
     return Note("scores", text)
 
 

@@ -4,6 +4,7 @@ Layouts, for A anchors or queries and C classes:
 
 - one output (N,4+C,A): YOLOv8, v9, v11;
 - one output (N,A,5+C), whose fifth column is the objectness: YOLOv5, v7, YOLOX, also before its boxes are decoded;
+- one output (N,Q,4+C) of queries: RT-DETR as Ultralytics exports it;
 - one output (N,R,6), sorted: YOLOv10, v26, RT-DETR; the scores are found before the TopK that sorts them;
 - two outputs (N,A,C) and (N,A,4), in any order: DETR, SSD, RetinaNet;
 - two outputs for each size of map, (N,A,C) and (N,A,4 B), with B bins of distance per side: PicoDet;
@@ -252,7 +253,10 @@ def _one_output(graph: Graph, names: int | None) -> Detector | None:
     name, sizes = outputs[0]
     axis = 1 if sizes[0] < sizes[1] else 2
     columns = min(sizes)
-    has_objectness = axis == 2 if names is None else columns == 5 + names
+    anchors = max(sizes)
+    # Queries of a transformer (RT-DETR) have no objectness, and do not overlap.
+    are_queries = axis == 2 and anchors <= _MOST_QUERIES and len(leaf_parts(graph, Part(name, axis, 0, 4))) == 1
+    has_objectness = axis == 2 and not are_queries if names is None else columns == 5 + names
     count = names if names is not None and columns > 4 + names else columns - 4 - has_objectness
     if count < 1 or (names is not None and columns < 4 + names):
         return None
@@ -265,7 +269,7 @@ def _one_output(graph: Graph, names: int | None) -> Detector | None:
         objectness if has_objectness else None,
         "cxcywh",
         "cells" if raw else _unit(graph, boxes),
-        overlaps=True,
+        overlaps=has_objectness or not are_queries,
     )
 
 
