@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from ..errors import LayerError
-from ..graph import Graph
+from ..graph import Graph, needed_nodes
 from .importers import ImportedModel, ImportOptions, ModelSource, import_model
 from .layers import branch_notes, choose_layer, find_value, list_candidates, put_on_map
 from .passes.simplify import simplify
@@ -71,6 +71,9 @@ def open_classifier(
     scores = KINDS[request.kind](graph, request)
     imported.notes.extend(scores.notes)
     candidates = list_candidates(graph)
+    if scores.end is not None:
+        before = {name for node in needed_nodes(graph, [scores.end]) for name in node.output} - {scores.end}
+        candidates = [name for name in candidates if name in before]
     choose = scores.context if asks_context and scores.context is not None else scores.layers
     default = choose(graph, candidates) if not any(asked) else []
     if default:

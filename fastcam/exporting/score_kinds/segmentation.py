@@ -16,8 +16,17 @@ from onnx import helper
 from ...errors import ModelError
 from ...graph import Graph, TensorType, attribute, operator, static_dims
 from ...metadata import MASK, MAXIMUM_RANK
+from ...notes import Note
 from ..layers import map_sizes
+from ..trials import score_seeded_images
 from .table import Opened, ScoreRequest, ScoreTable, opened_batch
+
+# Float32 softmax is off by 1e-6.
+_SUM_TOLERANCE = 1e-3
+_PROBABILITIES = (
+    "The outputs look like probabilities, but no softmax or sigmoid was found at the end of the network: their mean is "
+    "explained as it is. Name the scores before them as output=..."
+)
 
 
 def open_segmentation(graph: Graph, request: ScoreRequest) -> Opened:
@@ -29,9 +38,12 @@ def open_segmentation(graph: Graph, request: ScoreRequest) -> Opened:
         The output is not one score per pixel and class.
     """
     notes = opened_batch(graph)
+    # Frameworks with channels last turn the scores at the end, behind their activation.
+    graph.outputs = [_before_turning(graph, graph.outputs[0])]
     axis = _class_axis(graph, graph.outputs[0])
     is_exclusive = _remove_activation(graph, axis)
     logits = graph.outputs[0]
+    notes += _doubts(graph, axis)
     (count,) = static_dims(graph, logits, [axis])
     region = _region(graph, logits, axis, count, exclusive=is_exclusive and count > 1)
     pixels = graph.emit_constant(np.array([i for i in (1, 2, 3) if i != axis], np.int64))
@@ -45,7 +57,7 @@ def open_segmentation(graph: Graph, request: ScoreRequest) -> Opened:
     regions = _Regions(names[logits], region, names[area], axis, count)
     height, width = static_dims(graph, regions.logits, [i for i in (1, 2, 3) if i != axis])
     table = ScoreTable(regions.rank, regions.differentiate)
-    return Opened("none", table, bottleneck, notes, mask_size=(height, width))
+    return Opened("none", table, bottleneck, notes, mask_size=(height, width), end=regions.logits)
 
 
 class _Regions(NamedTuple):
@@ -124,6 +136,28 @@ def _class_axis(graph: Graph, scores: str) -> int:
     if len(fits) == 1:
         return fits[0]
     return 3 if int(shape[3] or 0) < int(shape[1] or 0) else 1
+
+
+def _before_turning(graph: Graph, value: str) -> str:
+    """Return the value of which ``value`` is a copy with its axes in another order."""
+    node = graph.producer(value)
+    while node is not None and operator(node) in ("Transpose", "Identity"):
+        value, node = node.input[0], graph.producer(node.input[0])
+    return value
+
+
+def _doubts(graph: Graph, axis: int) -> list[Note]:
+    """Return a note if the scores are probabilities, from an activation that was not recognised."""
+    values = score_seeded_images(graph)
+    if values is None or values.ndim != 4:
+        return []
+    # Noise of large amplitude may overflow.
+    values = values[np.isfinite(values).all(axis=(1, 2, 3))]
+    if not len(values) or not ((values >= 0) & (values <= 1)).all():
+        return []
+    if values.shape[axis] > 1 and np.abs(values.sum(axis=axis) - 1).max() > _SUM_TOLERANCE:
+        return []
+    return [Note("scores", _PROBABILITIES)]
 
 
 def _proportional(found: Sequence[int], sides: Sequence[int]) -> bool:

@@ -93,6 +93,8 @@ class Opened:
         Number of names that the entries have, if not one each.
     mask_size : (int, int) or None
         Height and width of regions that callers may give.
+    end : str or None
+        The last value of the network itself: it and what was appended behind it are not explained.
     context : callable or None
         As ``layers``, for the layer called "context".
     """
@@ -103,6 +105,7 @@ class Opened:
     notes: list[Note] = field(default_factory=list)
     labels: int | None = None
     mask_size: tuple[int, int] | None = None
+    end: str | None = None
     context: Callable[[Graph, Sequence[str]], list[str]] | None = None
 
 
