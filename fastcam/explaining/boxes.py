@@ -16,6 +16,9 @@ from .targets import Target
 DEFAULT_THRESHOLD = 0.25
 # Boxes that are explained if none are asked for.
 _DEFAULT_COUNT = 10
+# A missing box of an earlier explanation, -1 in its targets, is asked for by this rank, which nothing else asks for.
+ABSENT = -MAXIMUM_RANK
+_MOST_RANKS = MAXIMUM_RANK - 1
 
 
 class Boxes(NamedTuple):
@@ -63,9 +66,9 @@ class BoxTargets:
             return -np.arange(1, _DEFAULT_COUNT + 1, dtype=np.int64)[None]
         if isinstance(target, str):
             match = re.fullmatch(r"top(\d{1,9})", target)
-            if match is None or not 1 <= int(match[1]) <= MAXIMUM_RANK:
+            if match is None or not 1 <= int(match[1]) <= _MOST_RANKS:
                 raise TargetError(
-                    f"target {shown(target)}: {self._source} is a detector: give None or 'top1' to 'top{MAXIMUM_RANK}' "
+                    f"target {shown(target)}: {self._source} is a detector: give None or 'top1' to 'top{_MOST_RANKS}' "
                     "for the best boxes, or entries of an explanation's targets"
                 )
             return -np.arange(1, int(match[1]) + 1, dtype=np.int64)[None]
@@ -75,9 +78,10 @@ class BoxTargets:
                 f"target {shown(target)}: give None, 'top5', entries of an explanation's targets, or a list of these "
                 f"for each of the {count} images"
             )
-        if not ((rows >= 0) & (rows < self._count)).all():
+        is_missing = (rows == -1) & (np.ndim(target) == 2)
+        if not (is_missing | ((rows >= 0) & (rows < self._count))).all():
             raise TargetError(f"target {shown(target)}: the detector has entries 0..{self._count - 1}")
-        return rows
+        return np.where(is_missing, ABSENT, rows)
 
 
 def _rows(target: Any) -> Indices | None:

@@ -23,12 +23,13 @@ from ..pictures.letterbox import Frame, letterbox, letterboxed, stretched
 from ..pictures.preparing import prepare, resize_images
 from ..pictures.reading import ImageSource, ValueRange, read_image
 from ..preprocessing import Layout, Preprocessing
-from .boxes import BoxTargets, check_threshold
+from .boxes import ABSENT, BoxTargets, check_threshold
 from .contrast import (
     NEAREST,
     NEAREST_COUNT,
     NEAREST_SHARE,
     Contrast,
+    Scaling,
     check_linear,
     check_scaling,
     contrasted,
@@ -37,6 +38,7 @@ from .contrast import (
 from .convolutions import CHOICES, Convolutions
 from .devices.exchange import is_on_device
 from .engines import Results, Task
+from .engines.drawing import joined_layers
 from .engines.inputs import DeviceInputs, Inputs, Pictures, Tensors
 from .engines.opening import open_engine
 from .explained_model import LARGEST_HEATMAP
@@ -497,10 +499,12 @@ class Explainer:
             extra=extra,
         )
         try:
-            results = self._engine.explain(inputs, targets, task)
             if raw:
                 contrast = contrast or Contrast(targets.shape[1])
-                results, targets = contrasted(results, contrast, chosen_size, scaling), targets[:, : contrast.kept]
+                results = self._combined(inputs, targets, task, contrast, chosen_size, scaling)
+                targets = targets[:, : contrast.kept]
+            else:
+                results = self._engine.explain(inputs, targets, task)
         except MemoryError as error:
             if isinstance(error, FastcamError):
                 raise
@@ -515,6 +519,30 @@ class Explainer:
             results = _above(lowest, results, targets)
         return self._explanation(results, pictures, signed=scaling == "signed")
 
+    def _combined(
+        self,
+        inputs: Inputs,
+        targets: Indices,
+        task: Task,
+        contrast: Contrast,
+        size: tuple[int, int] | None,
+        scaling: Scaling,
+    ) -> Results:
+        """Return the results of maps that are combined before their ReLU.
+
+        Those of a detector's layers one by one, at their own sizes: each box is scored at one of them.
+        """
+        descriptions = self._model.descriptions
+        outputs = task.fetched[2 : len(task.fetched) - len(descriptions)]
+        if not self.has_boxes or len(outputs) == 2:
+            return contrasted(self._engine.explain(inputs, targets, task), contrast, size, scaling)
+        layers = []
+        for position in range(0, len(outputs), 2):
+            fetched = (*task.fetched[:2], *outputs[position : position + 2], *descriptions)
+            found = self._engine.explain(inputs, targets, task._replace(fetched=fetched))
+            layers.append(contrasted(found, contrast, None, scaling))
+        return joined_layers(layers, size)
+
     def _answerable(
         self, question: _Question, inputs: Inputs, pictures: Sequence[Pixels | None], batch: int, limit: TimeLimit
     ) -> tuple[Indices, Contrast | None, Floats | None]:
@@ -527,7 +555,15 @@ class Explainer:
         if question.reference is not None:
             raise ArgumentError('reference= applies to files exported with score="embedding": omit it')
         targets, contrast = self._contrast(question, inputs, batch, limit)
-        return targets, contrast, self._mask(question.mask, pictures, targets.shape[1])
+        mask = self._mask(question.mask, pictures, targets.shape[1] if contrast is None else contrast.kept)
+        if mask is None or contrast is None or contrast.kept == targets.shape[1]:
+            return targets, contrast, mask
+        if (mask != mask[:, :1]).any():
+            raise ArgumentError(
+                "mask: with against= all targets are compared in one region: give one, (h,w) or (N,1,h,w)"
+            )
+        repeated = np.repeat(mask[:, :1], targets.shape[1], axis=1)
+        return targets, contrast, repeated
 
     def _contrast(
         self, question: _Question, inputs: Inputs, batch: int, limit: TimeLimit
@@ -693,7 +729,7 @@ class Explainer:
 def _above(threshold: float, results: Results, asked: Indices) -> Results:
     """Leave out boxes by rank below the threshold: their target is -1, and their map is empty."""
     assert results.boxes is not None  # noqa: S101  # a detector's engine returns them
-    absent = (results.targets < 0) | ((asked < 0) & (results.boxes.scores < threshold))
+    absent = (results.targets < 0) | (asked == ABSENT) | ((asked < 0) & (results.boxes.scores < threshold))
     for maps in (results.heatmaps, results.maps, results.evidence):
         maps[absent] = 0
     return results._replace(targets=np.where(absent, -1, results.targets))

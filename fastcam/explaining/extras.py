@@ -40,7 +40,9 @@ def mask_rows(mask: Any, images: int, targets: int, size: tuple[int, int], frame
         known = False
     if not known:
         raise ArgumentError(f"mask={shown(mask)}: give an array (h,w), (K,h,w) or (N,K,h,w) of bool or weights")
-    values = array.astype(np.float32).reshape(*[1] * (4 - array.ndim), *array.shape)
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
+    values = array.reshape(*[1] * (4 - array.ndim), *array.shape)
     if values.shape[0] not in (1, images) or values.shape[1] not in (1, targets):
         raise ArgumentError(
             f"mask of shape {array.shape}: there are {images} images with {targets} targets each; give (h,w), "
@@ -48,6 +50,8 @@ def mask_rows(mask: Any, images: int, targets: int, size: tuple[int, int], frame
         )
     if not np.isfinite(values).all() or (values < 0).any():
         raise ArgumentError("mask: weights must be finite, and not negative")
+    # Only their proportions count, and sums must stay finite.
+    values = values / max(float(values.max()), np.finfo(np.float32).tiny)
     if any(frame is not None and not _fills(frame) for frame in frames):
         values = np.broadcast_to(values, (images, *values.shape[1:]))
         placed = [_placed(one, frame, size) for one, frame in zip(values, frames, strict=True)]
@@ -102,4 +106,6 @@ def reference_rows(embeddings: Floats, images: int) -> Floats:
         )
     if not np.isfinite(values).all() or not values.any(axis=2).all():
         raise ArgumentError("reference: an embedding is zero, or not finite")
-    return np.ascontiguousarray(values)
+    # Only their direction counts.
+    longest = np.abs(values).max(axis=2, keepdims=True)
+    return np.ascontiguousarray(values / longest, np.float32)

@@ -265,7 +265,7 @@ def export(
         all_outputs=has_boxes,
     )
     with _understood():
-        request = ScoreRequest(score, score_activation, name_count)
+        request = ScoreRequest(score, score_activation, name_count, name_count is not None)
         classifier = open_classifier(model, layers, options, token_grid, request)
         graph, imported = classifier.graph, classifier.imported
         names, notes = _known_names(graph, names, classifier)

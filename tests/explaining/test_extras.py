@@ -225,3 +225,33 @@ def test_batches_keep_their_rows(regions: fastcam.Explainer, embedding: fastcam.
     assert one.similarity is not None
     assert many.similarity is not None
     np.testing.assert_allclose(one.similarity, many.similarity, atol=1e-6)
+
+
+def test_one_region_serves_a_contrast(regions: fastcam.Explainer, batch: Array) -> None:
+    """The difference of two classes' mean logits over the same region."""
+    mask = np.zeros((12, 12), bool)
+    mask[3:8, 2:9] = True
+    found = regions(batch, 1, against=[0, 2], mask=mask, normalize=None, size="layer")
+    signs = [_head_gradients(batch, label, np.broadcast_to(mask, (2, 12, 12)).astype(float)) for label in range(3)]
+    difference = signs[1] - (signs[0] + signs[2]) / 2
+    session: Any = regions._session
+    activations = session.run(["activations"], {"image": batch, "target": np.array([[1]])})[0]
+    raw = np.einsum("nc,nchw->nhw", difference.mean(axis=(2, 3)), activations)
+    assert relative_error(found.maps[:, 0], np.maximum(raw, 0)) < 1e-4
+    with pytest.raises(ArgumentError, match="compared in one region"):
+        regions(batch, [0, 1], against=2, mask=np.stack([mask, mask[::-1]]))
+
+
+def test_magnitudes_do_not_matter(regions: fastcam.Explainer, embedding: fastcam.Explainer, batch: Array) -> None:
+    mask = np.zeros((12, 12))
+    mask[2:5, 2:5] = 1
+    np.testing.assert_allclose(
+        regions(batch, 1, mask=1e38 * mask).heatmaps, regions(batch, 1, mask=mask).heatmaps, atol=1e-6
+    )
+    reference = np.random.default_rng(2).normal(size=4)
+    expected = embedding(batch, reference=reference).similarity
+    for factor in (1e25, 1e-30):
+        found = embedding(batch, reference=factor * reference).similarity
+        assert expected is not None
+        assert found is not None
+        np.testing.assert_allclose(found, expected, atol=1e-5)

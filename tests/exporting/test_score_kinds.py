@@ -306,9 +306,66 @@ def test_raw_scores_of_a_detector_need_their_activation(tmp_path: Path) -> None:
         )
         for n in (3, 4)
     ]
-    model = net.build(*rows).to_model()
+    model = net.build(rows[0], net.add("Sigmoid", rows[1])).to_model()
     with pytest.raises(ArgumentError, match=r'raw scores of 3 classes: give score_activation="softmax"'):
         fastcam.export(model, tmp_path / "raw.onnx", score="boxes")
     two = fastcam.export(model, tmp_path / "two.onnx", score="boxes", score_activation="softmax")
     three = fastcam.export(model, tmp_path / "three.onnx", score="boxes", classes=list("abc"))
     assert (two.class_count, three.class_count) == (2, 3)
+
+
+@pytest.mark.parametrize("count", [21, 22])
+def test_classes_are_not_taken_for_a_side(tmp_path: Path, count: int) -> None:
+    """A map of 20 x 20 with 21 classes: the proportions of the picture are exact for one axis only."""
+    net = NetworkBuilder(("batch", 3, 80, 80))
+    features = net.add("Relu", net.conv(net.input, (4, 3, 4, 4), strides=[4, 4]), name="features")
+    model = net.build(net.add("Softmax", net.conv(features, (count, 4, 1, 1)), axis=1))
+    plain = model.copy()
+    plain.outputs = [plain.nodes[-1].input[0]]
+    for graph in (model, plain):
+        result = fastcam.export(graph.to_model(), tmp_path / "net.onnx", score="segmentation")
+        assert result.class_count == count
+
+
+def test_a_sigmoid_before_an_upsampling_is_noted_and_cut_at_a_half(tmp_path: Path, rng: np.random.Generator) -> None:
+    net = NetworkBuilder(("batch", 3, 12, 12))
+    features = net.add("Relu", net.conv(net.input, (6, 3, 3, 3), pads=[1, 1, 1, 1]), name="features")
+    small = net.add("Sigmoid", net.conv(features, (2, 6, 2, 2), strides=[2, 2]))
+    model = net.build(
+        net.add("Resize", small, "", net.constant(np.array([1, 1, 2, 2], np.float32)), mode="linear", name="large")
+    ).to_model()
+    result = fastcam.export(model, tmp_path / "net.onnx", score="segmentation")
+    assert any("look like probabilities" in note for note in result.notes)
+    images = rng.random((2, 3, 12, 12), dtype=np.float32)
+    found = fastcam.Explainer(tmp_path / "net.onnx", device="cpu")(images, [0, 1])
+    likely = _run(model, images, "large")
+    for image, label in np.ndindex(2, 2):
+        inside = likely[image, label][likely[image, label] > 0.5]
+        np.testing.assert_allclose(found.logits[image, label], inside.mean() if inside.size else 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ["xyxy", "yxyx"])
+def test_the_order_of_corners_is_told_by_a_picture_that_is_not_square(tmp_path: Path, order: str) -> None:
+    net = NetworkBuilder((1, 3, 16, 32))
+    features = net.add("Relu", net.conv(net.input, (4, 3, 4, 4), strides=[4, 4]), name="features")
+    scores = net.add("Sigmoid", net.add("Reshape", net.conv(features, (2, 4, 1, 1)), net.constant([1, 2, 32])))
+    y, x = (4.0 * grid.ravel() for grid in np.mgrid[:4, :8])
+    corners = [x, y, x + 4, y + 4] if order == "xyxy" else [y, x, y + 4, x + 4]
+    flat = net.add("ReduceMean", features, net.constant([1, 2, 3]), keepdims=1)
+    nothing = net.add("Mul", net.add("Reshape", flat, net.constant([1, 1, 1])), net.constant(np.float32(1e-6)))
+    boxes = net.add("Add", net.constant(np.stack(corners, -1).astype(np.float32)[None]), nothing)
+    limits = (np.array([5], np.int64), np.array([0.5], np.float32), np.array([0.1], np.float32))
+    kept = net.add("NonMaxSuppression", boxes, scores, *(net.constant(limit) for limit in limits))
+    path = tmp_path / "wide.onnx"
+    result = fastcam.export(net.build(kept).to_model(), path, score="boxes")
+    assert not any("is a guess" in note for note in result.notes)
+    images = np.random.default_rng(0).random((1, 3, 16, 32), dtype=np.float32)
+    found = fastcam.Explainer(path, device="cpu")(images, "top3", threshold=0)
+    assert found.boxes is not None
+    anchors = found.targets[0] % 32
+    np.testing.assert_allclose(found.boxes.corners[0, :, :2], np.stack([x, y], -1)[anchors], atol=1e-3)
+
+
+def test_corners_as_shares_are_a_guess_and_noted(tmp_path: Path) -> None:
+    result = fastcam.export(one_map_detector(suppressed=True, batch=1), tmp_path / "centres.onnx", score="boxes")
+    assert not any("is a guess" in note for note in result.notes)

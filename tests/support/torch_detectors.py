@@ -325,6 +325,67 @@ class RtDetr(Detr):
         return torch.cat([boxes, logits.sigmoid()], -1)
 
 
+class DetrWithCorners(Detr):
+    """DETR whose boxes are turned to corners in the network, and fewer queries than boxes asked for."""
+
+    queries = 6
+
+    def forward(self, images: Any) -> Any:
+        _, logits, boxes = self._raw(images)
+        return {"logits": logits, "pred_boxes": corners(boxes)}
+
+
+class TwoStageDetr(Module):  # type: ignore[misc]
+    """RT-DETR: the encoder selects its queries by a TopK, whose references the decoder refines."""
+
+    queries = 12
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = _Backbone()
+        self.projections = nn.ModuleList(nn.Conv2d(c, 16, 1) for c in _CHANNELS)
+        self.encoder_score, self.encoder_box = nn.Linear(16, CLASSES), nn.Linear(16, 4)
+        self.score, self.box = nn.Linear(16, CLASSES), nn.Linear(16, 4)
+
+    def _raw(self, images: Any) -> tuple[list[Any], Any, Any]:
+        maps = _inputs([project(f) for project, f in zip(self.projections, self.backbone(images), strict=True)])
+        memory = torch.cat([one.flatten(2).transpose(1, 2) for one in maps], 1)
+        index = self.encoder_score(memory).max(-1).values.topk(self.queries, 1)[1].unsqueeze(-1)
+        reference = self.encoder_box(memory).gather(1, index.repeat(1, 1, 4))
+        query = memory.gather(1, index.repeat(1, 1, 16))
+        found = functional.relu((query @ memory.transpose(1, 2) / 4).softmax(-1) @ memory + query)
+        return maps, self.score(found), (self.box(found) + reference).sigmoid()
+
+    def forward(self, images: Any) -> Any:
+        _, logits, boxes = self._raw(images)
+        return {"logits": logits.sigmoid(), "pred_boxes": boxes}
+
+    def parts(self, images: Any) -> Parts:
+        maps, logits, boxes = self._raw(images)
+        return Parts(logits, corners(boxes) * SIDE, maps)
+
+
+class ColumnYolo(YoloV8):
+    """YOLOv8 whose anchors go down the columns of each map."""
+
+    def _raw(self, images: Any) -> tuple[list[Any], Any, Any]:
+        maps, classes, boxes = super()._raw(images)
+        order, first = [], 0
+        for features in maps:
+            height, width = (int(side) for side in features.shape[2:])
+            order.append(slice(first, first + height * width))
+            first += height * width
+
+        def turned(values: Any) -> Any:
+            parts = [
+                values[:, :, part].reshape(values.shape[0], values.shape[1], one.shape[2], one.shape[3])
+                for part, one in zip(order, maps, strict=True)
+            ]
+            return torch.cat([part.transpose(2, 3).flatten(2) for part in parts], 2)
+
+        return maps, turned(classes), turned(boxes)
+
+
 class PicoDet(Module):  # type: ignore[misc]
     """Two outputs per level: class scores, and distributions over the distances of the four sides, not decoded."""
 
@@ -371,8 +432,10 @@ DETECTORS: dict[str, Any] = {
     "detr": Detr,
     "picodet": PicoDet,
     "rtdetr": RtDetr,
+    "detr_corners": DetrWithCorners,
+    "yolov8_columns": ColumnYolo,
 }
-SUPPRESSES = {"yolov5", "yolov8", "yolox", "yolox_raw", "ssd", "picodet"}
+SUPPRESSES = {"yolov5", "yolov8", "yolov8_columns", "yolox", "yolox_raw", "ssd", "picodet"}
 
 
 def detector(name: str) -> Any:

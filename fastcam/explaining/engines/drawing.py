@@ -235,6 +235,13 @@ def fuse_boxes(maps: Sequence[Floats], size: tuple[int, int] | None) -> tuple[Fl
     return heatmaps, fused
 
 
+def joined_layers(layers: Sequence[Results], size: tuple[int, int] | None) -> Results:
+    """Return the results of a detector from those of its layers, scaled and of their own sizes."""
+    maps = [one.maps for one in layers]
+    heatmaps, fused = fuse_boxes(maps, size) or fuse(maps, size, None)
+    return layers[0]._replace(heatmaps=heatmaps, maps=fused, evidence=np.max([one.evidence for one in layers], axis=0))
+
+
 def mean_evidence(layers: Sequence[Floats]) -> Floats:
     """Return the mean of several layers' evidence (N,K)."""
     return np.asarray(np.mean(layers, axis=0, dtype=np.float64), np.float32)

@@ -21,7 +21,7 @@ from ...metadata import MAXIMUM_RANK
 from ...notes import Note
 from ..gradients.autodiff import backpropagate
 from ..trials import score_seeded_images
-from .detectors import Detector, Part, find_detector, leaf_parts
+from .detectors import Detector, Part, find_detector, input_sides, leaf_parts
 from .explained import context_layer, head_inputs
 from .table import Opened, ScoreRequest, ScoreTable, opened_batch
 from .windows import Targets, find_levels, window_gradients
@@ -70,7 +70,13 @@ def open_boxes(graph: Graph, request: ScoreRequest) -> Opened:
     ArgumentError
         ``score_activation`` is needed, or contradicts the model.
     """
-    detector = find_detector(graph, request.names)
+    try:
+        detector = find_detector(graph, request.names)
+    except ArgumentError:
+        # Names that the model itself holds may be those of another head.
+        if request.are_given:
+            raise
+        detector, request = find_detector(graph, None), request._replace(names=None)
     # Only now: suppression of boxes mixes images.
     parts = [part for part in (detector.scores, detector.boxes, detector.objectness) if part is not None]
     graph.outputs = list(dict.fromkeys(part.value for part in parts))
@@ -92,7 +98,7 @@ def open_boxes(graph: Graph, request: ScoreRequest) -> Opened:
     scores = scores._replace(source=names[scores.source], probabilities=names[scores.probabilities])
     boxes = _Boxes(graph, scores, corners, overlaps=detector.overlaps)
     table = ScoreTable(boxes.rank, boxes.differentiate, boxes.describe, BOX_OUTPUTS, boxes.localize)
-    notes.append(_note(detector))
+    notes.append(_note(detector, scores))
     return Opened(
         "sigmoid",
         table,
@@ -103,7 +109,7 @@ def open_boxes(graph: Graph, request: ScoreRequest) -> Opened:
     )
 
 
-def _note(detector: Detector) -> Note:
+def _note(detector: Detector, found: _Scores) -> Note:
     kinds = {"cxcywh": "centres and sizes", "xyxy": "corners (x, y, x, y)", "yxyx": "corners (y, x, y, x)"}
     units = {
         "pixels": "in pixels",
@@ -120,6 +126,10 @@ def _note(detector: Detector) -> Note:
     count = detector.scores.stop - detector.scores.start
     text = f"The boxes were read as {kinds[detector.corners]} {units[detector.unit]}, with scores of {count} {scores}. "
     text += suppression
+    if detector.is_guess:
+        text += " The order of the corners is a guess."
+    if found.background is not None:
+        text += f" Class {found.background} of the model was taken for the background, and left out."
     return Note("scores", text)
 
 
@@ -127,9 +137,11 @@ def _note(detector: Detector) -> Note:
 
 
 def _probabilities(graph: Graph, detector: Detector, request: ScoreRequest) -> _Scores:
-    scores = _before_activation(graph, detector, request)
     if detector.objectness is None:
-        return scores
+        return _before_activation(graph, detector, request)
+    detector = _with_active_scores(graph, detector, request)
+    scores = _before_activation(graph, detector, request)
+    assert detector.objectness is not None  # noqa: S101  # as above
     objectness = _cut(graph, detector.objectness)
     likely = scores.probabilities
     if graph.rank(objectness) == 3 and detector.objectness.axis != scores.axis:
@@ -137,6 +149,31 @@ def _probabilities(graph: Graph, detector: Detector, request: ScoreRequest) -> _
     product = graph.emit("Mul", likely, objectness, stem="boxes/likely")
     graph.infer_types()
     return _Scores(product, product, scores.axis, is_logit=False)
+
+
+def _with_active_scores(graph: Graph, detector: Detector, request: ScoreRequest) -> Detector:
+    """Return a detector whose objectness and class scores are probabilities.
+
+    Raises
+    ------
+    ArgumentError
+        They are not, and the caller does not say that a sigmoid makes them so.
+    """
+    parts = [part for part in (detector.objectness, detector.scores) if part is not None]
+    if all(_is_sigmoid(graph, leaf) for part in parts for leaf in leaf_parts(graph, part)):
+        return detector
+    values = score_seeded_images(_only(graph, parts[0].value))
+    columns = [] if values is None else [np.moveaxis(values, one.axis, -1)[..., one.start : one.stop] for one in parts]
+    if all(((found >= 0) & (found <= 1)).all() for found in columns):
+        return detector
+    if request.activation != "sigmoid":
+        raise ArgumentError(
+            "the detector's objectness and class scores, or what looks like them, leave 0..1: give "
+            'score_activation="sigmoid" if they are raw. If it has no objectness, give classes=, whose number tells'
+        )
+    active = graph.emit("Sigmoid", parts[0].value, stem="boxes/active")
+    graph.infer_types()
+    return detector._replace(objectness=parts[0]._replace(value=active), scores=parts[1]._replace(value=active))
 
 
 def _before_activation(graph: Graph, detector: Detector, request: ScoreRequest) -> _Scores:
@@ -183,7 +220,7 @@ def _by_names(graph: Graph, part: Part, request: ScoreRequest) -> str:
         return "softmax"
     raise ArgumentError(
         f'the detector ends in raw scores of {count} classes: give score_activation="softmax" if one of them means '
-        '"no object" (DETR, SSD), or "sigmoid" if none does (RT-DETR, RetinaNet)'
+        '"no object" (DETR, SSD), or "sigmoid" if none does (RetinaNet)'
     )
 
 
@@ -238,7 +275,7 @@ def _corners(graph: Graph, detector: Detector) -> str:
         matrix = np.array([[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]], np.float32)
         values = graph.emit("MatMul", values, graph.emit_constant(matrix), stem="boxes/corners")
     if detector.unit == "share":
-        height, width = _input_sides(graph)
+        height, width = input_sides(graph)
         sides = np.array([width, height, width, height], np.float32)
         values = graph.emit("Mul", values, graph.emit_constant(sides), stem="boxes/pixels")
     values = graph.emit("Identity", values, stem="boxes/all")
@@ -248,18 +285,11 @@ def _corners(graph: Graph, detector: Detector) -> str:
     return values
 
 
-def _input_sides(graph: Graph) -> tuple[int, int]:
-    """Return height and width of the input."""
-    shape = next(iter(graph.inputs.values())).shape
-    height, width = (shape[2], shape[3]) if shape[1] in (1, 3) else (shape[1], shape[2])
-    return int(height or 0), int(width or 0)
-
-
 def _grid(graph: Graph, values: str) -> tuple[Array, Array]:
     """Return the cell (column, row) of every anchor, (A,2), and the side of its cells in pixels, (A,1)."""
     graph.infer_types()
     (anchors,) = static_dims(graph, values, [1])
-    sides = _input_sides(graph)
+    sides = input_sides(graph)
     strides = next((found for found in _STRIDES if sum(map(math.prod, _cells(sides, found))) == anchors), None)
     if strides is None:
         raise ModelError(
@@ -328,8 +358,14 @@ class _Boxes:
         graph.append(node)
         chosen = graph.emit("GatherElements", classes, anchors, axis=1, stem="rank/chosen")
         entries = self._entries(graph, anchors, chosen)
-        if not self._overlaps:
+        missing = MAXIMUM_RANK - min(MAXIMUM_RANK, self._anchors)
+        if not self._overlaps and not missing:
             return entries
+        if not self._overlaps:
+            rows = graph.emit("Shape", anchors, start=0, end=1)
+            shape = graph.emit("Concat", rows, _integers(graph, missing), axis=0)
+            none = graph.emit("Expand", graph.emit_constant(np.int64(-1)), shape)
+            return graph.emit("Concat", entries, none, axis=1, stem="rank/padded")
         return self._suppressed(graph, f"{anchors}/scores", anchors, chosen, entries)
 
     def _entries(self, graph: Graph, anchors: str, classes: str) -> str:
@@ -342,7 +378,7 @@ class _Boxes:
         """Keep the best of boxes of one class that overlap, greedily."""
         corners = self._gathered(graph, anchors)
         # Boxes of different classes are moved apart, so that they do not overlap.
-        step = np.float32(2 * max(_input_sides(graph)))
+        step = np.float32(2 * max(input_sides(graph)))
         shift = graph.emit("Mul", graph.emit("Cast", classes, to=1), graph.emit_constant(step))
         apart = graph.emit("Add", corners, graph.emit("Unsqueeze", shift, _integers(graph, 2)), stem="rank/apart")
         by_class = graph.emit("Unsqueeze", scores, _integers(graph, 1), stem="rank/by_class")

@@ -4,8 +4,8 @@ Layouts, for A anchors or queries and C classes:
 
 - one output (N,4+C,A): YOLOv8, v9, v11;
 - one output (N,A,5+C), whose fifth column is the objectness: YOLOv5, v7, YOLOX, also before its boxes are decoded;
-- one output (N,Q,4+C) of queries: RT-DETR as Ultralytics exports it;
-- one output (N,R,6), sorted: YOLOv10, v26, RT-DETR; the scores are found before the TopK that sorts them;
+- one output (N,Q,4+C) of queries: transformers with one output;
+- one output (N,R,6), sorted: YOLOv10, v26; the scores are found before the TopK that sorts them;
 - two outputs (N,A,C) and (N,A,4), in any order: DETR, SSD, RetinaNet;
 - two outputs for each size of map, (N,A,C) and (N,A,4 B), with B bins of distance per side: PicoDet;
 - any of these with NonMaxSuppression at the end, whose inputs they are.
@@ -13,15 +13,17 @@ Layouts, for A anchors or queries and C classes:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 import onnx
 
 from ...arrays import Array
-from ...errors import ModelError
+from ...errors import ArgumentError, ModelError
 from ...graph import Graph, attribute, needed_nodes, operator
+from ..ops import Fact, op_row
 from ..trials import score_seeded_images
 
 Corners = Literal["cxcywh", "xyxy", "yxyx"]
@@ -57,6 +59,8 @@ class Detector(NamedTuple):
         bins of each side's distance from the cell's centre, in cells (PicoDet); ``boxes`` then has 4 B numbers.
     overlaps : bool
         Whether boxes of the same object still have to be suppressed.
+    is_guess : bool
+        Whether ``corners`` is a guess.
     """
 
     scores: Part
@@ -65,6 +69,7 @@ class Detector(NamedTuple):
     corners: Corners
     unit: Unit
     overlaps: bool
+    is_guess: bool = False
 
 
 def find_detector(graph: Graph, names: int | None) -> Detector:
@@ -80,7 +85,9 @@ def find_detector(graph: Graph, names: int | None) -> Detector:
     Raises
     ------
     ModelError
-        The outputs have none of the known layouts.
+        The outputs have none of the known layouts, or hold boxes that are not decoded.
+    ArgumentError
+        The number of class names does not fit the outputs.
     """
     found = (
         _before_suppression(graph)
@@ -130,43 +137,70 @@ def _before_suppression(graph: Graph) -> Detector | None:
     node = next((node for node in needed_nodes(graph, graph.outputs) if operator(node) == "NonMaxSuppression"), None)
     if node is None or _sizes(graph, node.input[0]) is None or _sizes(graph, node.input[1]) is None:
         return None
-    corners: Corners = "cxcywh" if attribute(node, "center_point_box", 0) else _known_corners(graph, node.input[0], 2)
     scores, boxes = _whole(graph, node.input[1], 1), _whole(graph, node.input[0], 2)
-    return Detector(scores, boxes, None, corners, _unit(graph, boxes), overlaps=True)
+    unit = _unit(graph, boxes)
+    if attribute(node, "center_point_box", 0):
+        return Detector(scores, boxes, None, "cxcywh", unit, overlaps=True)
+    corners = _corner_order(graph, boxes) if unit == "pixels" else None
+    return Detector(scores, boxes, None, corners or "xyxy", unit, overlaps=True, is_guess=corners is None)
 
 
-def _known_corners(graph: Graph, boxes: str, axis: int) -> Corners:
-    """Return the order of two corners: NonMaxSuppression treats both alike, so the larger side decides nothing.
+def _corner_order(graph: Graph, boxes: Part) -> Corners | None:
+    """Return the order of two corners in pixels, or None if it cannot be told: NonMaxSuppression treats both alike.
 
-    Wider pictures have larger x: where the sides of the input differ, the larger coordinate is x; ONNX documents
-    y first, and torch writes x first.
+    In a picture that is wider than high, the larger coordinates are x.
     """
-    found = score_seeded_images(_with_outputs(graph, [boxes]))
-    if found is None:
-        return "xyxy"
-    values = np.moveaxis(found, axis, -1)
-    (_, _, *_), image = next(iter(graph.inputs.items())), next(iter(graph.inputs.values())).shape
-    sides = [int(size) for size in image[1:] if isinstance(size, int) and size > 4]
+    values = _values(graph, boxes)
+    height, width = input_sides(graph)
+    if values is None or height == width:
+        return None
     tops = values.reshape(-1, 4).max(axis=0)
-    if len(sides) == 2 and sides[0] != sides[1] and tops[2] != tops[3]:
-        y_first = (sides[0] > sides[1]) == (tops[2] > tops[3])
-        return "yxyx" if y_first else "xyxy"
-    return "xyxy"
+    if tops[2] == tops[3]:
+        return None
+    return "yxyx" if (height > width) == (tops[2] > tops[3]) else "xyxy"
+
+
+def input_sides(graph: Graph) -> tuple[int, int]:
+    """Return height and width of the input."""
+    shape = next(iter(graph.inputs.values())).shape
+    height, width = (shape[2], shape[3]) if shape[1] in (1, 3) else (shape[1], shape[2])
+    return int(height or 0), int(width or 0)
 
 
 def _before_sorting(graph: Graph) -> Detector | None:
     """Find the scores and boxes that a TopK sorts, for one output (N,R,6) or for scores, boxes and labels."""
-    for node in needed_nodes(graph, graph.outputs):
-        scores = _sorted_scores(graph, node.input[0]) if operator(node) == "TopK" else None
-        if scores is None:
-            continue
-        count = graph.shape(scores)[1]
-        boxes = _gathered_boxes(graph, count)
-        if boxes is not None:
+    for node in _sorting_nodes(graph):
+        scores = _sorted_scores(graph, node.input[0])
+        boxes = None if scores is None else _gathered_boxes(graph, graph.shape(scores)[1])
+        if scores is not None and boxes is not None:
             part = _whole(graph, boxes, 2)
             corners = _corners(graph, part)
             return Detector(_whole(graph, scores, 2), part, None, corners, _unit(graph, part), overlaps=False)
     return None
+
+
+def _sorting_nodes(graph: Graph) -> list[onnx.NodeProto]:
+    """Return the TopK nodes whose results reach the outputs unchanged, or as numbers of rows, the first one first.
+
+    A transformer's encoder selects its queries by a TopK, too: a decoder computes with those.
+    """
+    found: dict[int, onnx.NodeProto] = {}
+    seen: set[str] = set()
+    stack = list(graph.outputs)
+    while stack:
+        value = stack.pop()
+        node = graph.producer(value)
+        if node is None or value in seen:
+            continue
+        seen.add(value)
+        op = operator(node)
+        is_integer = graph.rank(value) is not None and graph.type(value).dtype.kind in "iu"
+        if op == "TopK":
+            found[id(node)] = node
+        elif not is_integer and op not in ("Cast", "Identity") and not op_row(op).facts & Fact.MOVES:
+            continue
+        stack.extend(node.input)
+    return [node for node in needed_nodes(graph, graph.outputs) if id(node) in found]
 
 
 def _sorted_scores(graph: Graph, value: str) -> str | None:
@@ -193,26 +227,88 @@ def _gathered_boxes(graph: Graph, anchors: object) -> str | None:
 def _two_outputs(graph: Graph) -> Detector | None:
     """Read scores and boxes from two outputs with the same number of anchors."""
     sizes = {name: found for name in graph.outputs if (found := _sizes(graph, name)) is not None}
-    boxes = [name for name, found in sizes.items() if 4 in found]
-    scores = [name for name in sizes if name not in boxes[:1]]
-    if not boxes or not scores:
+    pairs = [(boxes, scores) for boxes in sizes for scores in sizes if _may_pair(sizes, boxes, scores)]
+    if not pairs:
         return None
-    axis = _coordinate_axis(sizes[boxes[0]]) or 2
-    anchors = sizes[boxes[0]][0 if axis == 2 else 1]
-    matching = [name for name in scores if anchors in sizes[name]]
-    if not matching:
-        return None
-    class_axis = 2 if sizes[matching[0]][0] == anchors else 1
-    part = _whole(graph, boxes[0], axis)
-    return Detector(
-        _whole(graph, matching[0], class_axis),
-        part,
-        None,
-        _corners(graph, part),
-        _unit(graph, part),
-        # Anchors of several maps are joined; queries come from one decoder.
-        overlaps=anchors > _MOST_QUERIES or len(leaf_parts(graph, part)) > 1,
-    )
+    decoded = [pair for pair in pairs if not _is_undecoded(graph, pair[0])]
+    if not decoded:
+        raise ModelError(
+            f"the boxes {pairs[0][0]!r} come from a layer without activation: they are offsets from anchors that the "
+            "model does not hold. Export the detector with its boxes decoded"
+        )
+    boxes, scores = _likeliest(graph, decoded)
+    axis = _coordinate_axis(sizes[boxes]) or 2
+    anchors = sizes[boxes][0 if axis == 2 else 1]
+    part, score_part = _whole(graph, boxes, axis), _whole(graph, scores, 2 if sizes[scores][0] == anchors else 1)
+    # Anchors of several maps are joined; queries come from one decoder.
+    overlaps = anchors > _MOST_QUERIES or _is_joined(graph, score_part)
+    return Detector(score_part, part, None, _corners(graph, part), _unit(graph, part), overlaps=overlaps)
+
+
+def _may_pair(sizes: Mapping[str, tuple[int, int]], boxes: str, scores: str) -> bool:
+    axis = _coordinate_axis(sizes[boxes])
+    return axis is not None and boxes != scores and sizes[boxes][0 if axis == 2 else 1] in sizes[scores]
+
+
+_BOX_NAMES = re.compile("box|loc|coord", re.IGNORECASE)
+_SCORE_NAMES = re.compile("score|logit|cls|class|conf|prob", re.IGNORECASE)
+
+
+def _likeliest(graph: Graph, pairs: Sequence[tuple[str, str]]) -> tuple[str, str]:
+    """Return the boxes and scores among outputs that might be either, as four scores per anchor are.
+
+    Raises
+    ------
+    ModelError
+        Neither their names nor their values tell which is which.
+    """
+    kept = [pair for pair in pairs if not _all_active(graph, pair[:1])] or list(pairs)
+    named = [pair for pair in kept if _BOX_NAMES.search(pair[0]) or _SCORE_NAMES.search(pair[1])]
+    opposite = [pair for pair in kept if _SCORE_NAMES.search(pair[0]) or _BOX_NAMES.search(pair[1])]
+    kept = [pair for pair in named or kept if pair not in opposite] or kept
+    # Further outputs (hidden states) may have as many rows: the first is meant.
+    if len({boxes for boxes, _ in kept}) == 1:
+        return kept[0]
+    plausible = [pair for pair in kept if _are_plausible(graph, pair[0])]
+    if len({boxes for boxes, _ in plausible}) != 1:
+        raise ModelError(
+            f"the outputs {sorted({name for pair in kept for name in pair})} might all be boxes: rename them in the "
+            "model, for example to 'boxes' and 'scores'"
+        )
+    return plausible[0]
+
+
+def _are_plausible(graph: Graph, boxes: str) -> bool:
+    """Return whether values are boxes with sizes that are not negative, for any picture."""
+    axis = _coordinate_axis(_sizes(graph, boxes)) or 2
+    values = _values(graph, _whole(graph, boxes, axis))
+    if values is None:
+        return False
+    ordered = (values[..., 2:] >= values[..., :2]).all()
+    return bool(ordered or (values[..., 2:] >= 0).all())
+
+
+def _is_undecoded(graph: Graph, boxes: str) -> bool:
+    """Return whether nothing but moving ops lies between weighted sums and the boxes."""
+    node = graph.producer(boxes)
+    if node is not None and operator(node) == "Add" and any(name in graph.constants for name in node.input):
+        # A product and its bias.
+        node = next((graph.producer(name) for name in node.input if name not in graph.constants), None)
+        return node is not None and operator(node) == "MatMul"
+    if node is None or operator(node) in ("Conv", "Gemm", "MatMul"):
+        return node is not None
+    moved = list(node.input) if operator(node) == "Concat" else list(node.input[:1])
+    return bool(op_row(operator(node)).facts & Fact.MOVES) and all(_is_undecoded(graph, name) for name in moved)
+
+
+def _is_joined(graph: Graph, scores: Part) -> bool:
+    """Return whether scores of several maps are joined, one behind the other."""
+    leaves = leaf_parts(graph, scores)
+    node = graph.producer(leaves[0].value)
+    if len(leaves) == 1 and node is not None and operator(node) in ("Sigmoid", "Softmax"):
+        leaves = leaf_parts(graph, leaves[0]._replace(value=node.input[0]))
+    width = scores.stop - scores.start
+    return len([leaf for leaf in leaves if leaf.stop - leaf.start == width]) > 1
 
 
 def _outputs_by_level(graph: Graph) -> Detector | None:
@@ -252,13 +348,12 @@ def _one_output(graph: Graph, names: int | None) -> Detector | None:
         return None
     name, sizes = outputs[0]
     axis = 1 if sizes[0] < sizes[1] else 2
-    columns = min(sizes)
-    anchors = max(sizes)
-    # Queries of a transformer (RT-DETR) have no objectness, and do not overlap.
+    columns, anchors = min(sizes), max(sizes)
+    # Queries of a transformer have no objectness, and do not overlap.
     are_queries = axis == 2 and anchors <= _MOST_QUERIES and len(leaf_parts(graph, Part(name, axis, 0, 4))) == 1
-    has_objectness = axis == 2 and not are_queries if names is None else columns == 5 + names
-    count = names if names is not None and columns > 4 + names else columns - 4 - has_objectness
-    if count < 1 or (names is not None and columns < 4 + names):
+    masks = sum(graph.shape(other)[1] for other in graph.outputs if _is_prototype(graph, other))  # type: ignore[misc]
+    has_objectness, count = _columns(columns - masks, names, may_have=axis == 2, has_by_default=not are_queries)
+    if count < 1:
         return None
     first = 4 + has_objectness
     boxes, objectness = Part(name, axis, 0, 4), Part(name, axis, 4, 5)
@@ -271,6 +366,30 @@ def _one_output(graph: Graph, names: int | None) -> Detector | None:
         "cells" if raw else _unit(graph, boxes),
         overlaps=has_objectness or not are_queries,
     )
+
+
+def _is_prototype(graph: Graph, output: str) -> bool:
+    """Return whether an output holds the prototype masks of a segmenting detector, (N,M,h,w)."""
+    return graph.rank(output) == 4 and isinstance(graph.shape(output)[1], int)
+
+
+def _columns(columns: int, names: int | None, *, may_have: bool, has_by_default: bool) -> tuple[bool, int]:
+    """Return whether there is an objectness behind the four coordinates, and the number of classes.
+
+    Raises
+    ------
+    ArgumentError
+        The number of class names fits neither.
+    """
+    if names is None:
+        has = may_have and has_by_default
+        return has, columns - 4 - has
+    if columns == 4 + names:
+        return False, names
+    if may_have and columns == 5 + names:
+        return True, names
+    fitting = f"{columns - 4}" + (f", or {columns - 5} with an objectness" if may_have else "")
+    raise ArgumentError(f"{names} class names for a detector of {fitting} classes")
 
 
 def _is_convolution(graph: Graph, value: str) -> bool:

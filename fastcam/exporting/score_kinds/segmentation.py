@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from onnx import helper
@@ -40,12 +40,16 @@ def open_segmentation(graph: Graph, request: ScoreRequest) -> Opened:
     notes = opened_batch(graph)
     # Frameworks with channels last turn the scores at the end, behind their activation.
     graph.outputs = [_before_turning(graph, graph.outputs[0])]
-    axis = _class_axis(graph, graph.outputs[0])
+    axis = _class_axis(graph, graph.outputs[0], request.names)
     is_exclusive = _remove_activation(graph, axis)
     logits = graph.outputs[0]
-    notes += _doubts(graph, axis)
+    kind = _kind_of_values(graph, axis)
+    notes += [Note("scores", _PROBABILITIES)] if kind != "scores" else []
+    is_exclusive = is_exclusive and kind != "labels"
     (count,) = static_dims(graph, logits, [axis])
-    region = _region(graph, logits, axis, count, exclusive=is_exclusive and count > 1)
+    region = _region(
+        graph, logits, axis, count, exclusive=is_exclusive and count > 1, level=0 if kind == "scores" else 0.5
+    )
     pixels = graph.emit_constant(np.array([i for i in (1, 2, 3) if i != axis], np.int64))
     area = graph.emit("ReduceSum", region, pixels, keepdims=0, stem="region/area")
     inside = graph.emit("ReduceSum", graph.emit("Mul", logits, region), pixels, keepdims=0, stem="region/sum")
@@ -117,7 +121,7 @@ def _integers(graph: Graph, *numbers: int) -> str:
     return graph.emit_constant(np.array(numbers, np.int64))
 
 
-def _class_axis(graph: Graph, scores: str) -> int:
+def _class_axis(graph: Graph, scores: str, names: int | None) -> int:
     """Return the axis of the classes: that of the final softmax, else the one that is not a side of the input."""
     shape = graph.shape(scores) if graph.rank(scores) else ()
     if len(shape) != 4 or not all(isinstance(size, int) for size in shape[1:]):
@@ -131,11 +135,17 @@ def _class_axis(graph: Graph, scores: str) -> int:
         return int(attribute(node, "axis", -1)) % 4
     image = next(iter(graph.inputs.values())).shape
     sides = sorted(int(size) for size in image[1:] if isinstance(size, int))[-2:]
-    ratios = {axis: [int(size or 0) for i, size in enumerate(shape) if i not in (0, axis)] for axis in (1, 3)}
-    fits = [axis for axis, found in ratios.items() if _proportional(sorted(found), sides)]
-    if len(fits) == 1:
-        return fits[0]
-    return 3 if int(shape[3] or 0) < int(shape[1] or 0) else 1
+    found = {axis: sorted(int(shape[i] or 0) for i in (1, 2, 3) if i != axis) for axis in (1, 3)}
+    # A decoder may round sizes: exact proportions first.
+    for slack in (0, 2 * max(sides)):
+        fits = [axis for axis in found if abs(found[axis][0] * sides[1] - found[axis][1] * sides[0]) <= slack]
+        if len(fits) == 1:
+            return fits[0]
+    named = [axis for axis in (1, 3) if shape[axis] == names]
+    if len(named) == 1:
+        return named[0]
+    size = map_sizes(graph, [scores]).get(scores)
+    return 3 if size is not None and size == shape[1:3] and size != shape[2:] else 1
 
 
 def _before_turning(graph: Graph, value: str) -> str:
@@ -146,22 +156,20 @@ def _before_turning(graph: Graph, value: str) -> str:
     return value
 
 
-def _doubts(graph: Graph, axis: int) -> list[Note]:
-    """Return a note if the scores are probabilities, from an activation that was not recognised."""
+def _kind_of_values(graph: Graph, axis: int) -> Literal["scores", "shares", "labels"]:
+    """Return whether the output holds probabilities, from an activation that was not recognised.
+
+    "shares" add up to 1 for each pixel; "labels" are independent of each other.
+    """
     values = score_seeded_images(graph)
     if values is None or values.ndim != 4:
-        return []
+        return "scores"
     # Noise of large amplitude may overflow.
     values = values[np.isfinite(values).all(axis=(1, 2, 3))]
     if not len(values) or not ((values >= 0) & (values <= 1)).all():
-        return []
-    if values.shape[axis] > 1 and np.abs(values.sum(axis=axis) - 1).max() > _SUM_TOLERANCE:
-        return []
-    return [Note("scores", _PROBABILITIES)]
-
-
-def _proportional(found: Sequence[int], sides: Sequence[int]) -> bool:
-    return abs(found[0] * sides[1] - found[1] * sides[0]) <= 2 * max(sides)
+        return "scores"
+    sums = values.sum(axis=axis)
+    return "shares" if values.shape[axis] > 1 and np.abs(sums - 1).max() <= _SUM_TOLERANCE else "labels"
 
 
 def _remove_activation(graph: Graph, axis: int) -> bool:
@@ -177,14 +185,14 @@ def _remove_activation(graph: Graph, axis: int) -> bool:
     return op != "Sigmoid"
 
 
-def _region(graph: Graph, logits: str, axis: int, count: int, *, exclusive: bool) -> str:
-    """Return where each class is predicted, float32 of the logits' shape: their maximum, or a positive logit."""
+def _region(graph: Graph, logits: str, axis: int, count: int, *, exclusive: bool, level: float) -> str:
+    """Return where each class is predicted, float32 of the logits' shape: their maximum, or above the level."""
     if exclusive:
         best = graph.emit("ArgMax", logits, axis=axis, keepdims=1, stem="region/best")
         shape = [count if i == axis else 1 for i in range(4)]
         chosen = graph.emit("Equal", best, graph.emit_constant(np.arange(count, dtype=np.int64).reshape(shape)))
     else:
-        chosen = graph.emit("Greater", logits, graph.emit_constant(np.float32(0)))
+        chosen = graph.emit("Greater", logits, graph.emit_constant(np.float32(level)))
     return graph.emit("Cast", chosen, to=1, stem="region")
 
 

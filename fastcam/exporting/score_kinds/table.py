@@ -70,11 +70,14 @@ class ScoreRequest(NamedTuple):
         What turns the model's outputs into probabilities.
     names : int or None
         Number of class names, the caller's or the model's own.
+    are_given : bool
+        Whether they are the caller's.
     """
 
     kind: str = "classes"
     activation: str | None = None
     names: int | None = None
+    are_given: bool = False
 
 
 @dataclass

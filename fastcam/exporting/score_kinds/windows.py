@@ -8,13 +8,14 @@ map, for thousandths of the work. Where a head is not made of convolutions, the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 from onnx import helper
+from onnx.reference import ReferenceEvaluator
 
-from ...graph import Graph, attribute, operator, static_dims
+from ...graph import Graph, TensorType, attribute, operator, static_dims
 from ..gradients.autodiff import backpropagate
 from ..ops import Fact, op_row
 from .detectors import Part, leaf_parts
@@ -67,7 +68,36 @@ def find_levels(graph: Graph, scores: Part, layers: Sequence[str]) -> list[Level
         height, width = static_dims(graph, leaf.value, [2, 3])
         first += height * width
     anchors = graph.shape(scores.value)[3 - scores.axis]
-    return [levels[layer] for layer in layers] if first == anchors and levels.keys() == set(layers) else None
+    if first != anchors or levels.keys() != set(layers) or not _are_in_rows(graph, scores, list(levels.values())):
+        return None
+    return [levels[layer] for layer in layers]
+
+
+def _are_in_rows(graph: Graph, scores: Part, levels: Sequence[Level]) -> bool:
+    """Return whether the anchors are the cells of each level, row by row, found by moving their numbers."""
+    names = [level.scores for level in levels]
+    nodes = _nodes_up_to(graph, scores.value, names)
+    shapes = [static_dims(graph, name, [1, 2, 3]) for name in names]
+    feeds = {
+        name: np.broadcast_to((level.first + np.arange(h * w, dtype=np.float32)).reshape(1, 1, h, w), (1, c, h, w))
+        for name, level, (c, h, w) in zip(names, levels, shapes, strict=True)
+    }
+    types = {name: TensorType(np.dtype(np.float32), (1, *shape)) for name, shape in zip(names, shapes, strict=True)}
+    moving = Graph([_copy_of(node) for node in nodes], graph.constants, types, [scores.value], graph.opset)
+    used = {name for node in nodes for name in node.input}
+    moving.constants = {name: array for name, array in graph.constants.items() if name in used}
+    try:
+        found: Any = ReferenceEvaluator(moving.to_model()).run(None, feeds)
+    except Exception:  # noqa: BLE001 - the evaluator raises its own; a doubt is settled by the whole map
+        return False
+    by_class = np.moveaxis(np.asarray(found[0])[0], scores.axis - 1, 0)
+    return bool((by_class == np.arange(by_class.shape[1])).all())
+
+
+def _copy_of(node: onnx.NodeProto) -> onnx.NodeProto:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    return copy
 
 
 def _level(graph: Graph, leaf: Part, layers: Sequence[str], first: int) -> Level | None:
