@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch_detectors
 from networks import Array, relative_error
@@ -90,6 +91,17 @@ def test_boxes_are_those_of_a_greedy_suppression(case: tuple[str, Any, Path]) ->
         np.testing.assert_allclose(explanation.boxes, [boxes[image][anchor] for anchor, _ in expected], atol=2e-3)
         scores = [likely[image][anchor, label] for anchor, label in expected]
         np.testing.assert_allclose(explanation.box_scores, scores, atol=1e-5)
+
+
+# Heads of convolutions that give class logits, row by row.
+_IN_WINDOWS = {"yolov8", "yolov10"}
+
+
+def test_heads_of_convolutions_are_differentiated_in_windows(case: tuple[str, Any, Path]) -> None:
+    """Both ways give the same maps; the whole map takes several times as long."""
+    name, _, path = case
+    names = [node.name for node in onnx.load(path).graph.node]
+    assert any(one.startswith("window/") for one in names) == (name in _IN_WINDOWS)
 
 
 @pytest.mark.parametrize("method", ["hirescam", "layercam"])

@@ -75,23 +75,42 @@ def find_levels(graph: Graph, scores: Part, layers: Sequence[str]) -> list[Level
 
 def _are_in_rows(graph: Graph, scores: Part, levels: Sequence[Level]) -> bool:
     """Return whether the anchors are the cells of each level, row by row, found by moving their numbers."""
-    names = [level.scores for level in levels]
-    nodes = _nodes_up_to(graph, scores.value, names)
-    shapes = [static_dims(graph, name, [1, 2, 3]) for name in names]
-    feeds = {
-        name: np.broadcast_to((level.first + np.arange(h * w, dtype=np.float32)).reshape(1, 1, h, w), (1, c, h, w))
-        for name, level, (c, h, w) in zip(names, levels, shapes, strict=True)
-    }
-    types = {name: TensorType(np.dtype(np.float32), (1, *shape)) for name, shape in zip(names, shapes, strict=True)}
-    moving = Graph([_copy_of(node) for node in nodes], graph.constants, types, [scores.value], graph.opset)
+    nodes, starts = _moving_nodes(graph, scores.value, [level.scores for level in levels])
+    shapes = {name: (1, *static_dims(graph, name, range(1, graph.rank(name) or 0))) for name in starts}
+    # What is joined with the scores, such as boxes, keeps a number that is none of theirs.
+    feeds = {name: np.full(shape, -1, np.float32) for name, shape in shapes.items()}
+    for level in levels:
+        height, width = shapes[level.scores][2:]
+        feeds[level.scores][:] = (level.first + np.arange(height * width, dtype=np.float32)).reshape(height, width)
+    types = {name: TensorType(np.dtype(np.float32), shape) for name, shape in shapes.items()}
     used = {name for node in nodes for name in node.input}
-    moving.constants = {name: array for name, array in graph.constants.items() if name in used}
+    constants = {name: array for name, array in graph.constants.items() if name in used}
+    moving = Graph([_copy_of(node) for node in nodes], constants, types, [scores.value], graph.opset)
     try:
         found: Any = ReferenceEvaluator(moving.to_model()).run(None, feeds)
     except Exception:  # noqa: BLE001 - the evaluator raises its own; a doubt is settled by the whole map
         return False
     by_class = np.moveaxis(np.asarray(found[0])[0], scores.axis - 1, 0)
     return bool((by_class == np.arange(by_class.shape[1])).all())
+
+
+def _moving_nodes(graph: Graph, value: str, starts: Sequence[str]) -> tuple[list[onnx.NodeProto], list[str]]:
+    """Return the nodes that only move numbers, back from ``value``, and the values that they start from."""
+    found: dict[int, onnx.NodeProto] = {}
+    begins = dict.fromkeys(starts)
+    stack = [value]
+    while stack:
+        name = stack.pop()
+        node = graph.producer(name)
+        if name in begins or name in graph.constants:
+            continue
+        moves = node is not None and (op_row(operator(node)).facts & Fact.MOVES or operator(node) == "Identity")
+        if node is None or not moves:
+            begins[name] = None
+        elif id(node) not in found:
+            found[id(node)] = node
+            stack.extend(node.input)
+    return [node for node in graph.nodes if id(node) in found], list(begins)
 
 
 def _copy_of(node: onnx.NodeProto) -> onnx.NodeProto:
