@@ -379,6 +379,18 @@ class Graph:
             self._small[key] = name
         return name
 
+    def emit_integers(self, *numbers: int) -> str:
+        """Add a constant of rank 1, int64, such as axes or a shape; see `emit_constant`."""
+        return self.emit_constant(np.array(numbers, np.int64))
+
+    def emit_integer(self, number: int) -> str:
+        """Add an int64 scalar; see `emit_constant`."""
+        return self.emit_constant(np.int64(number))
+
+    def emit_number(self, number: float) -> str:
+        """Add a float32 scalar; see `emit_constant`."""
+        return self.emit_constant(np.float32(number))
+
     def unused_name(self, stem: str) -> str:
         """Return ``stem``, or ``stem`` with the first number that makes it a unique value name."""
         name, number = stem, self._numbers.get(stem, 1)

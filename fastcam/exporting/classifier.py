@@ -10,7 +10,7 @@ from ..graph import Graph, needed_nodes
 from .importers import ImportedModel, ImportOptions, ModelSource, import_model
 from .layers import branch_notes, choose_layer, find_value, list_candidates, put_on_map
 from .passes.simplify import simplify
-from .score_kinds import KINDS, Opened, ScoreRequest
+from .score_kinds import KINDS, Scored, ScoreRequest
 
 
 @dataclasses.dataclass
@@ -29,7 +29,7 @@ class Classifier:
         Values that could be explained, from the last to the first.
     score_activation : str
         What was removed after the scores, as `scores.remove_score_activation` returns it.
-    scores : Opened
+    scores : Scored
         What is known of the table of scores.
     """
 
@@ -38,7 +38,7 @@ class Classifier:
     layers: list[str]
     candidates: list[str]
     score_activation: str
-    scores: Opened
+    scores: Scored
 
 
 # The name by which the end of a detector's backbone is asked for.

@@ -122,18 +122,18 @@ def _add_heatmaps(graph: Graph, plan: DrawingPlan, size: tuple[int, int]) -> str
     names = layer_outputs(0)
     channels, *sides = static_dims(graph, names.activations, [1, 2, 3])
     flat = graph.emit(
-        "Reshape", names.activations, _integers(graph, 0, channels, sides[0] * sides[1]), stem="draw/flat"
+        "Reshape", names.activations, graph.emit_integers(0, channels, sides[0] * sides[1]), stem="draw/flat"
     )
     sums = _METHODS[plan.method](graph, flat)
-    shaped = graph.emit("Reshape", sums, _integers(graph, 0, 0, *sides), stem="draw/maps")
+    shaped = graph.emit("Reshape", sums, graph.emit_integers(0, 0, *sides), stem="draw/maps")
     maps = name_output(graph, shaped, "maps")
-    zero, one = _number(graph, 0), _number(graph, 1)
+    zero, one = graph.emit_number(0), graph.emit_number(1)
     # Some runtimes turn NaN into 0 in Relu and Max; a comparison with NaN is false in all of them.
     kept = (
         maps if plan.signed else graph.emit("Where", graph.emit("Less", maps, zero), zero, maps, stem="draw/evidence")
     )
     magnitude = graph.emit("Abs", maps, stem="draw/magnitude") if plan.signed else kept
-    top = graph.emit("ReduceMax", magnitude, _integers(graph, 2, 3), keepdims=1, stem="draw/maximum")
+    top = graph.emit("ReduceMax", magnitude, graph.emit_integers(2, 3), keepdims=1, stem="draw/maximum")
     # A map without evidence stays all zeros.
     divisor = graph.emit("Where", graph.emit("Greater", top, zero), top, one, stem="draw/divisor")
     normalized = graph.emit("Div", kept, divisor, stem="draw/normalized")
@@ -158,12 +158,12 @@ def _channel_weights(graph: Graph, flat: str) -> str:
 
 def _flat_gradients(graph: Graph) -> str:
     channels, *sides = static_dims(graph, layer_outputs(0).gradients, [2, 3, 4])
-    shape = _integers(graph, 0, 0, channels, sides[0] * sides[1])
+    shape = graph.emit_integers(0, 0, channels, sides[0] * sides[1])
     return graph.emit("Reshape", layer_outputs(0).gradients, shape, stem="draw/gradients")
 
 
 def _positive(graph: Graph, value: str) -> str:
-    zero = _number(graph, 0)
+    zero = graph.emit_number(0)
     return graph.emit("Where", graph.emit("Less", value, zero), zero, value, stem="draw/positive")
 
 
@@ -174,18 +174,18 @@ def _second_order(graph: Graph, flat: str) -> str:
     """
     gradients = _positive(graph, _flat_gradients(graph))
     denominator = graph.emit(
-        "Add", graph.emit("Mul", gradients, _channel_sums(graph, flat)), _number(graph, 2), stem="draw/denominator"
+        "Add", graph.emit("Mul", gradients, _channel_sums(graph, flat)), graph.emit_number(2), stem="draw/denominator"
     )
-    weights = graph.emit("ReduceSum", _divided(graph, gradients, denominator), _integers(graph, 3), keepdims=0)
+    weights = graph.emit("ReduceSum", _divided(graph, gradients, denominator), graph.emit_integers(3), keepdims=0)
     return graph.emit("MatMul", weights, flat, stem="draw/sums")
 
 
 def _activation_share(graph: Graph, flat: str) -> str:
     """Fu et al. 2020, XGrad-CAM: gradients averaged with activations as weights, per channel."""
     products = graph.emit("Mul", _flat_gradients(graph), _beside_targets(graph, flat))
-    totals = graph.emit("ReduceSum", products, _integers(graph, 3), keepdims=1)
+    totals = graph.emit("ReduceSum", products, graph.emit_integers(3), keepdims=1)
     share = _divided(graph, totals, _channel_sums(graph, flat))
-    weights = graph.emit("Squeeze", share, _integers(graph, 3), stem="draw/weights")
+    weights = graph.emit("Squeeze", share, graph.emit_integers(3), stem="draw/weights")
     return graph.emit("MatMul", weights, flat, stem="draw/sums")
 
 
@@ -201,22 +201,22 @@ def _each_positive(graph: Graph, flat: str) -> str:
 
 def _summed_products(graph: Graph, gradients: str, flat: str) -> str:
     products = graph.emit("Mul", gradients, _beside_targets(graph, flat), stem="draw/products")
-    return graph.emit("ReduceSum", products, _integers(graph, 2), keepdims=0, stem="draw/sums")
+    return graph.emit("ReduceSum", products, graph.emit_integers(2), keepdims=0, stem="draw/sums")
 
 
 def _beside_targets(graph: Graph, flat: str) -> str:
     """Return activations as (N,1,C,h*w)."""
-    return graph.emit("Unsqueeze", flat, _integers(graph, 1), stem="draw/activations")
+    return graph.emit("Unsqueeze", flat, graph.emit_integers(1), stem="draw/activations")
 
 
 def _channel_sums(graph: Graph, flat: str) -> str:
     """Return the sum of each channel's activations, (N,1,C,1)."""
-    return graph.emit("ReduceSum", _beside_targets(graph, flat), _integers(graph, 3), keepdims=1, stem="draw/totals")
+    return graph.emit("ReduceSum", _beside_targets(graph, flat), graph.emit_integers(3), keepdims=1, stem="draw/totals")
 
 
 def _divided(graph: Graph, value: str, divisor: str) -> str:
     """Return value / divisor, or 0 where the divisor is 0."""
-    zero, one = _number(graph, 0), _number(graph, 1)
+    zero, one = graph.emit_number(0), graph.emit_number(1)
     vanishes = graph.emit("Equal", divisor, zero)
     quotient = graph.emit("Div", value, graph.emit("Where", vanishes, one, divisor))
     return graph.emit("Where", vanishes, zero, quotient, stem="draw/quotient")
@@ -253,7 +253,7 @@ def _add_picture_side(
     else:
         values = pixels
     if channels == 3 and preprocessing.order == "BGR":
-        values = graph.emit("Gather", values, _integers(graph, 2, 1, 0), axis=3, stem="picture/bgr")
+        values = graph.emit("Gather", values, graph.emit_integers(2, 1, 0), axis=3, stem="picture/bgr")
     mean, scale = (np.array(numbers, np.float32)[:channels] for numbers in (preprocessing.mean, preprocessing.scale))
     if layout == "NCHW":
         values = graph.emit("Transpose", values, perm=[0, 3, 1, 2], stem="picture/planar")
@@ -269,9 +269,9 @@ def _add_picture_side(
 def _luma(graph: Graph, pixels: str) -> str:
     """Return the ITU-R 601 luma (N,H,W,1) of pixels, rounded as Pillow does; below 2^24, so exact in float32."""
     weighted = graph.emit("Mul", pixels, graph.emit_constant(np.array(_LUMA, np.float32)))
-    total = graph.emit("ReduceSum", weighted, _integers(graph, 3), keepdims=1)
-    rounded = graph.emit("Add", total, _number(graph, 2**15))
-    return graph.emit("Floor", graph.emit("Mul", rounded, _number(graph, 2.0**-16)), stem="picture/luma")
+    total = graph.emit("ReduceSum", weighted, graph.emit_integers(3), keepdims=1)
+    rounded = graph.emit("Add", total, graph.emit_number(2**15))
+    return graph.emit("Floor", graph.emit("Mul", rounded, graph.emit_number(2.0**-16)), stem="picture/luma")
 
 
 def _resized(graph: Graph, pixels: str, size: tuple[int, int]) -> str:
@@ -287,7 +287,7 @@ def _resized(graph: Graph, pixels: str, size: tuple[int, int]) -> str:
 
 
 def _rounded(graph: Graph, value: str) -> str:
-    return graph.emit("Floor", graph.emit("Add", value, _number(graph, 0.5)), stem="picture/rounded")
+    return graph.emit("Floor", graph.emit("Add", value, graph.emit_number(0.5)), stem="picture/rounded")
 
 
 def _triangle_matrix(graph: Graph, planes: str, axis: int, size: int) -> str:
@@ -298,15 +298,15 @@ def _triangle_matrix(graph: Graph, planes: str, axis: int, size: int) -> str:
     """
     length = graph.emit("Shape", planes, start=axis, end=axis + 1, stem="picture/side")
     count = graph.emit("Reshape", length, graph.emit_constant(np.zeros(0, np.int64)))
-    start, step = (graph.emit_constant(np.int64(number)) for number in (0, 1))
+    start, step = (graph.emit_integer(number) for number in (0, 1))
     index = graph.emit("Cast", graph.emit("Range", start, count, step), to=1)
     n = graph.emit("Cast", length, to=1)
-    source = graph.emit("Add", graph.emit("Mul", index, _number(graph, 2 * size)), _number(graph, size))
+    source = graph.emit("Add", graph.emit("Mul", index, graph.emit_number(2 * size)), graph.emit_number(size))
     odd = graph.emit_constant((2 * np.arange(size, dtype=np.float32) + 1)[:, None])
     distance = graph.emit("Abs", graph.emit("Sub", source, graph.emit("Mul", odd, n)))
-    support = graph.emit("Mul", graph.emit("Max", n, _number(graph, size)), _number(graph, 2))
+    support = graph.emit("Mul", graph.emit("Max", n, graph.emit_number(size)), graph.emit_number(2))
     weights = graph.emit("Relu", graph.emit("Sub", support, distance))
-    total = graph.emit("ReduceSum", weights, _integers(graph, 1), keepdims=1)
+    total = graph.emit("ReduceSum", weights, graph.emit_integers(1), keepdims=1)
     return graph.emit("Div", weights, total, stem="picture/filter")
 
 
@@ -316,19 +316,11 @@ def _blend(graph: Graph, heatmaps: str, pixels: str) -> str:
 
     colors = np.rint(cmap.Colormap(_COLORMAP).lut(256)[:, :3] * 255)
     table = np.concatenate([colors, np.zeros((1, 3))]).astype(np.float32) * np.float32(_OPACITY)
-    level = graph.emit("Round", graph.emit("Mul", heatmaps, _number(graph, 255)))
-    known = graph.emit("GreaterOrEqual", heatmaps, _number(graph, 0))
-    row = graph.emit("Cast", graph.emit("Where", known, level, _number(graph, 256)), to=6, stem="overlay/row")
+    level = graph.emit("Round", graph.emit("Mul", heatmaps, graph.emit_number(255)))
+    known = graph.emit("GreaterOrEqual", heatmaps, graph.emit_number(0))
+    row = graph.emit("Cast", graph.emit("Where", known, level, graph.emit_number(256)), to=6, stem="overlay/row")
     color = graph.emit("Gather", graph.emit_constant(table, stem="overlay/colors"), row, axis=0, stem="overlay/color")
-    dimmed = graph.emit("Mul", pixels, _number(graph, 1 - _OPACITY))
-    picture = graph.emit("Unsqueeze", dimmed, _integers(graph, 1), stem="overlay/picture")
+    dimmed = graph.emit("Mul", pixels, graph.emit_number(1 - _OPACITY))
+    picture = graph.emit("Unsqueeze", dimmed, graph.emit_integers(1), stem="overlay/picture")
     blended = graph.emit("Round", graph.emit("Add", color, picture), stem="overlay/blended")
     return graph.emit("Cast", blended, to=2, stem="overlay/out")
-
-
-def _number(graph: Graph, value: float) -> str:
-    return graph.emit_constant(np.float32(value))
-
-
-def _integers(graph: Graph, *numbers: int) -> str:
-    return graph.emit_constant(np.array(numbers, np.int64))

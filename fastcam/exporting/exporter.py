@@ -270,7 +270,7 @@ def export(
         graph, imported = classifier.graph, classifier.imported
         names, notes = _known_names(graph, names, classifier)
         scores = _settle(classifier, score, score_activation, names)
-        class_count = classifier.scores.labels or static_dims(graph, graph.outputs[0], [1])[0]
+        class_count = classifier.scores.class_count or static_dims(graph, graph.outputs[0], [1])[0]
         layout = _input_layout(graph, imported)
         notes += [*_notes(imported, precision), *scores.notes]
         preprocessing = chosen_preprocessing or imported.preprocessing
@@ -310,7 +310,7 @@ def export(
         picture=plan.picture,
         score=score,
         fit=fit,
-        box_classes=classifier.scores.labels or 0,
+        box_classes=classifier.scores.class_count or 0,
         mask_size=classifier.scores.mask_size,
     )
     trial = Trial(
@@ -406,7 +406,7 @@ def _settle(classifier: Classifier, score: str, wanted: str | None, names: list[
         return settle_scores(classifier.graph, classifier.score_activation, wanted, names)
     if wanted is not None and score != "boxes":
         raise ArgumentError(f"score_activation={wanted!r}: scores of kind {score!r} have no probabilities: omit it")
-    count = classifier.scores.labels or static_dims(classifier.graph, classifier.graph.outputs[0], [1])[0]
+    count = classifier.scores.class_count or static_dims(classifier.graph, classifier.graph.outputs[0], [1])[0]
     return settle_names("probabilities" if score == "boxes" else "none", names, count)
 
 
@@ -415,7 +415,7 @@ def _known_names(graph: Graph, names: list[str] | None, classifier: Classifier) 
     imported = classifier.imported
     if names is not None or imported.classes is None:
         return names, []
-    count = classifier.scores.labels or static_dims(graph, graph.outputs[0], [1])[0]
+    count = classifier.scores.class_count or static_dims(graph, graph.outputs[0], [1])[0]
     if len(imported.classes) != count and (len(imported.classes), count) != (2, 1):
         text = f"The model holds {len(imported.classes)} class names for {count} scores: they were ignored."
         return None, [Note("classes", text)]

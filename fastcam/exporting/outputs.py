@@ -64,7 +64,7 @@ def _everywhere(
 
 
 def _pooled(graph: Graph, whole: list[str]) -> tuple[list[str], list[str]]:
-    axes = graph.emit_constant(np.array([3, 4], np.int64))
+    axes = graph.emit_integers(3, 4)
     return [graph.emit("ReduceMean", one, axes, keepdims=0, stem="weights") for one in whole], whole
 
 
@@ -73,7 +73,7 @@ def _only_valid(graph: Graph, value: str, valid: str | None, axes: Sequence[int]
     if valid is None:
         return value
     condition = graph.emit("Unsqueeze", valid, graph.emit_constant(np.array(axes, np.int64)))
-    return graph.emit("Where", condition, value, graph.emit_constant(np.float32(np.nan)))
+    return graph.emit("Where", condition, value, graph.emit_number(np.nan))
 
 
 def forward_outputs(layers: Sequence[str]) -> list[str]:
@@ -129,11 +129,11 @@ def _add_targets(graph: Graph, logits: str, table: ScoreTable, *, required: bool
     target, valid = _clamped(graph, logits) if required else ("target", None)
     if table is not CLASSES:
         target = _for_each_image(graph, logits, target)
-    absent = graph.emit("Less", target, graph.emit_constant(np.int64(0)), stem="target/absent")
+    absent = graph.emit("Less", target, graph.emit_integer(0), stem="target/absent")
     chosen = graph.emit("Where", absent, _ranked(graph, logits, table, target), target, stem="targets")
     shown = chosen
     if valid is not None:
-        shown = graph.emit("Where", valid, chosen, graph.emit_constant(np.int64(-1)), stem="target/shown")
+        shown = graph.emit("Where", valid, chosen, graph.emit_integer(-1), stem="target/shown")
     name_output(graph, shown, "targets")
     chosen = "targets" if valid is None else chosen
     for name, description in zip(table.outputs, table.describe(graph, logits, chosen), strict=True):
@@ -144,7 +144,7 @@ def _add_targets(graph: Graph, logits: str, table: ScoreTable, *, required: bool
 def _clamped(graph: Graph, logits: str) -> tuple[str, str]:
     """Return ``target`` clipped to existing classes and ranks, and where clipping changes nothing."""
     (classes,) = static_dims(graph, logits, [1])
-    lowest, highest = (graph.emit_constant(np.int64(n)) for n in (-min(classes, MAXIMUM_RANK), classes - 1))
+    lowest, highest = (graph.emit_integer(n) for n in (-min(classes, MAXIMUM_RANK), classes - 1))
     at_least = graph.emit("Max", "target", lowest, stem="target/at_least")
     clamped = graph.emit("Min", at_least, highest, stem="target/clamped")
     return clamped, graph.emit("Equal", clamped, "target", stem="target/valid")
@@ -153,9 +153,9 @@ def _clamped(graph: Graph, logits: str) -> tuple[str, str]:
 def _ranked(graph: Graph, logits: str, table: ScoreTable, target: str) -> str:
     """Return the class of rank -target for every image, (N,K): -1 is the top class, -2 the second."""
     best = table.rank(graph, logits)
-    from_zero = graph.emit("Sub", graph.emit_constant(np.int64(-1)), target, stem="target/rank")
+    from_zero = graph.emit("Sub", graph.emit_integer(-1), target, stem="target/rank")
     # Where a class is given, the rank is unused but has to be valid.
-    rank = graph.emit("Max", from_zero, graph.emit_constant(np.int64(0)), stem="target/valid_rank")
+    rank = graph.emit("Max", from_zero, graph.emit_integer(0), stem="target/valid_rank")
     each = _for_each_image(graph, logits, rank)
     return graph.emit("GatherElements", best, each, axis=1, stem="target/ranked")
 
@@ -167,5 +167,5 @@ def _for_each_image(graph: Graph, logits: str, value: str) -> str:
     row is allowed: tables whose entries are looked up need all rows at once.
     """
     rows = graph.emit("Shape", logits, start=0, end=1, stem="target/images")
-    shape = graph.emit("Concat", rows, graph.emit_constant(np.array([1], np.int64)), axis=0, stem="target/shape")
+    shape = graph.emit("Concat", rows, graph.emit_integers(1), axis=0, stem="target/shape")
     return graph.emit("Expand", value, shape, stem="target/ranks")

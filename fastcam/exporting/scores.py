@@ -93,7 +93,7 @@ def make_rows(graph: Graph) -> None:
     scores = graph.outputs[0]
     rank = graph.rank(scores)
     if rank == 1:
-        axis = graph.emit_constant(np.array([1], np.int64))
+        axis = graph.emit_integers(1)
         graph.outputs = [graph.emit("Unsqueeze", scores, axis, stem=f"{scores}/rows")]
     elif rank is not None and rank > 2 and len(_without_ones(graph.shape(scores))) <= 1:
         graph.outputs = [graph.emit("Flatten", scores, axis=1, stem=f"{scores}/rows")]

@@ -14,11 +14,20 @@ from ..graph import Graph
 _RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 
 
-def score_seeded_images(graph: Graph) -> NDArray[np.float64] | None:
-    """Return the graph's first output for seeded noise, one row per image, or None if it cannot be run.
+def score_seeded_images(graph: Graph, value: str | None = None) -> NDArray[np.float64] | None:
+    """Return a value for seeded noise, one row per image, or None if the graph cannot be run.
 
     ONNX Runtime runs it if installed, else the reference implementation in the onnx package.
+
+    Parameters
+    ----------
+    graph : Graph
+    value : str, optional
+        By default the graph's first output.
     """
+    if value is not None:
+        graph = graph.copy(outputs=[value])
+        graph.prune()
     name, (_, shape) = next(iter(graph.inputs.items()))
     batch, *sides = shape
     rng = np.random.default_rng(0)

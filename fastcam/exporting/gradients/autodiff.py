@@ -60,7 +60,7 @@ def dense_layer(graph: Graph, logits: str) -> onnx.NodeProto | None:
 
 def _one_hot(graph: Graph, logits: str, target: str) -> str:
     (classes,) = static_dims(graph, logits, [1])
-    index = graph.emit("Unsqueeze", target, graph.emit_constant(np.array([-1], np.int64)), stem="gradient/target_index")
+    index = graph.emit("Unsqueeze", target, graph.emit_integers(-1), stem="gradient/target_index")
     chosen = graph.emit("Equal", index, graph.emit_constant(np.arange(classes, dtype=np.int64)))
     kind = onnx.helper.np_dtype_to_tensor_dtype(graph.type(logits).dtype)
     return graph.emit("Cast", chosen, to=kind, stem="gradient/target")

@@ -10,9 +10,9 @@ from __future__ import annotations
 from .boxes import open_boxes
 from .embedding import open_embedding
 from .segmentation import open_segmentation
-from .table import CLASSES, Opened, ScoreRequest, ScoreTable, open_classes, open_values
+from .table import CLASSES, Scored, ScoreRequest, ScoreTable, open_classes, open_values
 
-__all__ = ["CLASSES", "KINDS", "Opened", "ScoreRequest", "ScoreTable"]
+__all__ = ["CLASSES", "KINDS", "ScoreRequest", "ScoreTable", "Scored"]
 
 KINDS = {
     "classes": open_classes,

@@ -23,7 +23,7 @@ from ..gradients.autodiff import backpropagate
 from ..trials import score_seeded_images
 from .detectors import Detector, Part, find_detector, input_sides, leaf_parts
 from .explained import context_layer, head_inputs
-from .table import Opened, ScoreRequest, ScoreTable, opened_batch
+from .table import Scored, ScoreRequest, ScoreTable, opened_batch
 from .windows import Targets, find_levels, window_gradients
 
 BOX_OUTPUTS = ("boxes", "box_scores", "box_classes")
@@ -36,7 +36,7 @@ _LOWEST = 0.001
 _SMALLEST_SLOPE = 1e-12
 
 
-class _Scores(NamedTuple):
+class _Probabilities(NamedTuple):
     """The probabilities of all anchors and classes.
 
     Attributes
@@ -60,7 +60,7 @@ class _Scores(NamedTuple):
     background: int | None = None
 
 
-def open_boxes(graph: Graph, request: ScoreRequest) -> Opened:
+def open_boxes(graph: Graph, request: ScoreRequest) -> Scored:
     """Make the probabilities of all anchors and classes the table; see `KINDS`.
 
     Raises
@@ -99,17 +99,17 @@ def open_boxes(graph: Graph, request: ScoreRequest) -> Opened:
     boxes = _Boxes(graph, scores, corners, overlaps=detector.overlaps)
     table = ScoreTable(boxes.rank, boxes.differentiate, boxes.describe, BOX_OUTPUTS, boxes.localize)
     notes.append(_note(detector, scores))
-    return Opened(
+    return Scored(
         "sigmoid",
         table,
         lambda graph, candidates: head_inputs(graph, candidates, corners, graph.outputs[0]),
         notes,
-        labels=boxes.classes,
+        class_count=boxes.class_count,
         context=lambda graph, candidates: context_layer(graph, candidates, corners),
     )
 
 
-def _note(detector: Detector, found: _Scores) -> Note:
+def _note(detector: Detector, found: _Probabilities) -> Note:
     kinds = {"cxcywh": "centres and sizes", "xyxy": "corners (x, y, x, y)", "yxyx": "corners (y, x, y, x)"}
     units = {
         "pixels": "in pixels",
@@ -136,36 +136,33 @@ def _note(detector: Detector, found: _Scores) -> Note:
 # Scores
 
 
-def _probabilities(graph: Graph, detector: Detector, request: ScoreRequest) -> _Scores:
+def _probabilities(graph: Graph, detector: Detector, request: ScoreRequest) -> _Probabilities:
     if detector.objectness is None:
         return _before_activation(graph, detector, request)
-    detector = _with_active_scores(graph, detector, request)
-    scores = _before_activation(graph, detector, request)
-    assert detector.objectness is not None  # noqa: S101  # as above
-    objectness = _cut(graph, detector.objectness)
-    likely = scores.probabilities
-    if graph.rank(objectness) == 3 and detector.objectness.axis != scores.axis:
-        objectness = graph.emit("Transpose", objectness, perm=[0, 2, 1], stem="objectness")
-    product = graph.emit("Mul", likely, objectness, stem="boxes/likely")
+    objectness, classes = _active_parts(graph, (detector.objectness, detector.scores), request)
+    scores = _before_activation(graph, detector._replace(scores=classes), request)
+    factor = _cut(graph, objectness)
+    if graph.rank(factor) == 3 and objectness.axis != scores.axis:
+        factor = graph.emit("Transpose", factor, perm=[0, 2, 1], stem="objectness")
+    product = graph.emit("Mul", scores.probabilities, factor, stem="boxes/likely")
     graph.infer_types()
-    return _Scores(product, product, scores.axis, is_logit=False)
+    return _Probabilities(product, product, scores.axis, is_logit=False)
 
 
-def _with_active_scores(graph: Graph, detector: Detector, request: ScoreRequest) -> Detector:
-    """Return a detector whose objectness and class scores are probabilities.
+def _active_parts(graph: Graph, parts: tuple[Part, Part], request: ScoreRequest) -> tuple[Part, Part]:
+    """Return the objectness and the class scores, columns of one value, as probabilities.
 
     Raises
     ------
     ArgumentError
         They are not, and the caller does not say that a sigmoid makes them so.
     """
-    parts = [part for part in (detector.objectness, detector.scores) if part is not None]
     if all(_is_sigmoid(graph, leaf) for part in parts for leaf in leaf_parts(graph, part)):
-        return detector
-    values = score_seeded_images(_only(graph, parts[0].value))
+        return parts
+    values = score_seeded_images(graph, parts[0].value)
     columns = [] if values is None else [np.moveaxis(values, one.axis, -1)[..., one.start : one.stop] for one in parts]
     if all(((found >= 0) & (found <= 1)).all() for found in columns):
-        return detector
+        return parts
     if request.activation != "sigmoid":
         raise ArgumentError(
             "the detector's objectness and class scores, or what looks like them, leave 0..1: give "
@@ -173,10 +170,10 @@ def _with_active_scores(graph: Graph, detector: Detector, request: ScoreRequest)
         )
     active = graph.emit("Sigmoid", parts[0].value, stem="boxes/active")
     graph.infer_types()
-    return detector._replace(objectness=parts[0]._replace(value=active), scores=parts[1]._replace(value=active))
+    return parts[0]._replace(value=active), parts[1]._replace(value=active)
 
 
-def _before_activation(graph: Graph, detector: Detector, request: ScoreRequest) -> _Scores:
+def _before_activation(graph: Graph, detector: Detector, request: ScoreRequest) -> _Probabilities:
     """Return the class scores, and the logits behind them where one activation made all of them."""
     leaves = leaf_parts(graph, detector.scores)
     part = leaves[0] if len(leaves) == 1 and graph.rank(leaves[0].value) == 3 else detector.scores
@@ -186,22 +183,19 @@ def _before_activation(graph: Graph, detector: Detector, request: ScoreRequest) 
     if node is not None and (op == "Sigmoid" or is_softmax):
         kept, background = _without_background(graph, part, detector, request, is_softmax=is_softmax)
         behind = _cut(graph, kept._replace(value=node.input[0]))
-        return _Scores(_cut(graph, kept), behind, part.axis, is_logit=True, background=background)
-    values = score_seeded_images(_only(graph, part.value))
-    is_probable = values is None or bool((values >= 0).all() and (values <= 1).all())
-    activation = request.activation or ("probabilities" if is_probable and values is not None else None)
+        return _Probabilities(_cut(graph, kept), behind, part.axis, is_logit=True, background=background)
     if detector.objectness is not None or all(_is_sigmoid(graph, leaf) for leaf in leaves):
         activation = "probabilities"
-    if activation not in ("sigmoid", "softmax", "probabilities"):
-        activation = _by_names(graph, part, request)
+    else:
+        activation = request.activation or _guessed_activation(graph, part, request)
     if activation == "probabilities":
         likely = _cut(graph, part)
-        return _Scores(likely, likely, part.axis, is_logit=False)
+        return _Probabilities(likely, likely, part.axis, is_logit=False)
     kept, background = _without_background(graph, part, detector, request, is_softmax=activation == "softmax")
     attributes = {"axis": part.axis} if activation == "softmax" else {}
     active = graph.emit("Softmax" if attributes else "Sigmoid", part.value, stem="boxes/active", **attributes)
     graph.infer_types()
-    return _Scores(
+    return _Probabilities(
         _cut(graph, kept._replace(value=active)), _cut(graph, kept), part.axis, is_logit=True, background=background
     )
 
@@ -211,8 +205,11 @@ def _is_sigmoid(graph: Graph, leaf: Part) -> bool:
     return node is not None and operator(node) == "Sigmoid"
 
 
-def _by_names(graph: Graph, part: Part, request: ScoreRequest) -> str:
-    """Return the activation of raw scores: one more than names means a softmax with a class for none."""
+def _guessed_activation(graph: Graph, part: Part, request: ScoreRequest) -> str:
+    """Return the activation that scores still need: one more than names means a softmax with a class for none."""
+    values = score_seeded_images(graph, part.value)
+    if values is not None and ((values >= 0) & (values <= 1)).all():
+        return "probabilities"
     count = part.stop - part.start
     if request.names == count:
         return "sigmoid"
@@ -237,12 +234,6 @@ def _without_background(
     return part._replace(stop=part.stop - 1), count - 1
 
 
-def _only(graph: Graph, value: str) -> Graph:
-    part = graph.copy(outputs=[value])
-    part.prune()
-    return part
-
-
 def _cut(graph: Graph, part: Part) -> str:
     """Return a part as a value."""
     if (part.start, part.stop) == (0, graph.shape(part.value)[part.axis]):
@@ -250,7 +241,7 @@ def _cut(graph: Graph, part: Part) -> str:
     cut = graph.emit(
         "Slice",
         part.value,
-        *(graph.emit_constant(np.array([number], np.int64)) for number in (part.start, part.stop, part.axis)),
+        *(graph.emit_integers(number) for number in (part.start, part.stop, part.axis)),
         stem="boxes/part",
     )
     graph.infer_types()
@@ -269,7 +260,7 @@ def _corners(graph: Graph, detector: Detector) -> str:
     if decode is not None:
         values = decode(graph, values)
     if detector.corners == "yxyx":
-        values = graph.emit("Gather", values, graph.emit_constant(np.array([1, 0, 3, 2])), axis=2, stem="boxes/xyxy")
+        values = graph.emit("Gather", values, graph.emit_integers(1, 0, 3, 2), axis=2, stem="boxes/xyxy")
     if detector.corners == "cxcywh":
         # (cx, cy, w, h) times this matrix is (cx - w/2, cy - h/2, cx + w/2, cy + h/2).
         matrix = np.array([[1, 0, 1, 0], [0, 1, 0, 1], [-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]], np.float32)
@@ -308,9 +299,9 @@ def _cells(sides: tuple[int, int], strides: Sequence[int]) -> list[tuple[int, in
 def _from_cells(graph: Graph, values: str) -> str:
     """Decode boxes in cells (Ge et al. 2021, YOLOX): centres from the cell's corner, logarithms of the sizes."""
     grid, step = _grid(graph, values)
-    bounds = [_integers(graph, number) for number in (0, 2, 4)]
-    centres = graph.emit("Slice", values, bounds[0], bounds[1], _integers(graph, 2))
-    sizes = graph.emit("Slice", values, bounds[1], bounds[2], _integers(graph, 2))
+    bounds = [graph.emit_integers(number) for number in (0, 2, 4)]
+    centres = graph.emit("Slice", values, bounds[0], bounds[1], graph.emit_integers(2))
+    sizes = graph.emit("Slice", values, bounds[1], bounds[2], graph.emit_integers(2))
     centres = graph.emit("Add", centres, graph.emit_constant(grid[None]))
     both = graph.emit("Concat", centres, graph.emit("Exp", sizes), axis=2)
     return graph.emit("Mul", both, graph.emit_constant(step[None]), stem="boxes/decoded")
@@ -320,10 +311,10 @@ def _from_bins(graph: Graph, values: str) -> str:
     """Decode distributions of distances (Li et al. 2020, Generalized Focal Loss): means, from the cell's centre."""
     grid, step = _grid(graph, values)
     (columns,) = static_dims(graph, values, [2])
-    bins = graph.emit("Reshape", values, _integers(graph, 0, len(grid), 4, columns // 4), stem="boxes/bins")
+    bins = graph.emit("Reshape", values, graph.emit_integers(0, len(grid), 4, columns // 4), stem="boxes/bins")
     shares = graph.emit("Softmax", bins, axis=3)
     numbers = graph.emit_constant(np.arange(columns // 4, dtype=np.float32)[:, None])
-    distances = graph.emit("Squeeze", graph.emit("MatMul", shares, numbers), _integers(graph, 3))
+    distances = graph.emit("Squeeze", graph.emit("MatMul", shares, numbers), graph.emit_integers(3))
     # Left and top are subtracted.
     signed = graph.emit("Mul", distances, graph.emit_constant(np.array([-1, -1, 1, 1], np.float32)))
     centres = graph.emit_constant(np.tile(grid + np.float32(0.5), 2)[None])
@@ -338,21 +329,21 @@ _STRIDES = ((8, 16, 32), (8, 16, 32, 64), (4, 8, 16, 32), (16, 32), (8, 16), (8,
 class _Boxes:
     """The functions of the `ScoreTable` of a detector."""
 
-    def __init__(self, graph: Graph, scores: _Scores, corners: str, *, overlaps: bool) -> None:
+    def __init__(self, graph: Graph, scores: _Probabilities, corners: str, *, overlaps: bool) -> None:
         self._scores = scores
         self._corners = corners
         self._overlaps = overlaps
         self._axis = scores.axis
-        self.classes, self._anchors = static_dims(graph, scores.probabilities, [scores.axis, 3 - scores.axis])
+        self.class_count, self._anchors = static_dims(graph, scores.probabilities, [scores.axis, 3 - scores.axis])
 
     def rank(self, graph: Graph, table: str) -> str:
         """Return the entries of the best boxes, (N,R) int64; -1 where there are fewer."""
         likely = self._scores.probabilities
-        axis = graph.emit_constant(np.array([self._axis], np.int64))
+        axis = graph.emit_integers(self._axis)
         best = graph.emit("ReduceMax", likely, axis, keepdims=0, stem="rank/best")
         classes = graph.emit("ArgMax", likely, axis=self._axis, keepdims=0, stem="rank/classes")
         limit = _CANDIDATES if self._overlaps else MAXIMUM_RANK
-        count = graph.emit_constant(np.array([min(limit, self._anchors)], np.int64))
+        count = graph.emit_integers(min(limit, self._anchors))
         anchors = graph.unused_name("rank/anchors")
         node = helper.make_node("TopK", [best, count], [f"{anchors}/scores", anchors], name=anchors, axis=1)
         graph.append(node)
@@ -363,64 +354,61 @@ class _Boxes:
             return entries
         if not self._overlaps:
             rows = graph.emit("Shape", anchors, start=0, end=1)
-            shape = graph.emit("Concat", rows, _integers(graph, missing), axis=0)
-            none = graph.emit("Expand", graph.emit_constant(np.int64(-1)), shape)
+            shape = graph.emit("Concat", rows, graph.emit_integers(missing), axis=0)
+            none = graph.emit("Expand", graph.emit_integer(-1), shape)
             return graph.emit("Concat", entries, none, axis=1, stem="rank/padded")
         return self._suppressed(graph, f"{anchors}/scores", anchors, chosen, entries)
 
     def _entries(self, graph: Graph, anchors: str, classes: str) -> str:
         """Return the entries of the flat table."""
-        outer, inner, size = (anchors, classes, self.classes) if self._axis == 2 else (classes, anchors, self._anchors)
-        rows = graph.emit("Mul", outer, _integer(graph, size))
+        outer, inner, size = (
+            (anchors, classes, self.class_count) if self._axis == 2 else (classes, anchors, self._anchors)
+        )
+        rows = graph.emit("Mul", outer, graph.emit_integer(size))
         return graph.emit("Add", rows, inner, stem="rank/entries")
 
     def _suppressed(self, graph: Graph, scores: str, anchors: str, classes: str, entries: str) -> str:
         """Keep the best of boxes of one class that overlap, greedily."""
         corners = self._gathered(graph, anchors)
         # Boxes of different classes are moved apart, so that they do not overlap.
-        step = np.float32(2 * max(input_sides(graph)))
-        shift = graph.emit("Mul", graph.emit("Cast", classes, to=1), graph.emit_constant(step))
-        apart = graph.emit("Add", corners, graph.emit("Unsqueeze", shift, _integers(graph, 2)), stem="rank/apart")
-        by_class = graph.emit("Unsqueeze", scores, _integers(graph, 1), stem="rank/by_class")
-        limits = [graph.emit_constant(array) for array in (np.int64(MAXIMUM_RANK), _float(_OVERLAP), _float(_LOWEST))]
+        step = graph.emit_number(2 * max(input_sides(graph)))
+        shift = graph.emit("Mul", graph.emit("Cast", classes, to=1), step)
+        apart = graph.emit("Add", corners, graph.emit("Unsqueeze", shift, graph.emit_integers(2)), stem="rank/apart")
+        by_class = graph.emit("Unsqueeze", scores, graph.emit_integers(1), stem="rank/by_class")
+        limits = [graph.emit_integer(MAXIMUM_RANK), graph.emit_number(_OVERLAP), graph.emit_number(_LOWEST)]
         kept = graph.emit("NonMaxSuppression", apart, by_class, *limits, stem="rank/kept")
-        image, candidate = (
-            graph.emit("Gather", kept, graph.emit_constant(np.int64(column)), axis=1) for column in (0, 2)
-        )
+        image, candidate = (graph.emit("Gather", kept, graph.emit_integer(column), axis=1) for column in (0, 2))
         images = graph.emit("Shape", scores, start=0, end=1, stem="rank/images")
         # Rows are sorted by image: the rank is the distance from the first row of the image.
-        zero, one = _integer(graph, 0), _integer(graph, 1)
+        zero, one = graph.emit_integer(0), graph.emit_integer(1)
         numbers = graph.emit("Range", zero, graph.emit("Squeeze", images), one)
-        same = graph.emit("Equal", graph.emit("Unsqueeze", image, _integers(graph, 1)), numbers)
+        same = graph.emit("Equal", graph.emit("Unsqueeze", image, graph.emit_integers(1)), numbers)
         # In float32, exact for less than 2**24 boxes: TensorRT sums no integers.
-        counts = graph.emit("ReduceSum", graph.emit("Cast", same, to=1), _integers(graph, 0), keepdims=0)
+        counts = graph.emit("ReduceSum", graph.emit("Cast", same, to=1), graph.emit_integers(0), keepdims=0)
         starts = graph.emit("Cast", graph.emit("CumSum", counts, zero, exclusive=1), to=7, stem="rank/starts")
         count = graph.emit("Squeeze", graph.emit("Shape", image))
         ranks = graph.emit("Sub", graph.emit("Range", zero, count, one), graph.emit("Gather", starts, image))
-        pairs = [graph.emit("Unsqueeze", value, _integers(graph, 1)) for value in (image, ranks, candidate)]
+        pairs = [graph.emit("Unsqueeze", value, graph.emit_integers(1)) for value in (image, ranks, candidate)]
         places = graph.emit("Concat", pairs[0], pairs[1], axis=1, stem="rank/places")
         found = graph.emit("GatherND", entries, graph.emit("Concat", pairs[0], pairs[2], axis=1), stem="rank/found")
-        shape = graph.emit("Concat", images, _integers(graph, MAXIMUM_RANK), axis=0)
-        none = graph.emit("Expand", graph.emit_constant(np.int64(-1)), shape)
+        shape = graph.emit("Concat", images, graph.emit_integers(MAXIMUM_RANK), axis=0)
+        none = graph.emit("Expand", graph.emit_integer(-1), shape)
         return graph.emit("ScatterND", none, places, found, stem="rank/ranked")
 
     def _gathered(self, graph: Graph, anchors: str) -> str:
         """Return the corners (N,K,4) of anchors (N,K)."""
-        rows = graph.emit("Unsqueeze", anchors, _integers(graph, 2))
-        shape = graph.emit("Concat", graph.emit("Shape", anchors), _integers(graph, 4), axis=0)
+        rows = graph.emit("Unsqueeze", anchors, graph.emit_integers(2))
+        shape = graph.emit("Concat", graph.emit("Shape", anchors), graph.emit_integers(4), axis=0)
         return graph.emit("GatherElements", self._corners, graph.emit("Expand", rows, shape), axis=1)
 
     def differentiate(self, graph: Graph, table: str, target: str) -> tuple[str, str]:
         """Return the gradient of the targets' logits in the scores: one number per target, zeros elsewhere."""
-        entry = graph.emit("Max", target, _integer(graph, 0), stem="gradient/entry")
-        if self._scores.is_logit:
-            slopes = graph.emit("Cast", graph.emit("GreaterOrEqual", entry, _integer(graph, 0)), to=1)
-        else:
-            slopes = self._slopes(graph, table, entry)
-        count = _integers(graph, self.classes * self._anchors)
+        entry = _entry(graph, target)
+        slopes = _ones_like(graph, entry) if self._scores.is_logit else self._slopes(graph, table, entry)
+        count = graph.emit_integers(self.class_count * self._anchors)
         shape = graph.emit("Concat", graph.emit("Shape", target), count, axis=0)
-        zeros = graph.emit("Expand", graph.emit_constant(np.float32(0)), shape)
-        last = _integers(graph, 2)
+        zeros = graph.emit("Expand", graph.emit_number(0), shape)
+        last = graph.emit_integers(2)
         rows = graph.emit(
             "ScatterElements",
             zeros,
@@ -430,27 +418,29 @@ class _Boxes:
             stem="gradient/table",
         )
         sizes = static_dims(graph, self._scores.probabilities, [1, 2])
-        return self._scores.source, graph.emit("Reshape", rows, _integers(graph, 0, 0, *sizes), stem="gradient/scores")
+        return self._scores.source, graph.emit(
+            "Reshape", rows, graph.emit_integers(0, 0, *sizes), stem="gradient/scores"
+        )
 
     def _slopes(self, graph: Graph, table: str, entry: str) -> str:
         """Return d log(p / (1 - p)) / dp = 1 / (p (1 - p)) of each target, (K,N)."""
         by_image = graph.emit("Transpose", entry, perm=[1, 0])
         likely = graph.emit("Transpose", graph.emit("GatherElements", table, by_image, axis=1), perm=[1, 0])
-        one = graph.emit_constant(np.float32(1))
+        one = graph.emit_number(1)
         variance = graph.emit("Mul", likely, graph.emit("Sub", one, likely))
-        bounded = graph.emit("Max", variance, graph.emit_constant(_float(_SMALLEST_SLOPE)))
+        bounded = graph.emit("Max", variance, graph.emit_number(_SMALLEST_SLOPE))
         return graph.emit("Div", one, bounded, stem="gradient/slopes")
 
     def describe(self, graph: Graph, table: str, targets: str) -> Sequence[str]:
         """Return corners (N,K,4), probabilities (N,K) and classes (N,K) of the targets; see `BOX_OUTPUTS`."""
-        entry = graph.emit("Max", targets, _integer(graph, 0), stem="boxes/entry")
+        entry = _entry(graph, targets)
         anchors, classes = self._anchors_and_classes(graph, entry)
         scores = graph.emit("GatherElements", table, entry, axis=1)
         return self._gathered(graph, anchors), scores, graph.emit("Identity", classes)
 
     def _anchors_and_classes(self, graph: Graph, entry: str) -> tuple[str, str]:
         """Return what entries of the flat table stand for."""
-        size = _integer(graph, self.classes if self._axis == 2 else self._anchors)
+        size = graph.emit_integer(self.class_count if self._axis == 2 else self._anchors)
         outer = graph.emit("Div", entry, size)
         inner = graph.emit("Sub", entry, graph.emit("Mul", outer, size))
         return (outer, inner) if self._axis == 2 else (inner, outer)
@@ -463,27 +453,23 @@ class _Boxes:
         """
         if set(layers) != set(head_inputs(graph, layers, self._corners, self._scores.source)):
             return None
-        whole = Part(self._scores.source, self._axis, 0, self.classes)
+        whole = Part(self._scores.source, self._axis, 0, self.class_count)
         levels = find_levels(graph, whole, layers) if self._scores.is_logit else None
         if levels is None:
             by_target = graph.emit("Transpose", targets, perm=[1, 0])
             value, gradient = self.differentiate(graph, "logits", by_target)
             whole_maps = backpropagate(graph, {value: gradient}, layers, independent=True)
             return [graph.emit("Transpose", one, perm=[1, 0, 2, 3, 4], stem="gradients") for one in whole_maps]
-        entry = graph.emit("Max", targets, _integer(graph, 0), stem="gradient/entry")
-        anchors, classes = self._anchors_and_classes(graph, entry)
-        ones = graph.emit("Cast", graph.emit("GreaterOrEqual", entry, _integer(graph, 0)), to=1)
-        chosen = Targets(anchors, classes, ones)
-        return [window_gradients(graph, level, chosen, self.classes) for level in levels]
+        entry = _entry(graph, targets)
+        chosen = Targets(*self._anchors_and_classes(graph, entry), slopes=_ones_like(graph, entry))
+        return [window_gradients(graph, level, chosen, self.class_count) for level in levels]
 
 
-def _integer(graph: Graph, number: int) -> str:
-    return graph.emit_constant(np.int64(number))
+def _entry(graph: Graph, targets: str) -> str:
+    """Return the targets, and entry 0 for those that there are not, -1: what is computed of it is not used."""
+    return graph.emit("Max", targets, graph.emit_integer(0), stem="boxes/entry")
 
 
-def _integers(graph: Graph, *numbers: int) -> str:
-    return graph.emit_constant(np.array(numbers, np.int64))
-
-
-def _float(number: float) -> np.float32:
-    return np.float32(number)
+def _ones_like(graph: Graph, integers: str) -> str:
+    """Return float32 ones of the same shape."""
+    return graph.emit("Expand", graph.emit_number(1), graph.emit("Shape", integers), stem="boxes/ones")

@@ -138,20 +138,20 @@ def _before_suppression(graph: Graph) -> Detector | None:
     if node is None or _sizes(graph, node.input[0]) is None or _sizes(graph, node.input[1]) is None:
         return None
     scores, boxes = _whole(graph, node.input[1], 1), _whole(graph, node.input[0], 2)
-    unit = _unit(graph, boxes)
+    values = _values(graph, boxes)
+    unit = _unit(values)
     if attribute(node, "center_point_box", 0):
         return Detector(scores, boxes, None, "cxcywh", unit, overlaps=True)
-    corners = _corner_order(graph, boxes) if unit == "pixels" else None
+    corners = _corner_order(values, input_sides(graph)) if unit == "pixels" else None
     return Detector(scores, boxes, None, corners or "xyxy", unit, overlaps=True, is_guess=corners is None)
 
 
-def _corner_order(graph: Graph, boxes: Part) -> Corners | None:
+def _corner_order(values: Array | None, sides: tuple[int, int]) -> Corners | None:
     """Return the order of two corners in pixels, or None if it cannot be told: NonMaxSuppression treats both alike.
 
     In a picture that is wider than high, the larger coordinates are x.
     """
-    values = _values(graph, boxes)
-    height, width = input_sides(graph)
+    height, width = sides
     if values is None or height == width:
         return None
     tops = values.reshape(-1, 4).max(axis=0)
@@ -174,8 +174,8 @@ def _before_sorting(graph: Graph) -> Detector | None:
         boxes = None if scores is None else _gathered_boxes(graph, graph.shape(scores)[1])
         if scores is not None and boxes is not None:
             part = _whole(graph, boxes, 2)
-            corners = _corners(graph, part)
-            return Detector(_whole(graph, scores, 2), part, None, corners, _unit(graph, part), overlaps=False)
+            values = _values(graph, part)
+            return Detector(_whole(graph, scores, 2), part, None, _corners(values), _unit(values), overlaps=False)
     return None
 
 
@@ -242,7 +242,8 @@ def _two_outputs(graph: Graph) -> Detector | None:
     part, score_part = _whole(graph, boxes, axis), _whole(graph, scores, 2 if sizes[scores][0] == anchors else 1)
     # Anchors of several maps are joined; queries come from one decoder.
     overlaps = anchors > _MOST_QUERIES or _is_joined(graph, score_part)
-    return Detector(score_part, part, None, _corners(graph, part), _unit(graph, part), overlaps=overlaps)
+    values = _values(graph, part)
+    return Detector(score_part, part, None, _corners(values), _unit(values), overlaps=overlaps)
 
 
 def _may_pair(sizes: Mapping[str, tuple[int, int]], boxes: str, scores: str) -> bool:
@@ -351,7 +352,7 @@ def _one_output(graph: Graph, names: int | None) -> Detector | None:
     columns, anchors = min(sizes), max(sizes)
     # Queries of a transformer have no objectness, and do not overlap.
     are_queries = axis == 2 and anchors <= _MOST_QUERIES and len(leaf_parts(graph, Part(name, axis, 0, 4))) == 1
-    masks = sum(graph.shape(other)[1] for other in graph.outputs if _is_prototype(graph, other))  # type: ignore[misc]
+    masks = sum(_prototype_count(graph, other) for other in graph.outputs)
     has_objectness, count = _columns(columns - masks, names, may_have=axis == 2, has_by_default=not are_queries)
     if count < 1:
         return None
@@ -363,14 +364,15 @@ def _one_output(graph: Graph, names: int | None) -> Detector | None:
         boxes,
         objectness if has_objectness else None,
         "cxcywh",
-        "cells" if raw else _unit(graph, boxes),
+        "cells" if raw else _unit(_values(graph, boxes)),
         overlaps=has_objectness or not are_queries,
     )
 
 
-def _is_prototype(graph: Graph, output: str) -> bool:
-    """Return whether an output holds the prototype masks of a segmenting detector, (N,M,h,w)."""
-    return graph.rank(output) == 4 and isinstance(graph.shape(output)[1], int)
+def _prototype_count(graph: Graph, output: str) -> int:
+    """Return M of the prototype masks of a segmenting detector, (N,M,h,w); 0 for another output."""
+    count = graph.shape(output)[1] if graph.rank(output) == 4 else 0
+    return count if isinstance(count, int) else 0
 
 
 def _columns(columns: int, names: int | None, *, may_have: bool, has_by_default: bool) -> tuple[bool, int]:
@@ -397,33 +399,25 @@ def _is_convolution(graph: Graph, value: str) -> bool:
     return node is not None and operator(node) == "Conv"
 
 
-def _corners(graph: Graph, boxes: Part) -> Corners:
+def _corners(values: Array | None) -> Corners:
     """Return whether boxes are corners: then the second is never above or left of the first, whatever the picture."""
-    values = _values(graph, boxes)
     if values is None:
         return "xyxy"
     ordered = (values[..., 2] >= values[..., 0]).all() and (values[..., 3] >= values[..., 1]).all()
     return "xyxy" if ordered else "cxcywh"
 
 
-def _unit(graph: Graph, boxes: Part) -> Unit:
+def _unit(values: Array | None) -> Unit:
     """Return whether boxes are shares of the input: for one of the amplitudes of noise, all of them are small."""
-    values = _values(graph, boxes)
     return "share" if values is not None and np.abs(values).max(axis=(1, 2)).min() <= 2 else "pixels"
 
 
 def _values(graph: Graph, boxes: Part) -> Array | None:
     """Return boxes for seeded noise, (N,A,4), or None if the graph cannot be run here."""
-    found = score_seeded_images(_with_outputs(graph, [boxes.value]))
+    found = score_seeded_images(graph, boxes.value)
     if found is None:
         return None
     return np.moveaxis(found, boxes.axis, -1)[..., boxes.start : boxes.stop]
-
-
-def _with_outputs(graph: Graph, outputs: Sequence[str]) -> Graph:
-    part = graph.copy(outputs=outputs)
-    part.prune()
-    return part
 
 
 def leaf_parts(graph: Graph, part: Part) -> list[Part]:

@@ -9,24 +9,24 @@ import numpy as np
 from ...graph import Graph, TensorType, static_dims
 from ...metadata import MAXIMUM_RANK, REFERENCE
 from ..scores import make_rows
-from .table import Opened, ScoreRequest, ScoreTable, opened_batch
+from .table import Scored, ScoreRequest, ScoreTable, opened_batch
 
 # Of a squared length: a reference that is not given is all zeros, and similar to nothing.
 _SMALLEST = 1e-24
 
 
-def open_embedding(graph: Graph, request: ScoreRequest) -> Opened:
+def open_embedding(graph: Graph, request: ScoreRequest) -> Scored:
     """Make the embedding the table, (N,D); see `KINDS`. Raises ModelError where the output is not (N,D)."""
     notes = opened_batch(graph)
     make_rows(graph)
-    return Opened("none", ScoreTable(_no_rank, _differentiate, _describe, ("similarity",)), notes=notes)
+    return Scored("none", ScoreTable(_no_rank, _differentiate, _describe, ("similarity",)), notes=notes)
 
 
 def _no_rank(graph: Graph, table: str) -> str:
     """Return zeros: the reference is what is explained, not an entry of the embedding."""
     rows = graph.emit("Shape", table, start=0, end=1)
-    shape = graph.emit("Concat", rows, _integers(graph, MAXIMUM_RANK), axis=0)
-    return graph.emit("Expand", graph.emit_constant(np.int64(0)), shape, stem="target/none")
+    shape = graph.emit("Concat", rows, graph.emit_integers(MAXIMUM_RANK), axis=0)
+    return graph.emit("Expand", graph.emit_integer(0), shape, stem="target/none")
 
 
 def _describe(graph: Graph, table: str, targets: str) -> Sequence[str]:
@@ -35,8 +35,8 @@ def _describe(graph: Graph, table: str, targets: str) -> Sequence[str]:
     graph.inputs[REFERENCE] = TensorType(np.dtype(np.float32), ("reference_rows", "reference_count", size))
     graph.defaults[REFERENCE] = np.zeros((1, 1, size), np.float32)
     # As many as there are targets.
-    zeros = graph.emit("Mul", graph.emit("Cast", targets, to=1), graph.emit_constant(np.float32(0)))
-    spread = graph.emit("Unsqueeze", zeros, _integers(graph, 2))
+    zeros = graph.emit("Mul", graph.emit("Cast", targets, to=1), graph.emit_number(0))
+    spread = graph.emit("Unsqueeze", zeros, graph.emit_integers(2))
     graph.rename(graph.emit("Add", REFERENCE, spread), graph.unused_name("reference/each"))
     own, others, products = _parts(graph, table)
     lengths = graph.emit("Sqrt", graph.emit("Mul", own, others))
@@ -50,11 +50,11 @@ def _each(graph: Graph) -> str:
 
 def _parts(graph: Graph, table: str) -> tuple[str, str, str]:
     """Return |e|^2 (N,1), |r|^2 (N,K), at least the smallest number, and e . r (N,K)."""
-    each, last = _each(graph), _integers(graph, -1)
-    smallest = graph.emit_constant(np.float32(_SMALLEST))
+    each, last = _each(graph), graph.emit_integers(-1)
+    smallest = graph.emit_number(_SMALLEST)
     own = graph.emit("ReduceSum", graph.emit("Mul", table, table), last, keepdims=1)
     others = graph.emit("ReduceSum", graph.emit("Mul", each, each), last, keepdims=0)
-    row = graph.emit("Unsqueeze", table, _integers(graph, 1))
+    row = graph.emit("Unsqueeze", table, graph.emit_integers(1))
     products = graph.emit("ReduceSum", graph.emit("Mul", each, row), last, keepdims=0)
     return graph.emit("Max", own, smallest), graph.emit("Max", others, smallest), products
 
@@ -63,13 +63,11 @@ def _differentiate(graph: Graph, table: str, target: str) -> tuple[str, str]:
     """Return d cos(e, r) / de = r / (|e| |r|) - (e . r) e / (|e|^3 |r|), (K,N,D)."""
     own, others, products = _parts(graph, table)
     lengths = graph.emit("Sqrt", graph.emit("Mul", own, others))
-    last = _integers(graph, 2)
+    last = graph.emit_integers(2)
     along = graph.emit("Div", _each(graph), graph.emit("Unsqueeze", lengths, last))
     share = graph.emit("Div", products, graph.emit("Mul", lengths, own))
-    back = graph.emit("Mul", graph.emit("Unsqueeze", share, last), graph.emit("Unsqueeze", table, _integers(graph, 1)))
+    back = graph.emit(
+        "Mul", graph.emit("Unsqueeze", share, last), graph.emit("Unsqueeze", table, graph.emit_integers(1))
+    )
     both = graph.emit("Sub", along, back, stem="gradient/similarity")
     return table, graph.emit("Transpose", both, perm=[1, 0, 2], stem="gradient/embedding")
-
-
-def _integers(graph: Graph, *numbers: int) -> str:
-    return graph.emit_constant(np.array(numbers, np.int64))

@@ -19,7 +19,7 @@ from ...metadata import MASK, MAXIMUM_RANK
 from ...notes import Note
 from ..layers import map_sizes
 from ..trials import score_seeded_images
-from .table import Opened, ScoreRequest, ScoreTable, opened_batch
+from .table import Scored, ScoreRequest, ScoreTable, opened_batch
 
 # Float32 softmax is off by 1e-6.
 _SUM_TOLERANCE = 1e-3
@@ -29,7 +29,7 @@ _PROBABILITIES = (
 )
 
 
-def open_segmentation(graph: Graph, request: ScoreRequest) -> Opened:
+def open_segmentation(graph: Graph, request: ScoreRequest) -> Scored:
     """Make the mean logit of each class over its predicted region the table; see `KINDS`.
 
     Raises
@@ -50,10 +50,10 @@ def open_segmentation(graph: Graph, request: ScoreRequest) -> Opened:
     region = _region(
         graph, logits, axis, count, exclusive=is_exclusive and count > 1, level=0 if kind == "scores" else 0.5
     )
-    pixels = graph.emit_constant(np.array([i for i in (1, 2, 3) if i != axis], np.int64))
+    pixels = graph.emit_integers(*(i for i in (1, 2, 3) if i != axis))
     area = graph.emit("ReduceSum", region, pixels, keepdims=0, stem="region/area")
     inside = graph.emit("ReduceSum", graph.emit("Mul", logits, region), pixels, keepdims=0, stem="region/sum")
-    at_least_one = graph.emit("Max", area, graph.emit_constant(np.float32(1)), stem="region/pixels")
+    at_least_one = graph.emit("Max", area, graph.emit_number(1), stem="region/pixels")
     graph.outputs = [graph.emit("Div", inside, at_least_one, stem="region/mean")]
     names = {name: graph.unused_name(f"region/{stem}") for name, stem in ((logits, "logits"), (area, "ranking"))}
     graph.rename_all(names)
@@ -61,7 +61,7 @@ def open_segmentation(graph: Graph, request: ScoreRequest) -> Opened:
     regions = _Regions(names[logits], region, names[area], axis, count)
     height, width = static_dims(graph, regions.logits, [i for i in (1, 2, 3) if i != axis])
     table = ScoreTable(regions.rank, regions.differentiate)
-    return Opened("none", table, bottleneck, notes, mask_size=(height, width), end=regions.logits)
+    return Scored("none", table, bottleneck, notes, mask_size=(height, width), end=regions.logits)
 
 
 class _Regions(NamedTuple):
@@ -73,7 +73,7 @@ class _Regions(NamedTuple):
         (N,C,H,W) or (N,H,W,C): the scores, and 1 where each class is predicted, else 0.
     area : str
         (N,C), the pixels of each region.
-    axis, classes : int
+    axis, class_count : int
         The axis of the classes, and their number.
     """
 
@@ -81,12 +81,12 @@ class _Regions(NamedTuple):
     region: str
     area: str
     axis: int
-    classes: int
+    class_count: int
 
     def rank(self, graph: Graph, scores: str) -> str:
         """Return the classes by the size of their regions: a score of 0 says that a class is predicted nowhere."""
         best = graph.unused_name("target/largest")
-        ranks = _integers(graph, min(self.classes, MAXIMUM_RANK))
+        ranks = graph.emit_integers(min(self.class_count, MAXIMUM_RANK))
         graph.append(helper.make_node("TopK", [self.area, ranks], [f"{best}/area", best], name=best, axis=1))
         return best
 
@@ -100,25 +100,21 @@ class _Regions(NamedTuple):
         region = self.region
         if self.axis == 3:
             region = graph.emit("Transpose", region, perm=[0, 3, 1, 2])
-        indices = graph.emit("Unsqueeze", graph.emit("Transpose", target, perm=[1, 0]), _integers(graph, 2))
-        numbers = graph.emit_constant(np.arange(self.classes, dtype=np.int64))
+        indices = graph.emit("Unsqueeze", graph.emit("Transpose", target, perm=[1, 0]), graph.emit_integers(2))
+        numbers = graph.emit_constant(np.arange(self.class_count, dtype=np.int64))
         chosen = graph.emit("Cast", graph.emit("Equal", indices, numbers), to=1, stem="region/chosen")
-        flat = graph.emit("Reshape", region, _integers(graph, 0, self.classes, height * width))
-        own = graph.emit("Reshape", graph.emit("MatMul", chosen, flat), _integers(graph, 0, 0, height, width))
+        flat = graph.emit("Reshape", region, graph.emit_integers(0, self.class_count, height * width))
+        own = graph.emit("Reshape", graph.emit("MatMul", chosen, flat), graph.emit_integers(0, 0, height, width))
         graph.inputs[MASK] = TensorType(np.dtype(np.float32), ("mask_rows", "mask_count", "mask_height", "mask_width"))
         graph.defaults[MASK] = np.full((1, 1, 1, 1), -1, np.float32)
-        zero, one = (graph.emit_constant(np.float32(number)) for number in (0, 1))
+        zero, one = (graph.emit_number(number) for number in (0, 1))
         used = graph.emit("Where", graph.emit("Less", MASK, zero), own, MASK, stem="region/used")
-        total = graph.emit("ReduceSum", used, _integers(graph, 2, 3), keepdims=1)
+        total = graph.emit("ReduceSum", used, graph.emit_integers(2, 3), keepdims=1)
         divisor = graph.emit("Where", graph.emit("Greater", total, zero), total, one)
-        weights = graph.emit("Unsqueeze", graph.emit("Div", used, divisor), _integers(graph, 2))
-        seed = graph.emit("Mul", weights, graph.emit("Unsqueeze", chosen, _integers(graph, 3, 4)))
+        weights = graph.emit("Unsqueeze", graph.emit("Div", used, divisor), graph.emit_integers(2))
+        seed = graph.emit("Mul", weights, graph.emit("Unsqueeze", chosen, graph.emit_integers(3, 4)))
         order = [1, 0, 2, 3, 4] if self.axis == 1 else [1, 0, 3, 4, 2]
         return self.logits, graph.emit("Transpose", seed, perm=order, stem="gradient/region")
-
-
-def _integers(graph: Graph, *numbers: int) -> str:
-    return graph.emit_constant(np.array(numbers, np.int64))
 
 
 def _class_axis(graph: Graph, scores: str, names: int | None) -> int:
@@ -192,7 +188,7 @@ def _region(graph: Graph, logits: str, axis: int, count: int, *, exclusive: bool
         shape = [count if i == axis else 1 for i in range(4)]
         chosen = graph.emit("Equal", best, graph.emit_constant(np.arange(count, dtype=np.int64).reshape(shape)))
     else:
-        chosen = graph.emit("Greater", logits, graph.emit_constant(np.float32(level)))
+        chosen = graph.emit("Greater", logits, graph.emit_number(level))
     return graph.emit("Cast", chosen, to=1, stem="region")
 
 

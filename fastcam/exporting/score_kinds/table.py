@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
 from onnx import helper
 
 from ...graph import Graph, static_dims
@@ -20,7 +19,7 @@ from ..scores import make_rows, remove_score_activation
 def top_scores(graph: Graph, scores: str) -> str:
     """Return the entries of every row, best first, (N,R) int64."""
     (count,) = static_dims(graph, scores, [1])
-    ranks = graph.emit_constant(np.array([min(count, MAXIMUM_RANK)], np.int64))
+    ranks = graph.emit_integers(min(count, MAXIMUM_RANK))
     best = graph.unused_name("target/best")
     graph.append(helper.make_node("TopK", [scores, ranks], [f"{best}/logits", best], name=best, axis=1))
     return best
@@ -81,7 +80,7 @@ class ScoreRequest(NamedTuple):
 
 
 @dataclass
-class Opened:
+class Scored:
     """A graph whose output is a table of scores.
 
     Attributes
@@ -92,8 +91,8 @@ class Opened:
     layers : callable
         Of the graph and the candidates: the layers that are explained by default; none for the last candidate.
     notes : list of Note
-    labels : int or None
-        Number of names that the entries have, if not one each.
+    class_count : int or None
+        Number of classes, where the entries are not one each.
     mask_size : (int, int) or None
         Height and width of regions that callers may give.
     end : str or None
@@ -106,23 +105,23 @@ class Opened:
     table: ScoreTable = CLASSES
     layers: Callable[[Graph, Sequence[str]], list[str]] = lambda graph, candidates: []
     notes: list[Note] = field(default_factory=list)
-    labels: int | None = None
+    class_count: int | None = None
     mask_size: tuple[int, int] | None = None
     end: str | None = None
     context: Callable[[Graph, Sequence[str]], list[str]] | None = None
 
 
-def open_classes(graph: Graph, request: ScoreRequest) -> Opened:
+def open_classes(graph: Graph, request: ScoreRequest) -> Scored:
     """Make the scores before the final softmax or sigmoid the table; raises ModelError."""
     notes = opened_batch(graph)
-    return Opened(remove_score_activation(graph), notes=notes)
+    return Scored(remove_score_activation(graph), notes=notes)
 
 
-def open_values(graph: Graph, request: ScoreRequest) -> Opened:
+def open_values(graph: Graph, request: ScoreRequest) -> Scored:
     """Make the outputs the table as they are, as for a regression; raises ModelError."""
     notes = opened_batch(graph)
     make_rows(graph)
-    return Opened("none", notes=notes)
+    return Scored("none", notes=notes)
 
 
 def opened_batch(graph: Graph) -> list[Note]:

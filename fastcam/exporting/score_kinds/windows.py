@@ -83,9 +83,8 @@ def _are_in_rows(graph: Graph, scores: Part, levels: Sequence[Level]) -> bool:
         height, width = shapes[level.scores][2:]
         feeds[level.scores][:] = (level.first + np.arange(height * width, dtype=np.float32)).reshape(height, width)
     types = {name: TensorType(np.dtype(np.float32), shape) for name, shape in shapes.items()}
-    used = {name for node in nodes for name in node.input}
-    constants = {name: array for name, array in graph.constants.items() if name in used}
-    moving = Graph([_copy_of(node) for node in nodes], constants, types, [scores.value], graph.opset)
+    moving = graph.copy(nodes=nodes, inputs=types, outputs=[scores.value])
+    moving.prune()
     try:
         found: Any = ReferenceEvaluator(moving.to_model()).run(None, feeds)
     except Exception:  # noqa: BLE001 - the evaluator raises its own; a doubt is settled by the whole map
@@ -111,12 +110,6 @@ def _moving_nodes(graph: Graph, value: str, starts: Sequence[str]) -> tuple[list
             found[id(node)] = node
             stack.extend(node.input)
     return [node for node in graph.nodes if id(node) in found], list(begins)
-
-
-def _copy_of(node: onnx.NodeProto) -> onnx.NodeProto:
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    return copy
 
 
 def _level(graph: Graph, leaf: Part, layers: Sequence[str], first: int) -> Level | None:
@@ -201,32 +194,32 @@ def window_gradients(graph: Graph, level: Level, targets: Targets, class_count: 
     rows, columns = _sides(graph, cell, width, level.radius)
     places, inside = _places(graph, rows, columns, (height, width))
     window = _cut_windows(graph, level.layer, places, targets.anchors, side)
-    mask = graph.emit("Reshape", inside, _integers(graph, -1, 1, side, side), stem="window/inside")
+    mask = graph.emit("Reshape", inside, graph.emit_integers(-1, 1, side, side), stem="window/inside")
     scores = _copied(graph, level, graph.emit("Mul", window, mask, stem="window/cells"), mask)
     graph.infer_types()
-    seed = _seed(graph, level, targets, belongs, class_count, graph.shape(scores)[1])
+    seed = _seed(graph, level, targets, belongs, class_count, *static_dims(graph, scores, [1]))
     (gradient,) = backpropagate(graph, {scores: seed}, [window])
     leading = graph.emit("Shape", targets.anchors)
-    shape = graph.emit("Concat", leading, _integers(graph, channels, side, side), axis=0)
+    shape = graph.emit("Concat", leading, graph.emit_integers(channels, side, side), axis=0)
     windows = graph.emit("Reshape", gradient, shape, stem="window/gradient")
     return _placed(graph, windows, (rows, columns), leading, (height, width))
 
 
 def _cells(graph: Graph, level: Level, anchors: str, count: int) -> tuple[str, str]:
     """Return the cell of every target in this level, (R,), R = N K, clipped to it, and whether it belongs to it."""
-    flat = graph.emit("Reshape", anchors, _integers(graph, -1))
-    cell = graph.emit("Sub", flat, _integer(graph, level.first))
-    low = graph.emit("Max", cell, _integer(graph, 0))
-    clipped = graph.emit("Min", low, _integer(graph, count - 1), stem="window/cell")
+    flat = graph.emit("Reshape", anchors, graph.emit_integers(-1))
+    cell = graph.emit("Sub", flat, graph.emit_integer(level.first))
+    low = graph.emit("Max", cell, graph.emit_integer(0))
+    clipped = graph.emit("Min", low, graph.emit_integer(count - 1), stem="window/cell")
     return clipped, graph.emit("Equal", clipped, cell, stem="window/belongs")
 
 
 def _sides(graph: Graph, cell: str, width: int, radius: int) -> tuple[str, str]:
     """Return the rows and the columns of each window, (R,p) each; some may lie outside of the map."""
     offsets = graph.emit_constant(np.arange(-radius, radius + 1, dtype=np.int64)[None])
-    row = graph.emit("Div", cell, _integer(graph, width))
-    column = graph.emit("Sub", cell, graph.emit("Mul", row, _integer(graph, width)))
-    last = _integers(graph, 1)
+    row = graph.emit("Div", cell, graph.emit_integer(width))
+    column = graph.emit("Sub", cell, graph.emit("Mul", row, graph.emit_integer(width)))
+    last = graph.emit_integers(1)
     rows, columns = (graph.emit("Add", graph.emit("Unsqueeze", one, last), offsets) for one in (row, column))
     return rows, columns
 
@@ -234,28 +227,31 @@ def _sides(graph: Graph, cell: str, width: int, radius: int) -> tuple[str, str]:
 def _places(graph: Graph, rows: str, columns: str, size: tuple[int, int]) -> tuple[str, str]:
     """Return the cells of each window, (R,p*p), clipped to the map, and 1 where they lie inside of it, else 0."""
     clipped, inside = [], []
-    for places, limit, axis in ((rows, size[0], 2), (columns, size[1], 1)):
-        bounded = graph.emit("Min", graph.emit("Max", places, _integer(graph, 0)), _integer(graph, limit - 1))
-        clipped.append(graph.emit("Unsqueeze", bounded, _integers(graph, axis)))
-        inside.append(graph.emit("Unsqueeze", graph.emit("Equal", bounded, places), _integers(graph, axis)))
-    index = graph.emit("Add", graph.emit("Mul", clipped[0], _integer(graph, size[1])), clipped[1])
+    for one, limit, axis in ((rows, size[0], 2), (columns, size[1], 1)):
+        bounded = graph.emit("Min", graph.emit("Max", one, graph.emit_integer(0)), graph.emit_integer(limit - 1))
+        clipped.append(graph.emit("Unsqueeze", bounded, graph.emit_integers(axis)))
+        inside.append(graph.emit("Unsqueeze", graph.emit("Equal", bounded, one), graph.emit_integers(axis)))
+    index = graph.emit("Add", graph.emit("Mul", clipped[0], graph.emit_integer(size[1])), clipped[1])
     flags = graph.emit("Cast", graph.emit("And", *inside), to=1)
     # Shape (R,p,p) to (R,p*p).
-    return tuple(graph.emit("Flatten", value, axis=1, stem="window/places") for value in (index, flags))  # type: ignore[return-value]
+    places, flags = (graph.emit("Flatten", value, axis=1, stem="window/places") for value in (index, flags))
+    return places, flags
 
 
 def _cut_windows(graph: Graph, layer: str, places: str, anchors: str, side: int) -> str:
     """Return the windows of a map, (R,C,p,p)."""
     channels, height, width = static_dims(graph, layer, [1, 2, 3])
-    rows = graph.emit("Reshape", graph.emit("Transpose", layer, perm=[0, 2, 3, 1]), _integers(graph, -1, channels))
+    rows = graph.emit("Reshape", graph.emit("Transpose", layer, perm=[0, 2, 3, 1]), graph.emit_integers(-1, channels))
     # R = N K: the image of each target.
     images = graph.emit("Squeeze", graph.emit("Shape", anchors, start=0, end=1))
-    numbers = graph.emit("Range", _integer(graph, 0), images, _integer(graph, 1))
-    each = graph.emit("Expand", graph.emit("Unsqueeze", numbers, _integers(graph, 1)), graph.emit("Shape", anchors))
-    first = graph.emit("Mul", graph.emit("Reshape", each, _integers(graph, -1, 1)), _integer(graph, height * width))
+    numbers = graph.emit("Range", graph.emit_integer(0), images, graph.emit_integer(1))
+    each = graph.emit("Expand", graph.emit("Unsqueeze", numbers, graph.emit_integers(1)), graph.emit("Shape", anchors))
+    first = graph.emit(
+        "Mul", graph.emit("Reshape", each, graph.emit_integers(-1, 1)), graph.emit_integer(height * width)
+    )
     gathered = graph.emit("Gather", rows, graph.emit("Add", places, first), axis=0)
     planes = graph.emit("Transpose", gathered, perm=[0, 2, 1])
-    return graph.emit("Reshape", planes, _integers(graph, -1, channels, side, side), stem="window/values")
+    return graph.emit("Reshape", planes, graph.emit_integers(-1, channels, side, side), stem="window/values")
 
 
 def _copied(graph: Graph, level: Level, start: str, mask: str) -> str:
@@ -273,18 +269,18 @@ def _copied(graph: Graph, level: Level, start: str, mask: str) -> str:
     return names[level.scores]
 
 
-def _seed(graph: Graph, level: Level, targets: Targets, belongs: str, class_count: int, channels: object) -> str:
+def _seed(graph: Graph, level: Level, targets: Targets, belongs: str, class_count: int, channels: int) -> str:
     """Return the gradient in the copied head's scores, (1,R,.,p,p): the slope at the class, in the middle."""
-    classes = graph.emit("Reshape", targets.classes, _integers(graph, -1, 1))
-    numbers = np.full((1, int(str(channels))), -1, np.int64)
+    classes = graph.emit("Reshape", targets.classes, graph.emit_integers(-1, 1))
+    numbers = np.full((1, channels), -1, np.int64)
     numbers[0, level.start : level.start + class_count] = np.arange(class_count)
     chosen = graph.emit("Equal", classes, graph.emit_constant(numbers))
-    kept = graph.emit("And", chosen, graph.emit("Unsqueeze", belongs, _integers(graph, 1)))
-    slopes = graph.emit("Reshape", targets.slopes, _integers(graph, -1, 1))
+    kept = graph.emit("And", chosen, graph.emit("Unsqueeze", belongs, graph.emit_integers(1)))
+    slopes = graph.emit("Reshape", targets.slopes, graph.emit_integers(-1, 1))
     values = graph.emit("Mul", graph.emit("Cast", kept, to=1), slopes)
-    middle = graph.emit("Unsqueeze", values, _integers(graph, 0, 3, 4))
+    middle = graph.emit("Unsqueeze", values, graph.emit_integers(0, 3, 4))
     r = level.radius
-    return graph.emit("Pad", middle, _integers(graph, 0, 0, 0, r, r, 0, 0, 0, r, r), stem="window/seed")
+    return graph.emit("Pad", middle, graph.emit_integers(0, 0, 0, r, r, 0, 0, 0, r, r), stem="window/seed")
 
 
 def _placed(graph: Graph, windows: str, places: tuple[str, str], leading: str, size: tuple[int, int]) -> str:
@@ -303,16 +299,8 @@ def _placed(graph: Graph, windows: str, places: tuple[str, str], leading: str, s
 def _one_hot(graph: Graph, places: str, limit: int, leading: str, *, before: bool) -> str:
     """Return 1 where a place (R,p) is a row or column of the map: (N,K,1,limit,p) or (N,K,1,p,limit)."""
     numbers = np.arange(limit, dtype=np.int64).reshape((limit, 1) if before else (1, limit))
-    spread = graph.emit("Unsqueeze", places, _integers(graph, 1 if before else 2))
+    spread = graph.emit("Unsqueeze", places, graph.emit_integers(1 if before else 2))
     chosen = graph.emit("Cast", graph.emit("Equal", spread, graph.emit_constant(numbers)), to=1)
     inner = graph.emit("Shape", chosen, start=1)
-    shape = graph.emit("Concat", leading, _integers(graph, 1), inner, axis=0)
+    shape = graph.emit("Concat", leading, graph.emit_integers(1), inner, axis=0)
     return graph.emit("Reshape", chosen, shape)
-
-
-def _integer(graph: Graph, number: int) -> str:
-    return graph.emit_constant(np.int64(number))
-
-
-def _integers(graph: Graph, *numbers: int) -> str:
-    return graph.emit_constant(np.array(numbers, np.int64))

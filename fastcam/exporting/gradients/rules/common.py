@@ -29,7 +29,7 @@ def first_equal(s: Step, extreme: str, axes: list[int]) -> str:
     places[axes] = sizes
     # Ranks fall along the axes, so that ReduceMax finds the first; float32 counts exactly up to 2**24.
     ranks = s.graph.emit_constant(np.arange(math.prod(sizes), 0, -1, dtype=np.float32).reshape(places))
-    none = s.graph.emit_constant(np.float32(0))
+    none = s.graph.emit_number(0)
     candidates = s.emit("Where", s.emit("Equal", s.x[0], extreme), ranks, none)
     return s.emit("Equal", candidates, s.emit("ReduceMax", candidates, s.integers(*axes), keepdims=1))
 
