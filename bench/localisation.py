@@ -23,7 +23,7 @@ from PIL import Image
 import fastcam
 from bench.composites import Composite, find_stamps, pairs, write_folders
 from bench.harness import RESULTS, save, table
-from fastcam.explaining.methods import METHODS
+from fastcam.explaining.methods import FORMULAS
 
 _THRESHOLDS = np.linspace(0.05, 0.95, 19)
 _PACKAGES = ("fastcam", "tensorflow", "keras", "onnxruntime", "numpy", "pillow", "scikit-image")
@@ -49,7 +49,7 @@ def main() -> None:
     photos, masks = _held_out(options.work, explainer)
     report: dict[str, Any] = {"training": training, "masks": float(masks.mean()), "single": {}, "pairs": {}}
     report["single"] = _single(explainer, photos, masks)
-    report["pairs"] = {method: _prefers(explainer, pairs(stamps, options.pairs), method) for method in METHODS}
+    report["pairs"] = {method: _prefers(explainer, pairs(stamps, options.pairs), method) for method in FORMULAS}
     _print(report)
     _draw(explainer, photos, pairs(stamps, 4), options.work / "examples.png")
     print(f"\n{save('localisation', _PACKAGES, report)}, {options.work / 'examples.png'}")
@@ -105,7 +105,7 @@ def _single(explainer: fastcam.Explainer, photos: Sequence[Path], masks: Masks) 
     assert explainer.classes is not None
     right = [explainer.classes.index(label) for label in labels]
     found = {}
-    for method in METHODS:
+    for method in FORMULAS:
         best = explainer(photos, method=method, size="input")
         found[f"{method}, top class"] = quality(best.heatmaps[:, 0], masks)
         named = explainer(photos, target=[[index] for index in right], method=method, size="input")

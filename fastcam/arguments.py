@@ -99,6 +99,13 @@ def check_flag(name: str, value: object) -> bool:
     return bool(value)
 
 
+def check_mapping(name: str, value: object) -> dict[str, Any]:
+    """Return a mapping whose keys are strings; raises ArgumentError for anything else."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ArgumentError(f"{name}={shown(value)}: give a mapping of names to values")
+    return dict(value)
+
+
 def check_callable(name: str, value: object) -> object:
     """Return a function; raises ArgumentError for anything else."""
     if not callable(value):

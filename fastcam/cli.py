@@ -267,9 +267,9 @@ def train(data_dir: Path, weights: str, **options: Any) -> None:
 )
 @click.option(
     "--gradients",
-    type=click.Choice(["pooled", "full"]),
-    help="full: needed by every method except gradcam; the file is larger and slower.  [default: pooled; full for "
-    "boxes]",
+    type=click.Choice(["pooled", "full", "image"]),
+    help="full: for methods such as gradcam++ and layercam; image: also for saliency and integratedgradients. The file "
+    "is larger and slower.  [default: pooled; full for boxes]",
 )
 @click.option(
     "--precision",
@@ -712,7 +712,7 @@ def _facts(found: fastcam.ModelInfo) -> Iterator[tuple[str, str]]:
     yield (
         "methods",
         ", ".join(found.methods)
-        + ("" if len(found.methods) == len(METHODS) else " (others need export --gradients full)"),
+        + ("" if len(found.methods) == len(METHODS) else " (others need export --gradients full, or image)"),
     )
     yield "parameters", f"{found.parameters:,}, plus {found.gradient_parameters:,} for the gradients"
     share = found.gradient_macs / found.macs if found.macs else 0

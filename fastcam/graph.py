@@ -619,6 +619,29 @@ def dependents(graph: Graph, value: str) -> list[onnx.NodeProto]:
     return found
 
 
+def split_graph(graph: Graph, value: str) -> tuple[Graph, Graph]:
+    """Cut a graph at ``value``; the halves share its arrays.
+
+    Returns
+    -------
+    features : Graph
+        The inputs -> ``value``, and every other value that the head also reads.
+    head : Graph
+        Those values -> the outputs.
+    """
+    needed = {id(node) for node in needed_nodes(graph, graph.outputs)}
+    head_nodes = [node for node in dependents(graph, value) if id(node) in needed]
+    made_in_head = {name for node in head_nodes for name in node.output}
+    read = dict.fromkeys(name for node in head_nodes for name in node.input if name)
+    crossing = [name for name in read if name not in made_in_head and name not in graph.constants and name != value]
+    cut = [value, *crossing]
+    features = graph.copy(outputs=cut)
+    head = graph.copy(nodes=head_nodes, inputs={name: graph.type(name) for name in cut})
+    for half in (features, head):
+        half.prune()
+    return features, head
+
+
 def static_dims(graph: Graph, value: str, axes: Sequence[int]) -> tuple[int, ...]:
     """Return the sizes of ``value`` along ``axes``.
 

@@ -48,6 +48,10 @@ _PREFIX = "fastcam."
 _LARGEST_SIDE = 2**15
 
 
+# The output that holds the gradients of the scores in the model's input.
+IMAGE_GRADIENTS = "image_gradients"
+
+
 class LayerOutputs(NamedTuple):
     """Names of the outputs of one explained layer."""
 
@@ -99,6 +103,8 @@ class Metadata:
         Number of classes of a detector, whose table of scores has an entry for each anchor and class; else 0.
     mask_size : (int, int) or None
         Height and width of the scores of a segmentation, and so of the input ``mask``.
+    image_gradients : bool
+        Whether the file gives the gradients of the scores in its input.
     """
 
     layers: tuple[str, ...]
@@ -117,6 +123,7 @@ class Metadata:
     fit: str = "stretch"
     box_classes: int = 0
     mask_size: tuple[int, int] | None = None
+    image_gradients: bool = False
 
     @property
     def overflow_advice(self) -> str:
@@ -151,6 +158,7 @@ class Metadata:
             "notes": json.dumps([[note.kind, note] for note in self.notes], ensure_ascii=False),
             **drawing,
             **scores,
+            **({IMAGE_GRADIENTS: "true"} if self.image_gradients else {}),
         }
         return {_PREFIX + key: value for key, value in entries.items()}
 
@@ -243,6 +251,7 @@ _READERS: dict[str, Any] = {
     "fit": _one_of(*FITS),
     "box_classes": lambda text: min(int(text), 2**31),
     "mask_size": lambda text: _size(text) if text else None,
+    IMAGE_GRADIENTS: lambda text: _one_of("", "true")(text) == "true",
 }
 # Older files of this format lack these entries.
 _DEFAULTS = {
@@ -257,5 +266,6 @@ _DEFAULTS = {
         "fit": "stretch",
         "box_classes": "0",
         "mask_size": "",
+        IMAGE_GRADIENTS: "",
     }.items()
 }

@@ -275,7 +275,7 @@ def test_export_writes_what_the_function_writes(tmp_path: Path) -> None:
     assert f"layers: {explainer.layer}\n" in result.output
     assert "classes: 5: beagle, pug, boxer, collie, husky\n" in result.output
     assert explainer.preprocessing == fastcam.Preprocessing("BGR", (1, 2, 3), (1, 1, 0.5))
-    assert explainer.methods == tuple(METHODS)
+    assert explainer.methods == tuple(name for name, row in METHODS.items() if row.reads != "image_gradients")
     fastcam.export(
         small_classifier().to_model(),
         tmp_path / "same.onnx",
@@ -516,7 +516,8 @@ def test_info_says_what_inspect_found(model: Path) -> None:
     assert lines["classes"] == "5: beagle, pug, boxer, collie, husky"
     assert lines["parameters"] == f"{found.parameters:,}, plus {found.gradient_parameters:,} for the gradients"
     assert lines["multiply-adds"].startswith(f"{found.macs / 1e6:,.1f} million per image")
-    assert lines["methods"] == "gradcam, eigencam (others need export --gradients full)"
+    assert lines["methods"].startswith("gradcam, eigencam, ")
+    assert lines["methods"].endswith(", occlusion (others need export --gradients full, or image)")
     output = _invoke("info", model).output
     (name, (channels, height, width)) = next(iter(found.layers.items()))
     assert f"explained layer {name}: {channels} channels of {height} x {width}\n" in output

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ArgumentError, FileFormatError
-from ..metadata import LARGEST_BATCH, MASK, REFERENCE, Metadata, layer_outputs
-from .methods import METHODS, find_method
+from ..metadata import IMAGE_GRADIENTS, LARGEST_BATCH, MASK, REFERENCE, Metadata, layer_outputs
+from .methods import METHODS, Method, Reads, find_method
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -24,7 +24,18 @@ _LARGEST_INPUT = 2**26
 
 # Element type and rank of the outputs: those of the file, and those of every layer.
 _OUTPUTS = {"logits": ("float", 2), "targets": ("int64", 2)}
-_PER_TARGET = ("targets", "weights", "gradients", "maps", "heatmaps", "overlays", "boxes", "box", "similarity")
+_PER_TARGET = (
+    "targets",
+    "weights",
+    "gradients",
+    "maps",
+    "heatmaps",
+    "overlays",
+    "boxes",
+    "box",
+    "similarity",
+    "image_gradients",
+)
 _LAYER_OUTPUTS = {"activations": ("float", 4), "weights": ("float", 3)}
 # For a file that draws its own heatmaps.
 _DRAWN_OUTPUTS = {"maps": ("float", 4), "heatmaps": ("float", 4)}
@@ -68,6 +79,10 @@ class ExplainedModel:
         Number of scores of an image: as many, except for a detector, which has one for each anchor and class.
     draws_only : bool
         Whether the file returns the maps that it draws, without activations and weights.
+    methods : tuple of str
+        Methods by which the file can be explained.
+    default_method : str
+        The method if none is named.
 
     Raises
     ------
@@ -110,6 +125,23 @@ class ExplainedModel:
                 f"{path}: its metadata entry 'fastcam.classes' holds {len(classes)} names for "
                 f"{self.class_count} classes: export the model again"
             )
+        self.methods = tuple(self._offered())
+        wanted = _DEFAULT_METHODS.get(self.metadata.score, DEFAULT_METHOD)
+        self.default_method = wanted if wanted in self.methods else self.methods[0]
+
+    def _offered(self) -> Iterator[str]:
+        holds: set[Reads] = set()
+        if self.draws_only and self.metadata.method is not None:
+            yield self.metadata.method
+        else:
+            holds |= {"weights", "activations"}
+        holds |= {"gradients"} if self.has_gradients else set()
+        holds |= {"image_gradients"} if self.metadata.image_gradients else set()
+        # Methods that run the network again change its input, which takes floats.
+        holds |= {"scores"} if self.metadata.picture is None else set()
+        for name, row in METHODS.items():
+            if row.reads in holds and (row.reruns is None or self.metadata.picture is None):
+                yield name
 
     @property
     def has_boxes(self) -> bool:
@@ -121,23 +153,13 @@ class ExplainedModel:
         """Outputs that describe the targets: the boxes of a detector, or the similarity to each reference."""
         return tuple(_DESCRIPTIONS.get(self.metadata.score, ()))
 
-    @property
-    def default_method(self) -> str:
-        """The method if none is named."""
-        wanted = _DEFAULT_METHODS.get(self.metadata.score, DEFAULT_METHOD)
-        return wanted if wanted in self.methods else self.methods[0]
+    def default_positions(self, method: str) -> Sequence[int]:
+        """Return the numbers of the layers that are explained if none is named.
 
-    @property
-    def default_positions(self) -> Sequence[int]:
-        """Numbers of the layers that are explained if none is named: all of a detector, where boxes differ in size."""
-        return range(len(self._layer_outputs)) if self.has_boxes else [0]
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """Methods by which the file can be explained."""
-        if self.draws_only and self.metadata.method is not None:
-            return (self.metadata.method,)
-        return tuple(name for name, row in METHODS.items() if self.has_gradients or row.reads != "gradients")
+        All of them for a detector, where boxes differ in size, and for methods that multiply the maps of layers.
+        """
+        several = self.has_boxes or METHODS[method].merge == "product"
+        return range(len(self._layer_outputs)) if several else [0]
 
     def side(self, axis: str) -> int:
         """Return the size of one axis of the image, "H", "W" or "C"."""
@@ -145,41 +167,54 @@ class ExplainedModel:
 
     def output_shape(self, name: str, images: int, maps: int) -> tuple[Any, ...]:
         """Return the shape of an output for this number of images and maps per image; dynamic ones stay names."""
-        rows = (images, maps) if name.partition("_")[0] in _PER_TARGET else (images,)
+        is_per_target = name in _PER_TARGET or name.partition("_")[0] in _PER_TARGET
+        rows = (images, maps) if is_per_target else (images,)
         return (*rows, *self.outputs[name].shape[len(rows) :])
 
-    def fetched(self, positions: Sequence[int], second: str) -> tuple[str, ...]:
-        """Return the outputs that explain these layers: logits and targets, then activations and ``second`` of each.
+    def fetched(self, positions: Sequence[int], method: str) -> tuple[str, ...]:
+        """Return the outputs from which a method explains these layers.
 
-        Then the `descriptions`.
-        For a file that returns only its own maps: logits, targets and maps.
-        """
-        if self.draws_only:
-            return (*_OUTPUTS, "maps")
-        layers = [self._layer_outputs[position] for position in positions]
-        explained = (name for layer in layers for name in (layer.activations, getattr(layer, second)))
-        return (*_OUTPUTS, *explained, *self.descriptions)
-
-    def gives(self, method: str) -> str:
-        """Return which of a layer's outputs the method starts from.
+        Logits and targets, then activations and weights or gradients of each layer if the method reads them, then
+        the `descriptions`. For a file that returns only its own maps: logits, targets and maps.
 
         Raises
         ------
         ArgumentError
-            There is no such method, or the file lacks the gradients for it.
+            There is no such method, or the file lacks what it reads.
         """
         row = find_method(method)
-        if method not in self.methods and self.draws_only:
-            raise ArgumentError(
+        if method not in self.methods:
+            raise ArgumentError(self._refusal(method, row))
+        if row.reads in ("scores", "image_gradients"):
+            return (*_OUTPUTS, *self.descriptions)
+        if self.draws_only:
+            return (*_OUTPUTS, "maps")
+        second = "gradients" if row.reads == "gradients" and row.reruns is None else "weights"
+        layers = [self._layer_outputs[position] for position in positions]
+        explained = (name for layer in layers for name in (layer.activations, getattr(layer, second)))
+        return (*_OUTPUTS, *explained, *self.descriptions)
+
+    def _refusal(self, method: str, row: Method) -> str:
+        """Return why the file cannot be explained by a method, and the way out."""
+        if row.reruns is not None and self.metadata.picture is not None:
+            return (
+                f"method={method!r} changes the model's input, and {self.path} takes uint8 pictures: export the model "
+                "again without picture="
+            )
+        if self.draws_only:
+            return (
                 f"{self.path} draws its maps by method={self.methods[0]!r} and holds nothing for {method!r}: "
                 f"pass method={self.methods[0]!r}, or export the model again with raw_outputs=True"
             )
-        if method not in self.methods:
-            raise ArgumentError(
-                f"method={method!r} needs the full gradients, but {self.path} holds pooled ones: "
-                'export the model again with gradients="full"'
+        if row.reads == "image_gradients":
+            return (
+                f"method={method!r} needs the gradients of the image, which {self.path} does not hold: export the "
+                'model again with gradients="image"'
             )
-        return "gradients" if row.reads == "gradients" else "weights"
+        return (
+            f"method={method!r} needs the full gradients, but {self.path} holds pooled ones: "
+            'export the model again with gradients="full"'
+        )
 
     def _check_input(self, image: Value) -> None:
         sides, kind = image.shape[1:], "tensor(float)"
@@ -203,6 +238,8 @@ class ExplainedModel:
             expected |= {getattr(layer, name): type_ for name, type_ in _LAYER_OUTPUTS.items()}
             if self.has_gradients:
                 expected[layer.gradients] = ("float", 5)
+        if IMAGE_GRADIENTS in self.outputs:
+            expected[IMAGE_GRADIENTS] = ("float", 5)
         for name, (kind, rank) in expected.items():
             found = self.outputs.get(name)
             known = found is not None and found.type == f"tensor({kind})" and len(found.shape) == rank

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import kernels
-from ..arguments import check_count, check_flag, check_names, check_path, check_text, checked, optional, renamed, shown
+from ..arguments import (
+    check_count,
+    check_flag,
+    check_mapping,
+    check_names,
+    check_path,
+    check_text,
+    checked,
+    optional,
+    renamed,
+    shown,
+)
 from ..arrays import Floats, Indices, Pixels
 from ..errors import ArgumentError, FastcamError, ImageError, LayerError, TargetError, suggest
 from ..metadata import MASK, REFERENCE
@@ -37,17 +48,27 @@ from .contrast import (
 )
 from .convolutions import CHOICES, Convolutions
 from .devices.exchange import is_on_device
-from .engines import Results, Task
+from .engines import Engine, Results, Task
 from .engines.drawing import joined_layers
 from .engines.inputs import DeviceInputs, Inputs, Pictures, Tensors
 from .engines.opening import open_engine
+from .engines.reruns import RerunEngine
 from .explained_model import LARGEST_HEATMAP
 from .explanation import DeviceExplanation, Explanation, is_whole
 from .extras import is_embedding, mask_rows, reference_rows
 from .images import Images, as_list, on_host
+from .methods import METHODS, find_method
 from .providers import ask
 from .runs import TimeLimit
 from .targets import Target, Targets
+
+
+class _Look(NamedTuple):
+    """A method, the layers that it explains, and the outputs that it reads."""
+
+    method: str
+    positions: Sequence[int]
+    fetched: tuple[str, ...]
 
 
 class _Question(NamedTuple):
@@ -128,16 +149,16 @@ class Explainer:
         }
         self._threads = _checked_threads(threads)
         opened = open_engine(Path(path), ask(device, providers), self._threads, _checked_convolutions(convolutions))
-        self._model, self._session, self._engine, self._convolutions = opened
+        self._model, self._session, self._engine, self._convolutions, open_image_gradients = opened
         self._targets = (
             BoxTargets(str(path), self._model.table_size)
             if self.has_boxes
             else Targets(str(path), self.classes, self.class_count)
         )
         self._image_shape = self._model.image_shape
-        self._default_outputs = self._model.fetched(
-            self._model.default_positions, self._model.gives(self.default_method)
-        )
+        self._reruns = RerunEngine(self._model, self._session, open_image_gradients, self._threads)
+        method = self._model.default_method
+        self._default_look = _Look(method, *self._looked_at(method, None))
 
     def __reduce__(self) -> Any:
         # Sessions cannot be copied: a copy, or an Explainer in another process, opens the file again.
@@ -216,7 +237,7 @@ class Explainer:
     @property
     def default_layers(self) -> tuple[str, ...]:
         """The layers that are explained if none is named: the first one, or all of a detector."""
-        return tuple(self.layers[position] for position in self._model.default_positions)
+        return tuple(self.layers[position] for position in self._default_look.positions)
 
     @property
     def score(self) -> str:
@@ -331,6 +352,7 @@ class Explainer:
         mask: Any = ...,
         reference: Any = ...,
         method: str | None = ...,
+        settings: Mapping[str, Any] | None = ...,
         layer: str | Sequence[str] | None = ...,
         size: str | tuple[int, int] = ...,
         normalize: str | None = ...,
@@ -338,6 +360,7 @@ class Explainer:
         batch_size: int = ...,
         timeout: float | None = ...,
         value_range: ValueRange = ...,
+        progress: bool = ...,
         on_device: Literal[False] = ...,
     ) -> Explanation: ...
 
@@ -352,6 +375,7 @@ class Explainer:
         mask: Any = ...,
         reference: Any = ...,
         method: str | None = ...,
+        settings: Mapping[str, Any] | None = ...,
         layer: str | Sequence[str] | None = ...,
         size: str | tuple[int, int] = ...,
         normalize: str | None = ...,
@@ -359,15 +383,18 @@ class Explainer:
         batch_size: int = ...,
         timeout: float | None = ...,
         value_range: ValueRange = ...,
+        progress: bool = ...,
         on_device: Literal[True],
     ) -> DeviceExplanation: ...
 
     @renamed(batch="batch_size")
     @checked(
         method=optional(check_text),
+        settings=optional(check_mapping),
         layer=optional(check_names),
         batch_size=check_count,
         counterfactual=check_flag,
+        progress=check_flag,
         on_device=check_flag,
     )
     def __call__(
@@ -380,6 +407,7 @@ class Explainer:
         mask: Any = None,
         reference: Any = None,
         method: str | None = None,
+        settings: Mapping[str, Any] | None = None,
         layer: str | Sequence[str] | None = None,
         size: str | tuple[int, int] = "input",
         normalize: str | None = "max",
@@ -387,6 +415,7 @@ class Explainer:
         batch_size: int = 16,
         timeout: float | None = None,
         value_range: ValueRange = None,
+        progress: bool = False,
         on_device: bool = False,
     ) -> Explanation | DeviceExplanation:
         """Score images and explain the scores.
@@ -420,11 +449,14 @@ class Explainer:
             For an embedding: what to compare with, explained by the cosine similarity. Another image or a list of
             them, or embeddings (D,), (K,D) or (N,K,D) in floats. There is a map for each.
         method
-            "gradcam", the default for classes; or, with a file exported with ``gradients="full"``, "gradcam++"
-            (Chattopadhay et al. 2018, eq. 5 and 19), "xgradcam" (Fu et al. 2020), "hirescam" (Draelos and Carin 2020)
-            or "layercam" (Jiang et al. 2021, eq. 5 and 6), "eigengradcam" (pytorch-grad-cam); with any file "eigencam"
-            (Muhammad and Yeasin 2020), which is the same for every target. For a detector the default is "hirescam",
-            because the mean gradient of a box tells its class, but not its place.
+            A row of the table in docs/methods.md; `methods` lists those that the file offers. With any file: "gradcam",
+            the default for classes; "eigencam"; and methods that run the model again, such as "scorecam",
+            "ablationcam", "rise" and "occlusion". With ``gradients="full"``: "gradcam++", "xgradcam", "hirescam",
+            "layercam" and others. With ``gradients="image"``: "saliency", "smoothgrad", "integratedgradients". For a
+            detector the default is "hirescam", because the mean gradient of a box tells its class, but not its place.
+        settings
+            Numbers that a method lets you choose, by name, such as ``{"masks": 4000, "seed": 1}`` for "rise": see
+            `METHODS` and docs/methods.md.
         layer
             One of the file's `layers`; None, the first, or for a detector all. For several the heatmap is the mean,
             normalised again, and ``maps`` have the size of the largest.
@@ -443,6 +475,8 @@ class Explainer:
             nodes.
         value_range
             The values of black and white in pictures of more than 8 bits, such as (0, 4095) for 12-bit radiographs.
+        progress
+            Show on the terminal how many of the runs of the model a method has done, and the time left.
         on_device : bool
             Leave the results on the CUDA device, for other libraries to use without a copy. For methods "gradcam" and
             "hirescam", and one layer.
@@ -473,10 +507,13 @@ class Explainer:
         chosen_size = self._checked_size(size)
         scaling = check_scaling(normalize)
         lowest = check_threshold(threshold, has_boxes=self.has_boxes)
-        fetched, method = self._default_outputs, self.default_method if method is None else method
-        if layer is not None or method != self.default_method:
-            positions = self._model.default_positions if layer is None else self._positions(layer)
-            fetched = self._model.fetched(positions, self._model.gives(method))
+        look = self._default_look
+        if layer is not None or method not in (None, look.method):
+            method = method or look.method
+            look = _Look(method, *self._looked_at(method, layer))
+        method = look.method
+        row = METHODS[method]
+        chosen_settings = row.chosen(settings)
         pictures, inputs = self._read(images, value_range)
         if not pictures:
             raise ImageError("there are no images to explain: the list or batch is empty")
@@ -486,25 +523,30 @@ class Explainer:
         raw = contrast is not None or scaling == "signed"
         if contrast is not None:
             check_linear(method)
-        normalization = None if raw or scaling == "signed" else scaling
+        if raw and row.merge != "mean":
+            raise ArgumentError(f"method={method!r} multiplies the maps of several layers: their signs mean nothing")
         task = Task(
-            fetched,
+            look.fetched,
             method,
-            normalization,
+            None if scaling == "signed" else scaling,
             None if raw else chosen_size,
             batch_size,
             on_device,
             limit,
             raw=raw,
             extra=extra,
+            positions=look.positions,
+            settings=chosen_settings,
+            progress=progress,
         )
+        engine = self._engine if row.reruns is None else self._reruns
         try:
             if raw:
                 contrast = contrast or Contrast(targets.shape[1])
-                results = self._combined(inputs, targets, task, contrast, chosen_size, scaling)
+                results = self._combined(engine, inputs, targets, task, contrast, chosen_size, scaling)
                 targets = targets[:, : contrast.kept]
             else:
-                results = self._engine.explain(inputs, targets, task)
+                results = engine.explain(inputs, targets, task)
         except MemoryError as error:
             if isinstance(error, FastcamError):
                 raise
@@ -521,6 +563,7 @@ class Explainer:
 
     def _combined(
         self,
+        engine: Engine,
         inputs: Inputs,
         targets: Indices,
         task: Task,
@@ -532,14 +575,12 @@ class Explainer:
 
         Those of a detector's layers one by one, at their own sizes: each box is scored at one of them.
         """
-        descriptions = self._model.descriptions
-        outputs = task.fetched[2 : len(task.fetched) - len(descriptions)]
-        if not self.has_boxes or len(outputs) == 2:
-            return contrasted(self._engine.explain(inputs, targets, task), contrast, size, scaling)
+        if not self.has_boxes or len(task.positions) == 1:
+            return contrasted(engine.explain(inputs, targets, task), contrast, size, scaling)
         layers = []
-        for position in range(0, len(outputs), 2):
-            fetched = (*task.fetched[:2], *outputs[position : position + 2], *descriptions)
-            found = self._engine.explain(inputs, targets, task._replace(fetched=fetched))
+        for position in task.positions:
+            fetched = self._model.fetched([position], task.method)
+            found = engine.explain(inputs, targets, task._replace(fetched=fetched, positions=[position]))
             layers.append(contrasted(found, contrast, None, scaling))
         return joined_layers(layers, size)
 
@@ -607,7 +648,7 @@ class Explainer:
         pictures, inputs = self._read(reference, question.value_range)
         if not pictures:
             raise ImageError("there are no references: the list or batch is empty")
-        task = Task(self._default_outputs, self.default_method, None, None, len(pictures), False, limit)
+        task = Task(self._default_look.fetched, self.default_method, None, None, len(pictures), False, limit)
         found = self._engine.explain(inputs, np.zeros((1, 1), np.int64), task)
         return reference_rows(found.logits, count)
 
@@ -616,7 +657,7 @@ class Explainer:
         if (targets == -1).all() and self.class_count > NEAREST_COUNT:
             # Next to the top class are the classes of the next ranks.
             return targets, -np.arange(2, 2 + NEAREST_COUNT, dtype=np.int64)[None]
-        task = Task(self._default_outputs, self.default_method, None, None, batch, False, limit)
+        task = Task(self._default_look.fetched, self.default_method, None, None, batch, False, limit)
         scored = self._engine.explain(inputs, targets, task)
         return scored.targets, nearest_classes(scored.logits, scored.targets)
 
@@ -678,6 +719,16 @@ class Explainer:
         if kind == "uint8":
             self._prepared([])
         return DeviceInputs(images, shape[0], "pixels" if kind == "uint8" else "input")
+
+    def _looked_at(self, method: str, layer: str | Sequence[str] | None) -> tuple[Sequence[int], tuple[str, ...]]:
+        """Return the numbers of the explained layers, and the outputs from which a method explains them."""
+        row = find_method(method)
+        of_image = row.reads in ("scores", "image_gradients")
+        if layer is not None and of_image:
+            raise ArgumentError(f"method={method!r} looks at the image, not at a layer: omit layer=")
+        named = [0] if of_image else self._model.default_positions(method)
+        positions = named if layer is None else self._positions(layer)
+        return positions, self._model.fetched(positions, method)
 
     def _positions(self, layer: str | Sequence[str]) -> list[int]:
         """Return the numbers of the named layers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from ..pictures.writing import palette, write_image
 from .boxes import Boxes
 from .devices.exchange import DeviceTensor
 from .notebook import MOST_SHOWN, View, fit, to_html, to_png
+from .probabilities import probabilities_of
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -341,8 +342,7 @@ class Explanation(Sequence[ImageExplanation]):
     @cached_property
     def probabilities(self) -> Floats | None:
         """(N,classes) float32, as in the source model; None if the file does not say how to compute them."""
-        activation = _PROBABILITIES.get(self.score_activation)
-        return None if activation is None else activation(self.logits)
+        return probabilities_of(self.logits, self.score_activation)
 
     @cached_property
     def labels(self) -> list[list[str]]:
@@ -479,21 +479,3 @@ class DeviceExplanation:
             score_activation=self.score_activation,
             evidence=self.evidence.numpy(),
         )
-
-
-def _softmax(logits: Floats) -> Floats:
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float32)
-
-
-def _sigmoid(logits: Floats) -> Floats:
-    # Only exp of negative numbers: exp(-x) would overflow for large negative logits.
-    small = np.exp(-np.abs(logits))
-    return np.asarray(np.where(logits >= 0, 1 / (1 + small), small / (1 + small)), np.float32)
-
-
-_PROBABILITIES: dict[str, Callable[[Floats], Floats]] = {
-    "softmax": _softmax,
-    "sigmoid": _sigmoid,
-    "probabilities": lambda logits: logits,
-}

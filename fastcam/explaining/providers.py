@@ -21,6 +21,7 @@ from ..arguments import shown
 from ..errors import ArgumentError, DeviceError, FastcamError, MissingExtraError, ModelError
 from . import tensorrt
 from .devices import NO_KERNELS, find_backend
+from .pruning import without_image_gradients
 
 Provider: TypeAlias = "tuple[str, dict[str, Any]]"
 
@@ -159,8 +160,14 @@ def place(request: Request, path: Path, stream: int) -> Placement:
 
 def _place_on_cpu(request: Request, path: Path, stream: int) -> Placement:
     providers = request.providers or [(CPU, {})]
-    foreign = any(name not in _KEEP_DEFAULTS for name, _ in providers)
-    return Placement(without_default(path) if foreign else path, providers)
+    if any(name not in _KEEP_DEFAULTS for name, _ in providers):
+        return Placement(without_default(path), providers)
+    return Placement(without_image_gradients(path) or path, providers)
+
+
+def place_image_gradients(request: Request, path: Path) -> Placement:
+    """Return how to open the session of a request on the CPU that gives the gradients of the image."""
+    return Placement(path, request.providers or [(CPU, {})])
 
 
 def without_default(path: Path) -> Path | bytes:

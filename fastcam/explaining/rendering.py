@@ -19,7 +19,7 @@ from . import devices
 from .devices import Device
 from .devices.exchange import DeviceTensor, Foreign, HasDLPack, HasInterface, borrow, device_number, is_on_device
 from .explained_model import DEFAULT_METHOD, LARGEST_HEATMAP
-from .methods import FUSED, find_method
+from .methods import FORMULAS, FUSED, find_method
 
 AnyArray: TypeAlias = "Array | HasDLPack | HasInterface"
 
@@ -107,7 +107,8 @@ def render(
     >>> fastcam.render(activations, np.array([[1.0, 0.5]], np.float32), normalize=None).maps[0, 0, 0]
     array([1.5, 1.5, 1.5], dtype=float32)
     """
-    find_method(method)
+    if find_method(method).reruns is not None:
+        raise ArgumentError(f"method={method!r} runs the model again: use Explainer, or choose {', '.join(FORMULAS)}")
     on_device = {name: is_on_device(array) for name, array in _named(activations, weights_or_gradients, images)}
     if on_device["activations"] != on_device["weights_or_gradients"]:
         raise ArgumentError("activations and weights_or_gradients: one is on a GPU, one on the host; move one of them")

@@ -177,9 +177,10 @@ def export(
     fit : {"stretch", "letterbox"}, optional
         How pictures of other proportions become the input: stretched; or scaled as a whole, and surrounded by grey
         (the default for boxes).
-    gradients : {"pooled", "full"}, optional
+    gradients : {"pooled", "full", "image"}, optional
         "full" (the default for boxes) adds the output ``gradients`` (N,K,C,h,w), d logits[n,target] / d activations,
-        for every layer.
+        for every layer. "image" also adds ``image_gradients`` (N,K, and the image's axes), d logits[n,target] /
+        d image, which methods at the image need.
     precision : {"fp32", "fp16"}
         "fp16" makes the network compute in float16, for GPUs: half the file size and half the memory traffic.
         Inputs, outputs and gradients (those of the float16 network) stay float32, and so do ops that float16 would harm
@@ -249,7 +250,7 @@ def export(
     plan = DrawingPlan(draw, method, signed, picture, target, raw_outputs)
     has_boxes = score == "boxes"
     gradients, fit = gradients or ("full" if has_boxes else "pooled"), fit or ("letterbox" if has_boxes else "stretch")
-    _check_kind(score, fit, precision, draw)
+    _check_kind(score, fit, precision, draw, gradients)
     chosen_preprocessing = None if preprocess is None else Preprocessing.of(preprocess)
     names = None if classes is None else class_names(classes)
     check_writable(destination)
@@ -281,10 +282,12 @@ def export(
         plan.check(classifier.layers, preprocessing)
         if precision == "fp16":
             notes += round_weights(graph)
+        image = next(iter(graph.inputs))
         add_explanation(
             graph,
             classifier.layers,
-            full=_GRADIENTS[gradients] or plan.needs_gradients,
+            full=gradients != "pooled" or plan.needs_gradients,
+            image=image if gradients == "image" else None,
             required=plan.target == "required",
             table=classifier.scores.table,
         )
@@ -312,6 +315,7 @@ def export(
         fit=fit,
         box_classes=classifier.scores.class_count or 0,
         mask_size=classifier.scores.mask_size,
+        image_gradients=gradients == "image",
     )
     trial = Trial(
         input_name,
@@ -389,7 +393,7 @@ def _is_size(size: object) -> bool:
     )
 
 
-def _check_kind(score: str, fit: str, precision: str, draw: str | None) -> None:
+def _check_kind(score: str, fit: str, precision: str, draw: str | None, gradients: str) -> None:
     """Reject combinations that no file can have."""
     if draw is not None and (score, fit) != ("classes", "stretch"):
         raise ArgumentError(
@@ -398,6 +402,10 @@ def _check_kind(score: str, fit: str, precision: str, draw: str | None) -> None:
         )
     if score == "boxes" and precision != "fp32":
         raise ArgumentError(f'precision={precision!r}: a file with score="boxes" computes in fp32')
+    if gradients == "image" and (precision != "fp32" or draw is not None):
+        raise ArgumentError(
+            'gradients="image" is for files that compute in fp32 and do not draw: omit precision= and draw='
+        )
 
 
 def _settle(classifier: Classifier, score: str, wanted: str | None, names: list[str] | None) -> Settled:
@@ -464,4 +472,4 @@ def _input_layout(graph: Graph, imported: ImportedModel) -> Layout:
     return layout
 
 
-_GRADIENTS = {"pooled": False, "full": True}
+_GRADIENTS = ("pooled", "full", "image")

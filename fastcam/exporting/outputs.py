@@ -8,13 +8,19 @@ import numpy as np
 
 from ..errors import ModelError
 from ..graph import Graph, TensorType, static_dims
-from ..metadata import LARGEST_BATCH, MAXIMUM_RANK, layer_outputs
+from ..metadata import IMAGE_GRADIENTS, LARGEST_BATCH, MAXIMUM_RANK, layer_outputs
 from .gradients.pooling import pooled_gradients
 from .score_kinds import CLASSES, ScoreTable
 
 
 def add_explanation(
-    graph: Graph, values: Sequence[str], *, full: bool, required: bool = False, table: ScoreTable = CLASSES
+    graph: Graph,
+    values: Sequence[str],
+    *,
+    full: bool,
+    required: bool = False,
+    table: ScoreTable = CLASSES,
+    image: str | None = None,
 ) -> None:
     """Add ``target`` and, for every layer, ``activations``, ``weights`` and, if asked, ``gradients`` to the graph.
 
@@ -31,6 +37,8 @@ def add_explanation(
         ``targets`` is -1, its weights and gradients are NaN.
     table : ScoreTable
         How the scores are ranked, differentiated and described.
+    image : str, optional
+        The input whose gradients become the output ``image_gradients``.
     """
     scores = graph.outputs[0]
     for name in (scores, *values):
@@ -41,25 +49,41 @@ def add_explanation(
     chosen, valid = _add_targets(graph, logits, table, required=required)
     local = table.localize(graph, chosen, explained)
     if local is None:
-        pooled, whole = _everywhere(graph, logits, table, chosen, explained, full=full)
+        pooled, whole = _everywhere(graph, logits, table, chosen, explained, explained if full else (), image)
     else:
         pooled, whole = _pooled(graph, local)
+        if image is not None:
+            whole += _everywhere(graph, logits, table, chosen, (), (), image)[1]
     for output, gradient in zip(names, pooled, strict=True):
         name_output(graph, _only_valid(graph, gradient, valid, axes=[2]), output.weights)
     for output, gradient in zip(names, whole if full else (), strict=False):
         name_output(graph, _only_valid(graph, gradient, valid, axes=[2, 3, 4]), output.gradients)
+    if image is not None:
+        name_output(graph, _only_valid(graph, whole[-1], valid, axes=[2, 3, 4]), IMAGE_GRADIENTS)
 
 
 def _everywhere(
-    graph: Graph, logits: str, table: ScoreTable, targets: str, explained: Sequence[str], *, full: bool
+    graph: Graph,
+    logits: str,
+    table: ScoreTable,
+    targets: str,
+    pooled: Sequence[str],
+    full: Sequence[str],
+    image: str | None,
 ) -> tuple[list[str], list[str]]:
-    """Return pooled gradients (N,K,C) and, if asked, full ones (N,K,C,h,w), by the reverse pass."""
+    """Return pooled gradients (N,K,C), and full ones (N,K,C,h,w), that of the image last, by one reverse pass."""
     by_target = graph.emit("Transpose", targets, perm=[1, 0], stem="target/by_target")
     value, gradient = table.differentiate(graph, logits, by_target)
-    pooled, whole = pooled_gradients(graph, {value: gradient}, explained, explained if full else ())
+    whole = [*full, image] if image is not None else full
+    # Not the same name: the file format gives it to one of them.
+    stems = [IMAGE_GRADIENTS if name == image else "gradients" for name in whole]
+    means, gradients = pooled_gradients(graph, {value: gradient}, pooled, whole)
     return (
-        [graph.emit("Transpose", one, perm=[1, 0, 2], stem="weights") for one in pooled],
-        [graph.emit("Transpose", one, perm=[1, 0, 2, 3, 4], stem="gradients") for one in whole],
+        [graph.emit("Transpose", one, perm=[1, 0, 2], stem="weights") for one in means],
+        [
+            graph.emit("Transpose", one, perm=[1, 0, 2, 3, 4], stem=stem)
+            for one, stem in zip(gradients, stems, strict=True)
+        ],
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import onnx
 
 from ..arguments import check_pair, check_text, checked, optional
-from ..graph import Graph, dependents, needed_nodes
+from ..graph import split_graph
 from .classifier import open_classifier
 from .importers import ImportOptions, ModelSource
 
@@ -50,18 +50,3 @@ def split(
     classifier = open_classifier(model, [layer], options, token_grid)
     features, head = split_graph(classifier.graph, classifier.layers[0])
     return features.to_model(name="features"), head.to_model(name="head")
-
-
-def split_graph(graph: Graph, value: str) -> tuple[Graph, Graph]:
-    """Cut a graph at ``value``; the halves share its arrays. See `split`."""
-    needed = {id(node) for node in needed_nodes(graph, graph.outputs)}
-    head_nodes = [node for node in dependents(graph, value) if id(node) in needed]
-    made_in_head = {name for node in head_nodes for name in node.output}
-    read = dict.fromkeys(name for node in head_nodes for name in node.input if name)
-    crossing = [name for name in read if name not in made_in_head and name not in graph.constants and name != value]
-    cut = [value, *crossing]
-    features = graph.copy(outputs=cut)
-    head = graph.copy(nodes=head_nodes, inputs={name: graph.type(name) for name in cut})
-    for half in (features, head):
-        half.prune()
-    return features, head

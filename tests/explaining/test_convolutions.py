@@ -19,8 +19,8 @@ from onnx.reference import ReferenceEvaluator
 
 import fastcam
 from fastcam.errors import ArgumentError, ModelError, NonFiniteError
-from fastcam.explaining import convolutions
-from fastcam.explaining.convolutions import costs, planning, rewriting, stored
+from fastcam.explaining import convolutions, stored
+from fastcam.explaining.convolutions import costs, planning, rewriting
 from fastcam.graph import Graph
 from fastcam.kernels import _cpu
 

@@ -42,7 +42,7 @@ def test_counts_worked_out_by_hand(tmp_path: Path) -> None:
 def test_full_gradients_cost_the_whole_product(tmp_path: Path) -> None:
     info = _dense_head(tmp_path / "m.onnx", gradients="full")
     assert info.gradient_macs >= 800 * 20
-    assert info.methods == tuple(METHODS)
+    assert info.methods == tuple(name for name, row in METHODS.items() if row.reads != "image_gradients")
     assert info.outputs["gradients"] == ("batch", "targets", 8, 10, 10)
 
 

@@ -20,7 +20,7 @@ from fastcam.errors import ArgumentError, ImageError, KernelError, NonFiniteErro
 from fastcam.explaining import devices
 from fastcam.explaining.devices import exchange
 from fastcam.explaining.devices.exchange import DeviceTensor
-from fastcam.explaining.methods import METHODS
+from fastcam.explaining.methods import FORMULAS
 from fastcam.kernels.boundary import Normalize
 from fastcam.kernels.cuda.interface import DeviceArray, DeviceKernels, DeviceRender
 from fastcam.kernels.reference import blended, normalized, resized, weighted_sum
@@ -75,7 +75,7 @@ def test_arrays_on_the_host(
         assert found.overlays is None
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FORMULAS)
 @pytest.mark.parametrize("memory", ["first", "last"])
 def test_every_method_agrees_with_torchs_gradients(method: str, memory: str) -> None:
     """Maps from hooks: activations and gradients from torch's autograd, in either memory format."""

@@ -114,7 +114,7 @@ def test_raw_outputs_come_on_request(images: Array, tmp_path: Path) -> None:
     found = _run(path, {"image": images, "target": _TARGETS})
     assert list(found)[4:] == ["activations", "weights", "gradients"]
     explainer = fastcam.Explainer(path, device="cpu")
-    assert explainer.methods == tuple(METHODS)
+    assert explainer.methods == tuple(name for name, row in METHODS.items() if row.reads != "image_gradients")
     expected = _explainer(tmp_path)(images, target=_TARGETS, method="hirescam").heatmaps
     assert relative_error(explainer(images, target=_TARGETS, method="hirescam").heatmaps, expected) == 0
 

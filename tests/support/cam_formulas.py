@@ -30,6 +30,7 @@ WEIGHTS: dict[str, Callable[[Array, Array], Array | float]] = {
     "gradcam++": _gradcam_plus_plus,
     "xgradcam": _xgradcam,
     "hirescam": lambda A, g: g,
+    "refinecam": _gradcam_plus_plus,
     "layercam": lambda A, g: g.clip(min=0),
 }
 """Weight of a channel, or of each of its elements, from its activations and gradients, both (h,w)."""
@@ -46,8 +47,22 @@ def _eigen(values: Array) -> Array:
     return np.asarray(sign * scores.reshape(values.shape[1:]))
 
 
+def _kernel_eigen(values: Array) -> Array:
+    """The same in the feature space of the kernel tanh(x.y / C + 1), centred there as scikit-learn does it."""
+    pixels = values.reshape(len(values), -1).T
+    pixels = pixels - pixels.mean(axis=0)
+    count = len(pixels)
+    kernel = np.array([[np.tanh(x @ y / len(values) + 1) for y in pixels] for x in pixels])
+    centring = np.eye(count) - np.full((count, count), 1 / count)
+    eigenvalues, vectors = np.linalg.eigh(centring @ kernel @ centring)
+    scores = vectors[:, -1] * np.sqrt(eigenvalues[-1])
+    sign = -1 if np.corrcoef(scores, pixels.sum(axis=1))[0, 1] < 0 else 1
+    return np.asarray(sign * scores.reshape(values.shape[1:]))
+
+
 MAPS: dict[str, Callable[[Array, Array], Array]] = {
     "eigencam": lambda A, g: _eigen(A),
+    "kpcacam": lambda A, g: _kernel_eigen(A),
     "eigengradcam": lambda A, g: _eigen(A * g),
 }
 """Map (h,w) before its ReLU, from activations and gradients, both (C,h,w)."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 
+from ..stored import StoredModel
 from .planning import Layer, Network, find_layers
 from .rewriting import Rewriter
-from .stored import StoredModel
 
 # Time of a layer relative to ONNX Runtime's, by instruction set and algorithm: estimates, fitted to VGG16 and
 # ResNet50. ONNX Runtime's kernels gain more from AVX-512 than Winograd's transforms do. The "avx512" row comes from

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .stored import StoredModel
+from ..stored import StoredModel
 
 if TYPE_CHECKING:
     import onnx

@@ -6,6 +6,7 @@ In: an `ExplainedModel`, prepared inputs and a `Task`. Out: `Results`. Imports `
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from ...arrays import Array, Indices
@@ -36,6 +37,12 @@ class Task(NamedTuple):
         Whether maps before their ReLU are wanted, of the layer's size, drawn on the host.
     extra : ndarray or None
         The model's further input, with one row for all images or one per image.
+    positions : sequence of int
+        Numbers of the explained layers.
+    settings : mapping
+        All settings of the method.
+    progress : bool
+        Whether to show the progress of methods that run the model again.
     """
 
     fetched: tuple[str, ...]
@@ -47,6 +54,9 @@ class Task(NamedTuple):
     limit: TimeLimit
     raw: bool = False
     extra: Array | None = None
+    positions: Sequence[int] = (0,)
+    settings: Mapping[str, Any] = {}
+    progress: bool = False
 
 
 class Results(NamedTuple):

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...arrays import Array, Indices
-from ...errors import ArgumentError, FastcamError, ModelError
-from .. import runs
+from ...errors import ArgumentError
 from ..boxes import Boxes
 from ..explained_model import ExplainedModel
+from ..model_runs import ModelRunner
 from . import Results, Task
 from .drawing import HostPen, check_answered
 from .inputs import WAY_OUT, Inputs
@@ -29,23 +29,22 @@ class CpuEngine:
         self, model: ExplainedModel, session: onnxruntime.InferenceSession | OpenVinoSession, threads: int | None
     ) -> None:
         self._model = model
-        self._session = session
+        self._runner = ModelRunner(model, session)
         self._pen = HostPen(model, threads)
 
     def explain(self, inputs: Inputs, targets: Indices, task: Task) -> Results:
         """See `Engine`."""
         if task.on_device:
-            raise ArgumentError(
-                f"the results cannot be on a GPU: the model runs on {self._session.get_providers()[0]}. {WAY_OUT}"
-            )
+            raise ArgumentError(f"the results cannot be on a GPU: the model runs on {self._runner.provider}. {WAY_OUT}")
         step = self._model.fixed_batch or task.batch
         parts = []
         for start in range(0, len(inputs), step):
             chunk = slice(start, start + step)
             tensor = inputs.tensor(chunk)
             wanted = targets if len(targets) == 1 else targets[chunk]
-            logits, explained, *others = self._run(tensor, wanted, task, chunk)
-            layers, described = _divided(others, len(self._model.descriptions))
+            extra = task.extra if task.extra is None or len(task.extra) == 1 else task.extra[chunk]
+            logits, explained, *others = self._runner.run(task.fetched, tensor, wanted, extra, task.limit)
+            layers, described = divided(others, len(self._model.descriptions))
             self._pen.check_outputs(len(tensor), wanted.shape[1], logits, explained, layers)
             check_answered(self._model, wanted, explained, logits)
             part = self._pen.draw(task, logits, explained, layers, start)
@@ -54,31 +53,11 @@ class CpuEngine:
             elif described:
                 part = part._replace(similarity=described[0])
             parts.append(part)
-        return parts[0] if len(parts) == 1 else _joined(parts)
-
-    def _run(self, tensor: Array, targets: Indices, task: Task, chunk: slice) -> list[Array]:
-        """Run the model; return the outputs that are fetched for every row of ``tensor``."""
-        count = len(tensor)
-        fixed_batch = self._model.fixed_batch
-        extra = task.extra if task.extra is None or len(task.extra) == 1 else task.extra[chunk]
-        if extra is not None and fixed_batch is not None and len(extra) > 1:
-            extra = _filled(extra, fixed_batch)
-        if fixed_batch is not None:
-            # Such a file takes only full batches: the last one is padded with its last image.
-            tensor, targets = (_filled(array, fixed_batch) for array in (tensor, targets))
-        feeds = {self._model.input_name: tensor, "target": targets}
-        if extra is not None and self._model.extra is not None:
-            feeds[self._model.extra] = extra
-        try:
-            outputs = runs.run(lambda options: self._session.run(task.fetched, feeds, options), task.limit)
-        except FastcamError:
-            raise
-        except Exception as error:  # ONNX Runtime's exception classes derive from Exception directly
-            raise ModelError(f"{self._model.path}: ONNX Runtime cannot run this model: {error}") from error
-        return list(outputs) if fixed_batch is None else [array[:count] for array in outputs]
+        return parts[0] if len(parts) == 1 else joined(parts)
 
 
-def _joined(parts: Sequence[Results]) -> Results:
+def joined(parts: Sequence[Results]) -> Results:
+    """Return the results of several batches as those of one."""
     arrays = [np.concatenate(group) for group in zip(*(part.arrays for part in parts), strict=True)]
     boxes = [part.boxes for part in parts if part.boxes is not None]
     corners, scores, classes = zip(*(one[:3] for one in boxes), strict=True) if boxes else ((), (), ())
@@ -87,11 +66,6 @@ def _joined(parts: Sequence[Results]) -> Results:
     return Results._make([*arrays, joined, np.concatenate(similarity) if similarity else None])
 
 
-def _divided(values: list[Array], last: int) -> tuple[list[Array], list[Array]]:
+def divided(values: list[Array], last: int) -> tuple[list[Array], list[Array]]:
     """Return the values without the last ones, and those."""
     return values[: len(values) - last], values[len(values) - last :]
-
-
-def _filled(array: Array, count: int) -> Array:
-    """Repeat the last row until there are ``count`` rows."""
-    return np.concatenate([array, np.repeat(array[-1:], count - len(array), axis=0)])

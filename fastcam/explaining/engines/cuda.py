@@ -38,7 +38,7 @@ from .. import runs
 from ..devices import Device
 from ..devices.exchange import DeviceTensor, Foreign, borrow
 from ..explained_model import DEFAULT_METHOD, ExplainedModel
-from ..methods import FUSED
+from ..methods import FUSED, find_method
 from . import Results, Task
 from .drawing import HostPen, check_answered, check_scores, fuse, maps_not_finite, mean_evidence
 from .inputs import Inputs, Source
@@ -513,7 +513,12 @@ class CudaEngine:
             for name in ("maps", "evidence")
         )
         if layers_count > 1:
-            return Results(*fuse(maps, task.size, task.normalize), targets, logits, mean_evidence(evidence))
+            return Results(
+                *fuse(maps, task.size, task.normalize, find_method(task.method).merge),
+                targets,
+                logits,
+                mean_evidence(evidence),
+            )
         heatmaps = lane.result("heatmaps", count) if shape.has_heatmaps else maps[0]
         return Results(heatmaps, maps[0], targets, logits, evidence[0])
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from ... import kernels
-from ...arrays import Floats, Indices
+from ...arrays import Doubles, Floats, Indices
 from ...errors import FileFormatError, ModelError, NonFiniteError
 from ...kernels.boundary import Normalize
-from ...kernels.reference import normalized, positive_share
+from ...kernels.reference import normalized
 from ..explained_model import DEFAULT_METHOD, ExplainedModel
 from ..methods import find_method
+from ..methods.table import as_weighted
 from . import Results, Task
 
 
@@ -39,26 +41,33 @@ class HostPen:
         NonFiniteError
             NaN or infinity in an image's scores, activations or gradients.
         """
+        if self._model.draws_only:
+            return self.draw_maps(task, logits, targets, layers, start)
+        # Overflow here is found and reported by the kernel.
+        with np.errstate(over="ignore", invalid="ignore"):
+            weighed = [_weigh(task.method, *pair) for pair in zip(layers[::2], layers[1::2], strict=True)]
+        return self._draw(task, logits, targets, weighed, start)
+
+    def draw_maps(self, task: Task, logits: Floats, targets: Indices, maps: Sequence[Floats], start: int) -> Results:
+        """Return what `draw` returns from each layer's maps before their ReLU, (N,K,h,w)."""
+        return self._draw(task, logits, targets, [as_weighted(one) for one in maps], start)
+
+    def _draw(self, task: Task, logits: Floats, targets: Indices, layers: Sequence[_Weighed], start: int) -> Results:
         advice = self._model.metadata.overflow_advice
         check_scores(logits, start, advice)
         try:
             if task.raw:
-                raw = self._raw(task, layers)
+                raw = _raw(layers)
                 return Results(raw, raw, targets, logits, np.zeros(targets.shape, np.float32))
-            if self._model.draws_only:
-                rendered = self._finish(task, layers[0])
-                return Results(rendered.heatmaps, rendered.maps, targets, logits, rendered.evidence)
-            if len(layers) == 2:
-                rendered = self._render(task, layers[0], layers[1], task.size)
-                return Results(rendered.heatmaps, rendered.maps, targets, logits, rendered.evidence)
-            pairs = zip(layers[::2], layers[1::2], strict=True)
-            rendered_layers = [self._render(task, *pair, None) for pair in pairs]
+            rendered = [self._render(task, layer, task.size if len(layers) == 1 else None) for layer in layers]
         except NonFiniteError as error:
             raise maps_not_finite(start + error.image, advice) from error
-        maps = [one.maps for one in rendered_layers]
+        if len(rendered) == 1:
+            return Results(rendered[0].heatmaps, rendered[0].maps, targets, logits, rendered[0].evidence)
+        maps = [one.maps for one in rendered]
         fused = fuse_boxes(maps, task.size) if self._model.has_boxes else None
-        fused = fused or fuse(maps, task.size, task.normalize)
-        shares = [one.evidence for one in rendered_layers]
+        fused = fused or fuse(maps, task.size, task.normalize, find_method(task.method).merge)
+        shares = [one.evidence for one in rendered]
         # Most layers of a detector have nothing to do with a box, which is too large or too small for them.
         evidence = np.max(shares, axis=0) if self._model.has_boxes else mean_evidence(shares)
         return Results(*fused, targets, logits, evidence)
@@ -101,39 +110,10 @@ class HostPen:
                 "model again"
             )
 
-    def _raw(self, task: Task, layers: Sequence[Floats]) -> Floats:
-        """Return maps before their ReLU, (N,K,h,w): the mean of several layers', of the largest one's size."""
-        if self._model.draws_only:
-            found = [layers[0]]
-        else:
-            found = [_weighted_sum(task.method, *pair) for pair in zip(layers[::2], layers[1::2], strict=True)]
-        for single in found:
-            bad = kernels.first_not_finite(single)
-            if bad is not None:
-                raise NonFiniteError("a map is not finite", bad)
-        if len(found) == 1:
-            return found[0]
-        largest = max((single.shape[2:] for single in found), key=math.prod)
-        return np.asarray(np.mean([kernels.resize(single, largest) for single in found], axis=0), np.float32)
-
-    def _finish(self, task: Task, sums: Floats) -> kernels.Rendered:
-        """Return heatmaps, maps and evidence from the file's own weighted sums over channels."""
-        bad = kernels.first_not_finite(sums)
-        if bad is not None:
-            raise NonFiniteError("a map is not finite", bad)
-        raw = sums.astype(np.float64)
-        maps = normalized(np.maximum(raw, 0), task.normalize).astype(np.float32)
-        heatmaps = kernels.resize(maps, task.size or maps.shape[2:], threads=self._threads)
-        return kernels.Rendered(maps, heatmaps, None, positive_share(raw).astype(np.float32))
-
-    def _render(
-        self, task: Task, activations: Floats, second: Floats, size: tuple[int, int] | None
-    ) -> kernels.Rendered:
-        if task.method == DEFAULT_METHOD:
-            return kernels.render_outputs(activations, second, task.normalize, size, self._threads)
-        # Overflow here is found and reported by the kernel.
-        with np.errstate(over="ignore", invalid="ignore"):
-            activations, weights, weighting = find_method(task.method).weigh(activations, second)
+    def _render(self, task: Task, layer: _Weighed, size: tuple[int, int] | None) -> kernels.Rendered:
+        activations, weights, weighting = layer
+        if weighting == "outputs":
+            return kernels.render_outputs(activations, weights, task.normalize, size, self._threads)
         return kernels.render(
             activations,
             weights,
@@ -144,14 +124,34 @@ class HostPen:
         )
 
 
-def _weighted_sum(method: str, activations: Floats, second: Floats) -> Floats:
+# Activations, weights, and how they are combined. "outputs": as the file gives them, and the kernels expect them.
+_Weighed: TypeAlias = tuple[Floats, Floats, Literal["outputs", "channel", "element"]]
+
+
+def _weigh(method: str, activations: Floats, second: Floats) -> _Weighed:
+    if method == DEFAULT_METHOD:
+        return activations, second, "outputs"
+    return find_method(method).weigh(activations, second)
+
+
+def _raw(layers: Sequence[_Weighed]) -> Floats:
+    """Return maps before their ReLU, (N,K,h,w): the mean of several layers', of the largest one's size."""
+    found = [_weighted_sum(*layer) for layer in layers]
+    for single in found:
+        bad = kernels.first_not_finite(single)
+        if bad is not None:
+            raise NonFiniteError("a map is not finite", bad)
+    if len(found) == 1:
+        return found[0]
+    largest = max((single.shape[2:] for single in found), key=math.prod)
+    return np.asarray(np.mean([kernels.resize(single, largest) for single in found], axis=0), np.float32)
+
+
+def _weighted_sum(activations: Floats, weights: Floats, weighting: str) -> Floats:
     """Return the sum over channels of weight times activation, (N,K,h,w)."""
     # Overflow is found by the caller.
     with np.errstate(over="ignore", invalid="ignore"):
-        weights = second
-        if method != DEFAULT_METHOD:
-            activations, weights, _ = find_method(method).weigh(activations, second)
-        if weights.ndim == 5:
+        if weighting == "element":
             return np.ascontiguousarray((weights * activations[:, None]).sum(axis=2, dtype=np.float64), np.float32)
         n, c, h, w = activations.shape
         return np.ascontiguousarray((weights @ activations.reshape(n, c, h * w)).reshape(n, -1, h, w), np.float32)
@@ -210,10 +210,12 @@ def maps_not_finite(image: int, advice: str) -> NonFiniteError:
     return NonFiniteError(f"the activations or gradients of image {image} are not finite: {advice}", image)
 
 
-def fuse(maps: Sequence[Floats], size: tuple[int, int] | None, normalize: Normalize) -> tuple[Floats, Floats]:
-    """Return the mean of several layers' maps as heatmaps of ``size`` and as maps of the largest layer's size."""
+def fuse(
+    maps: Sequence[Floats], size: tuple[int, int] | None, normalize: Normalize, merge: str = "mean"
+) -> tuple[Floats, Floats]:
+    """Return several layers' maps as one: heatmaps of ``size``, and maps of the largest layer's size."""
     largest = max((single.shape[2:] for single in maps), key=math.prod)
-    heatmaps, fused = (_mean(maps, chosen, normalize) for chosen in (size or largest, largest))
+    heatmaps, fused = (_merged(maps, chosen, normalize, merge) for chosen in (size or largest, largest))
     return heatmaps, fused
 
 
@@ -247,7 +249,13 @@ def mean_evidence(layers: Sequence[Floats]) -> Floats:
     return np.asarray(np.mean(layers, axis=0, dtype=np.float64), np.float32)
 
 
-def _mean(maps: Sequence[Floats], size: tuple[int, int], normalize: Normalize) -> Floats:
-    """Return the mean of several layers' maps (N,K,h,w) at one size, normalised as they were."""
-    mean = np.mean([kernels.resize(single, size) for single in maps], axis=0, dtype=np.float64)
-    return normalized(np.asarray(mean), normalize).astype(np.float32)
+_MERGES: dict[str, Callable[[Doubles], Doubles]] = {
+    "mean": lambda maps: np.asarray(maps.mean(axis=0)),
+    "product": lambda maps: np.asarray(maps.prod(axis=0)),
+}
+
+
+def _merged(maps: Sequence[Floats], size: tuple[int, int], normalize: Normalize, merge: str) -> Floats:
+    """Return several layers' maps (N,K,h,w) as one, of this size, normalised as they were."""
+    resized = np.stack([kernels.resize(single, size) for single in maps]).astype(np.float64)
+    return normalized(_MERGES[merge](resized), normalize).astype(np.float32)

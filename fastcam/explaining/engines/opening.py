@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ...errors import DeviceError
+from ...metadata import IMAGE_GRADIENTS
 from .. import devices, providers
 from ..convolutions import Convolutions, Rewritten, rewrite
 from ..explained_model import ExplainedModel
@@ -33,6 +35,7 @@ class Opened(NamedTuple):
     session: Session
     engine: Engine
     convolutions: Convolutions
+    open_image_gradients: Callable[[], Session]
 
 
 def open_engine(path: Path, request: providers.Request, threads: int | None, convolutions: str = "auto") -> Opened:
@@ -74,13 +77,19 @@ def _open_on_cpu(path: Path, request: providers.Request, threads: int | None, co
     session = open_session(path, placement, threads, replacement)
     model = ExplainedModel(path, session)
     found = rewritten.convolutions if isinstance(rewritten, Rewritten) else rewritten
-    return Opened(model, session, CpuEngine(model, session, threads), found)
+
+    def open_image_gradients() -> Session:
+        if IMAGE_GRADIENTS in model.outputs:
+            return session
+        return open_session(path, providers.place_image_gradients(request, path), threads)
+
+    return Opened(model, session, CpuEngine(model, session, threads), found, open_image_gradients)
 
 
 def _with_host_engine(path: Path, session: Session, threads: int | None, runs_on: str) -> Opened:
     model = ExplainedModel(path, session)
     reason = Convolutions(reason=f"the model runs on {runs_on}")
-    return Opened(model, session, CpuEngine(model, session, threads), reason)
+    return Opened(model, session, CpuEngine(model, session, threads), reason, lambda: session)
 
 
 def _rewritten(path: Path, placement: providers.Placement, threads: int | None) -> Rewritten | Convolutions:
@@ -116,4 +125,5 @@ def _open_on_device(path: Path, request: providers.Request, threads: int | None)
         largest_batch=placement.largest_batch,
         largest_targets=placement.largest_targets,
     )
-    return Opened(model, session, engine, Convolutions(reason=f"the model runs on {placement.providers[0][0]}"))
+    reason = Convolutions(reason=f"the model runs on {placement.providers[0][0]}")
+    return Opened(model, session, engine, reason, lambda: session)

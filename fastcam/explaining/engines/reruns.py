@@ -1,0 +1,117 @@
+"""The engine for methods that run the model again, on the host, whatever the model's execution provider."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tqdm
+
+from ...arrays import Indices
+from ...errors import ArgumentError
+from ..boxes import Boxes
+from ..evidence import Asked, ImageEvidence, Progress
+from ..explained_model import ExplainedModel
+from ..heads import Head
+from ..methods import find_method
+from ..model_runs import ModelRunner
+from . import Results, Task
+from .cpu import divided, joined
+from .drawing import HostPen, check_answered
+from .inputs import Inputs
+
+if TYPE_CHECKING:
+    from .opening import Session
+
+
+class RerunEngine:
+    """See `Engine`."""
+
+    def __init__(
+        self,
+        model: ExplainedModel,
+        session: Session,
+        open_image_gradients: Callable[[], Session],
+        threads: int | None,
+    ) -> None:
+        self._model = model
+        self._runner = ModelRunner(model, session)
+        self._open_image_gradients = open_image_gradients
+        self._image_gradients: ModelRunner | None = None
+        self._pen = HostPen(model, threads)
+        self._threads = threads
+        self._heads: dict[int, Head] = {}
+        self._opening = threading.Lock()
+
+    def explain(self, inputs: Inputs, targets: Indices, task: Task) -> Results:
+        """See `Engine`."""
+        if task.on_device:
+            raise ArgumentError(f"method={task.method!r} is computed on the host: omit on_device")
+        with _bar(task) as progress:
+            parts = [self._explained(inputs, targets, task, number, progress) for number in range(len(inputs))]
+        return parts[0] if len(parts) == 1 else joined(parts)
+
+    def _explained(self, inputs: Inputs, targets: Indices, task: Task, number: int, progress: Progress) -> Results:
+        image = inputs.tensor(slice(number, number + 1))
+        wanted = targets if len(targets) == 1 else targets[number : number + 1]
+        extra = task.extra if task.extra is None or len(task.extra) == 1 else task.extra[number : number + 1]
+        if self._model.metadata.score == "segmentation" and extra is None:
+            raise ArgumentError(
+                f"method={task.method!r} changes the picture, and with it the pixels where a class is predicted: give "
+                "mask="
+            )
+        logits, explained, *others = self._runner.run(task.fetched, image, wanted, extra, task.limit)
+        layers, described = divided(others, len(self._model.descriptions))
+        self._pen.check_outputs(1, wanted.shape[1], logits, explained, layers)
+        check_answered(self._model, wanted, explained, logits)
+        # Fewer boxes than asked for: their maps are empty.
+        present = explained[0] >= 0
+        entries = np.maximum(explained[0], 0)
+        scores = described[0][0] if self._model.metadata.score == "embedding" else logits[0, entries]
+        maps = []
+        for number_of_layer, position in enumerate(task.positions):
+            layer = (layers[2 * number_of_layer][0], layers[2 * number_of_layer + 1][0]) if layers else None
+            asked = Asked(image[0], entries, scores.astype(np.float64), layer, extra, task.batch, task.limit, progress)
+            evidence = ImageEvidence(self._model, self, position, asked)
+            raw = find_method(task.method).rerun(evidence, task.settings)
+            maps.append(np.asarray(raw * present[:, None, None], np.float32)[None])
+        found = self._pen.draw_maps(task, logits, explained, maps, number)
+        if self._model.has_boxes:
+            return found._replace(boxes=Boxes(*described))
+        return found._replace(similarity=described[0]) if described else found
+
+    @property
+    def runner(self) -> ModelRunner:
+        """Runs the model."""
+        return self._runner
+
+    def image_gradients(self) -> ModelRunner:
+        """Return what runs the model with the gradients of the image, which is opened when it is first needed."""
+        with self._opening:
+            if self._image_gradients is None:
+                self._image_gradients = ModelRunner(self._model, self._open_image_gradients())
+            return self._image_gradients
+
+    def head(self, position: int) -> Head:
+        """Return the head of a layer, which is opened when it is first needed."""
+        with self._opening:
+            if position not in self._heads:
+                self._heads[position] = Head(self._model.path, position, self._threads)
+            return self._heads[position]
+
+
+@contextmanager
+def _bar(task: Task) -> Iterator[Progress]:
+    """Return a function that shows how many of the planned runs have been done, and how long the others will take."""
+    with tqdm.tqdm(desc=task.method, unit="run", disable=not task.progress, leave=False, total=0) as bar:
+
+        def progress(planned: int, done: int) -> None:
+            bar.total += planned
+            bar.update(done)
+            if planned:
+                bar.refresh()
+
+        yield progress

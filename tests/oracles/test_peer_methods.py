@@ -1,0 +1,261 @@
+"""Methods that run the model again, or follow gradients to the image, against captum, torchcam and pytorch-grad-cam."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from networks import relative_error
+
+import fastcam
+from bench import shims
+
+torch = pytest.importorskip("torch", reason="needs torch: pip install fastcam[peers]")
+shims.install()
+captum = pytest.importorskip("captum.attr", reason="needs captum: pip install fastcam[peers]")
+torchcam = pytest.importorskip("torchcam.methods", reason="needs torchcam: pip install fastcam[peers]")
+cams = pytest.importorskip("pytorch_grad_cam", reason="needs grad-cam: pip install --no-deps grad-cam ttach")
+targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets", reason="part of grad-cam")
+
+# What a peer warns about while it runs is not our concern.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+_CLASS = 2
+_SIDE = 24
+
+
+def _vgg_like() -> Any:
+    """Pooling, flattening and two dense layers behind the explained layer."""
+    nn = torch.nn
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 10, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(360, 16),
+        nn.ReLU(),
+        nn.Linear(16, 5),
+    ).eval()
+
+
+def _averaged() -> Any:
+    """A network for CAM: average pooling and one dense layer."""
+    nn = torch.nn
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 10, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(10, 5),
+    ).eval()
+
+
+_LAYER = "4"
+
+
+@pytest.fixture(scope="module")
+def images() -> Any:
+    return torch.rand(2, 3, _SIDE, _SIDE, generator=torch.Generator().manual_seed(3)) - 0.4
+
+
+@pytest.fixture(scope="module")
+def explainer(tmp_path_factory: pytest.TempPathFactory, images: Any) -> fastcam.Explainer:
+    return _explainer(_vgg_like(), tmp_path_factory.mktemp("methods"), images)
+
+
+def _explainer(network: Any, folder: Path, images: Any) -> fastcam.Explainer:
+    fastcam.export(network, folder / "small.onnx", example_input=images[:1], gradients="image", layer=_LAYER)
+    return fastcam.Explainer(folder / "small.onnx", device="cpu")
+
+
+def _maps(explainer: fastcam.Explainer, images: Any, method: str, **settings: Any) -> Any:
+    found = explainer(images.numpy(), _CLASS, method=method, normalize=None, size="layer", settings=settings)
+    assert found.maps[:, 0].max() > 0
+    return found.maps[:, 0]
+
+
+def _torchcam(method: str, network: Any, images: Any, **options: Any) -> Any:
+    """One image at a time: some of the peer's methods differ for batches."""
+    maps = []
+    for image in images:
+        with getattr(torchcam, method)(network, _LAYER, input_shape=(3, _SIDE, _SIDE), **options) as cam:
+            scores = network(image[None].requires_grad_(requires_grad=True))
+            maps.append(cam(_CLASS, scores, normalized=False)[0][0].detach().numpy())
+    return np.stack(maps)
+
+
+@pytest.mark.parametrize("build", [_vgg_like, _averaged])
+def test_score_cam_is_torchcams(build: Any, images: Any, tmp_path: Path) -> None:
+    network = build()
+    found = _maps(_explainer(network, tmp_path, images), images, "scorecam")
+    assert relative_error(found, _torchcam("ScoreCAM", network, images)) < 1e-4
+
+
+def test_smoothed_score_cam_without_noise_is_torchcams(explainer: fastcam.Explainer, images: Any) -> None:
+    expected = _torchcam("SSCAM", _vgg_like(), images, num_samples=2, std=1e-9)
+    assert relative_error(_maps(explainer, images, "sscam", samples=2, noise=0.0), expected) < 1e-4
+
+
+def test_smooth_grad_cam_is_the_papers_formula(explainer: fastcam.Explainer, images: Any) -> None:
+    """Autograd's derivatives at images with the same noise. torchcam differs: it takes the last copy's gradient for the
+    mean, and weights the third derivatives by the activation at their own place.
+    """
+    found = _maps(explainer, images[:1], "smoothgradcam++", samples=4, noise=0.1, seed=7)
+    network, image = _vgg_like(), images[:1].numpy()
+    noise = np.random.default_rng(7).normal(0, 0.1 * (image.max() - image.min()), (4, *image.shape[1:]))
+    activations = network[:5](torch.tensor((image + noise).astype(np.float32))).detach().requires_grad_()
+    network[5:](activations)[:, _CLASS].sum().backward()
+    gradients = activations.grad.double().numpy()
+    first, second, third = ((gradients**power).mean(axis=0) for power in (1, 2, 3))
+    kept = network[:5](images[:1]).detach().double().numpy()[0]
+    expected = np.zeros(kept.shape[1:])
+    for channel, activation in enumerate(kept):
+        weight = 0.0
+        for place in np.ndindex(*activation.shape):
+            d1, d2, d3 = (values[(channel, *place)] for values in (first, second, third))
+            if d2 > 0:
+                weight += d2 / (2 * d2 + activation.sum() * d3) * max(d1, 0)
+        expected += weight * activation
+    assert relative_error(found[0], np.maximum(expected, 0)) < 1e-4
+
+
+def test_cam_is_torchcams(images: Any, tmp_path: Path) -> None:
+    network = _averaged()
+    explainer = _explainer(network, tmp_path, images)
+    expected = _torchcam("CAM", network, images, fc_layer="7")
+    assert relative_error(_maps(explainer, images, "cam"), expected) < 1e-5
+
+
+def test_cam_needs_a_linear_head(explainer: fastcam.Explainer, images: Any) -> None:
+    with pytest.raises(fastcam.ArgumentError, match="global average pooling and one dense layer"):
+        explainer(images.numpy(), _CLASS, method="cam")
+
+
+@pytest.mark.parametrize("build", [_vgg_like, _averaged])
+def test_ablation_weights_are_those_of_pytorch_grad_cam(build: Any, images: Any, tmp_path: Path) -> None:
+    network = build()
+    explainer = _explainer(network, tmp_path, images)
+    found = explainer(images.numpy(), _CLASS, method="ablationcam", normalize="signed", size="layer").maps[:, 0]
+    layer = network[int(_LAYER)]
+    for number, image in enumerate(images):
+        with cams.AblationCAM(model=network, target_layers=[layer]) as cam:
+            cam.batch_size = 4
+            cam(image[None], [targets.ClassifierOutputTarget(_CLASS)])
+            activations = cam.activations_and_grads.activations[0].numpy()
+            weights = cam.get_cam_weights(
+                image[None], layer, [targets.ClassifierOutputTarget(_CLASS)], activations, None
+            )
+        score = float(network(image[None])[0, _CLASS])
+        # Their weights are divided by the score, whose sign turns the map around.
+        expected = np.sign(score) * np.einsum("c,chw->hw", weights[0], activations[0])
+        assert relative_error(found[number], expected / np.abs(expected).max()) < 1e-4
+
+
+def test_ablation_of_heads_without_a_dense_layer(images: Any, tmp_path: Path) -> None:
+    """Each channel is set to 0 in a copy of the activations: here a convolution follows."""
+    nn = torch.nn
+    torch.manual_seed(2)
+    network = nn.Sequential(
+        *list(_averaged())[:5], nn.Conv2d(10, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)
+    ).eval()
+    explainer = _explainer(network, tmp_path, images)
+    found = explainer(images[:1].numpy(), _CLASS, method="ablationcam", normalize="signed", size="layer", batch_size=3)
+    with torch.no_grad():
+        activations = network[:5](images[:1])
+        score = network(images[:1])[0, _CLASS]
+        expected = torch.zeros(activations.shape[2:])
+        for channel in range(activations.shape[1]):
+            changed = activations.clone()
+            changed[:, channel] = 0
+            expected += (score - network[5:](changed)[0, _CLASS]) * activations[0, channel]
+    assert relative_error(found.maps[0, 0], (expected / expected.abs().max()).numpy()) < 1e-4
+
+
+def test_kernel_components_are_those_of_pytorch_grad_cam(explainer: fastcam.Explainer, images: Any) -> None:
+    """Up to their sign, which the decomposition leaves open."""
+    network = _vgg_like()
+    with torch.no_grad():
+        # In double precision, so that theirs is the reference.
+        activations = network[:5](images).double().numpy()
+    projection = pytest.importorskip("pytorch_grad_cam.utils.svd_on_activations", reason="part of grad-cam")
+    expected = projection.get_2d_projection_kernel(activations)
+    found = explainer(images.numpy(), _CLASS, method="kpcacam", normalize="signed", size="layer").maps[:, 0]
+    for ours, projected in zip(found, expected, strict=True):
+        theirs = projected / np.abs(projected).max()
+        assert min(np.abs(ours - theirs).max(), np.abs(ours + theirs).max()) < 1e-4
+
+
+def test_refine_cam_is_the_product_over_layers_of_pytorch_grad_cam(images: Any, tmp_path: Path) -> None:
+    """Before the peer's resizing, which is OpenCV's, and with layers of the same size."""
+    nn = torch.nn
+    torch.manual_seed(4)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(4608, 5),
+    ).eval()
+    fastcam.export(network, tmp_path / "small.onnx", example_input=images[:1], gradients="full", layer=["1", "3"])
+    found = fastcam.Explainer(tmp_path / "small.onnx", device="cpu")(
+        images[:1].numpy(), _CLASS, method="refinecam", size="layer"
+    )
+    product = np.ones((_SIDE, _SIDE))
+    for layer in (network[1], network[3]):
+        with cams.GradCAMPlusPlus(model=network, target_layers=[layer]) as cam:
+            cam(images[:1], [targets.ClassifierOutputTarget(_CLASS)])
+            kept = cam.activations_and_grads
+            activations, gradients = kept.activations[0].numpy(), kept.gradients[0].numpy()
+            weights = cam.get_cam_weights(images[:1], layer, None, activations, gradients)
+        # Their epsilon, 1e-6, is added to denominators of this size.
+        single = np.maximum(np.einsum("c,chw->hw", weights[0], activations[0]), 0)
+        product *= single / single.max()
+    assert relative_error(found.maps[0, 0], product / product.max()) < 1e-2
+
+
+def test_saliency_is_captums(explainer: fastcam.Explainer, images: Any) -> None:
+    attributions = captum.Saliency(_vgg_like()).attribute(images.clone(), target=_CLASS)
+    expected = attributions.abs().max(dim=1).values.numpy()
+    found = explainer(images.numpy(), _CLASS, method="saliency", normalize=None, size="layer").maps[:, 0]
+    assert relative_error(found, expected) < 1e-5
+
+
+def test_integrated_gradients_are_captums(explainer: fastcam.Explainer, images: Any) -> None:
+    expected = captum.IntegratedGradients(_vgg_like()).attribute(images, target=_CLASS, n_steps=50).sum(dim=1).numpy()
+    found = explainer(images.numpy(), _CLASS, method="integratedgradients", normalize="signed", size="layer").maps[:, 0]
+    expected = expected / np.abs(expected).max(axis=(1, 2), keepdims=True)
+    assert relative_error(found, expected) < 1e-4
+
+
+def test_smooth_grad_is_the_mean_of_noisy_gradients(explainer: fastcam.Explainer, images: Any) -> None:
+    """With the same noise: NumPy's generator, as the settings say."""
+    found = _maps(explainer, images[:1], "smoothgrad", samples=5, noise=0.1, seed=7)
+    image = images[:1].numpy()
+    noise = np.random.default_rng(7).normal(0, 0.1 * (image.max() - image.min()), (5, *image.shape[1:]))
+    noisy = torch.tensor((image + noise).astype(np.float32), requires_grad=True)
+    _vgg_like()(noisy)[:, _CLASS].sum().backward()
+    expected = noisy.grad.mean(dim=0).abs().max(dim=0).values.numpy()
+    assert relative_error(found[0], expected) < 1e-4
+
+
+def test_occlusion_is_captums(explainer: fastcam.Explainer, images: Any) -> None:
+    """Windows of 5 pixels, 2 apart: the last ones end with the image."""
+    occlusion = captum.Occlusion(_vgg_like())
+    expected = occlusion.attribute(images, sliding_window_shapes=(3, 5, 5), strides=(3, 2, 2), target=_CLASS)
+    settings = {"window": 5 / _SIDE, "stride": 2 / 5}
+    found = explainer(
+        images.numpy(), _CLASS, method="occlusion", normalize="signed", size="layer", settings=settings
+    ).maps[:, 0]
+    expected = expected[:, 0].numpy()
+    assert relative_error(found, expected / np.abs(expected).max(axis=(1, 2), keepdims=True)) < 1e-4
