@@ -88,6 +88,18 @@ class _Size(_ParamType):
         return int(match[1]), int(match[2])
 
 
+class _Setting(_ParamType):
+    """A name and a number, "masks=4000"."""
+
+    name = "name=number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int | float]:
+        match = re.fullmatch(r"([a-z_]+)=(\d{1,12}|\d*\.\d+)", str(value))
+        if match is None:
+            self.fail(f"{value!r} is not a setting: give a name and a number, 'masks=4000'", param, ctx)
+        return match[1], float(match[2]) if "." in match[2] else int(match[2])
+
+
 class _Command(click.Command):
     """A command that also takes options under their former names, hidden, for one release."""
 
@@ -357,8 +369,15 @@ def export(model: Path, out: Path, layer: Sequence[str], preprocess: str | None,
 @click.option(
     "--method",
     type=click.Choice(list(METHODS)),
-    help="All methods except gradcam need a file exported with --gradients full.  [default: gradcam; hirescam for "
-    "boxes]",
+    help="How to explain; `fastcam info` lists what MODEL offers.  [default: gradcam; hirescam for boxes]",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=NUMBER",
+    type=_Setting(),
+    help="A setting of the method, such as masks=4000 for rise; repeatable. See docs/methods.md.",
 )
 @click.option(
     "--layer",
@@ -408,6 +427,7 @@ def explain(
     out: Path,
     target: Sequence[str],
     layer: Sequence[str],
+    settings: Sequence[tuple[str, float]],
     as_json: bool,
     **options: Any,
 ) -> int:
@@ -439,6 +459,7 @@ def explain(
         out,
         target=list(target) or None,
         layer=_one_or_list(layer),
+        settings=dict(settings) or None,
         progress=progress,
         **options,
     )

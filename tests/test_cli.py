@@ -325,7 +325,7 @@ def test_options_reach_the_job(model: Path, photos: Path, tmp_path: Path, monkey
         return fastcam.JobResult(out / "results.jsonl", None, 0, 0, (), 0, 1.0)
 
     monkeypatch.setattr(fastcam, "explain_files", explain_files)
-    arguments = """--target pug --target 3 --method layercam --layer a --layer b --format npy --size 50x60 --alpha 0.25
+    arguments = """--target pug --target 3 --method layercam --set a_b=0.5 --layer a --layer b --format npy --size 50x60 --alpha 0.25
         --colormap magma --batch-size 4 --threads 2 --device cpu --no-report --resume --top-k 4""".split()
     result = _invoke("explain", model, photos, "list.txt", "-o", tmp_path / "out", *arguments)
     assert result.exit_code == 0, result.output
@@ -337,6 +337,7 @@ def test_options_reach_the_job(model: Path, photos: Path, tmp_path: Path, monkey
         "top_k": 4,
         "threshold": None,
         "method": "layercam",
+        "settings": {"a_b": 0.5},
         "layer": ["a", "b"],
         "format": "npy",
         "size": (50, 60),
@@ -672,3 +673,25 @@ def test_a_picture_that_may_not_be_read_is_named_and_the_others_are_done(
     monkeypatch.setattr(os, "access", lambda path, mode, **rest: "dog1" not in str(path) and real(path, mode, **rest))
     done = _invoke("explain", model, photos / "dog0.png", photos / "dog1.png", "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
+
+
+# methods
+
+
+def test_a_method_and_its_settings_from_the_command_line(model: Path, photos: Path, tmp_path: Path) -> None:
+    arguments = ("explain", model, photos, "-o", tmp_path / "out", "--method", "rise", "--set", "masks=20")
+    result = _invoke(*arguments, "--set", "keep=0.4", "--format", "npy", "--size", "input")
+    assert result.exit_code == 0, result.output
+    settings = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (settings["method"], settings["settings"]) == ("rise", {"masks": 20, "keep": 0.4})
+    line = json.loads((tmp_path / "out" / "results.jsonl").read_text().splitlines()[0])
+    written = np.load(tmp_path / "out" / line["classes"][0]["file"])
+    explained = fastcam.Explainer(model)(line["path"], method="rise", settings={"masks": 20, "keep": 0.4})
+    np.testing.assert_allclose(written, explained.heatmaps[0, 0], atol=1e-3)
+
+
+@pytest.mark.parametrize("text", ["masks", "masks=many", "=3", "masks=-1"])
+def test_what_is_not_a_setting(model: Path, photos: Path, tmp_path: Path, text: str) -> None:
+    result = _invoke("explain", model, photos, "-o", tmp_path / "out", "--method", "rise", "--set", text)
+    assert result.exit_code == 2
+    assert "is not a setting: give a name and a number" in result.output

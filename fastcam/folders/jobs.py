@@ -17,7 +17,7 @@ import os
 import time
 from base64 import b64encode
 from collections import deque
-from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -38,6 +38,7 @@ from ..arguments import (
     check_count,
     check_flag,
     check_fraction,
+    check_mapping,
     check_names,
     check_path,
     check_text,
@@ -191,6 +192,7 @@ class _Explained:
     out=check_path,
     top_k=optional(check_count),
     method=optional(check_text),
+    settings=optional(check_mapping),
     layer=optional(check_names),
     colormap=check_text,
     alpha=check_fraction,
@@ -211,6 +213,7 @@ def explain_files(
     top_k: int | None = None,
     threshold: float | None = None,
     method: str | None = None,
+    settings: Mapping[str, Any] | None = None,
     layer: str | Sequence[str] | None = None,
     format: str = "jpg",  # noqa: A002 - its name on the command line
     colormap: str = "jet",
@@ -248,7 +251,7 @@ def explain_files(
         combined with ``target``.
     threshold : float, optional
         The lowest probability of a box to explain, for a detector; 0.25 by default.
-    method, layer
+    method, settings, layer
         As in `Explainer.__call__`.
     format : {"jpg", "png", "webp", "npy"}
         Overlays in a picture format, or heatmaps as float32 (H,W) arrays in 0..1. A detector's overlay shows all boxes
@@ -307,9 +310,10 @@ def explain_files(
     drawing = _Drawing(folder, format, colormap, alpha, _fixed_size(size, explainer), report)
     method = explainer.default_method if method is None else method
     wanted = f"top{top_k or (_BOXES if explainer.has_boxes else 1)}" if target is None else target
-    job = _Job(explainer, wanted, method, layer, drawing, check_threshold(threshold, has_boxes=explainer.has_boxes))
+    lowest = check_threshold(threshold, has_boxes=explainer.has_boxes)
+    job = _Job(explainer, wanted, method, settings, layer, drawing, lowest)
     job.try_out()
-    settings = {
+    record = {
         "fastcam": version("fastcam"),
         "model_sha256": _digest_file(explainer.path),
         "target": wanted,
@@ -322,8 +326,9 @@ def explain_files(
         "batch_size": batch_size,
         "report": report,
         **({} if threshold is None else {"threshold": threshold}),
+        **({} if not settings else {"settings": settings}),
     }
-    with open_journal(folder, _plain(settings), resume=resume) as journal:
+    with open_journal(folder, _plain(record), resume=resume) as journal:
         return _run(job, sources, journal, batch_size, streams, progress)
 
 
@@ -399,13 +404,22 @@ class _Job:
         explainer: Explainer,
         target: JobTarget,
         method: str,
+        settings: Mapping[str, Any] | None,
         layer: str | Sequence[str] | None,
         drawing: _Drawing,
         threshold: float | None,
     ) -> None:
         self.explainer = explainer
         self.drawing = drawing
-        self._call = partial(explainer, target=target, method=method, layer=layer, size="layer", threshold=threshold)
+        self._call = partial(
+            explainer,
+            target=target,
+            method=method,
+            settings=settings,
+            layer=layer,
+            size="layer",
+            threshold=threshold,
+        )
 
     def try_out(self) -> None:
         """Explain a grey picture, so that an invalid target or method is rejected before the first file is read."""

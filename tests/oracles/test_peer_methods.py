@@ -13,17 +13,18 @@ import fastcam
 from bench import shims
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install fastcam[peers]")
-shims.install()
-captum = pytest.importorskip("captum.attr", reason="needs captum: pip install fastcam[peers]")
-torchcam = pytest.importorskip("torchcam.methods", reason="needs torchcam: pip install fastcam[peers]")
-cams = pytest.importorskip("pytorch_grad_cam", reason="needs grad-cam: pip install --no-deps grad-cam ttach")
-targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets", reason="part of grad-cam")
 
 # What a peer warns about while it runs is not our concern.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 _CLASS = 2
 _SIDE = 24
+
+
+def _peer(module: str) -> Any:
+    """Import a peer only when a test runs: it imports most of torch, which other tests have to import after TensorFlow."""
+    shims.install()
+    return pytest.importorskip(module, reason=f"needs {module.partition('.')[0]}: see [peers] in pyproject.toml")
 
 
 def _vgg_like() -> Any:
@@ -88,10 +89,16 @@ def _torchcam(method: str, network: Any, images: Any, **options: Any) -> Any:
     """One image at a time: some of the peer's methods differ for batches."""
     maps = []
     for image in images:
-        with getattr(torchcam, method)(network, _LAYER, input_shape=(3, _SIDE, _SIDE), **options) as cam:
+        with getattr(_peer("torchcam.methods"), method)(
+            network, _LAYER, input_shape=(3, _SIDE, _SIDE), **options
+        ) as cam:
             scores = network(image[None].requires_grad_(requires_grad=True))
             maps.append(cam(_CLASS, scores, normalized=False)[0][0].detach().numpy())
     return np.stack(maps)
+
+
+def _target() -> Any:
+    return _peer("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget(_CLASS)
 
 
 @pytest.mark.parametrize("build", [_vgg_like, _averaged])
@@ -148,13 +155,11 @@ def test_ablation_weights_are_those_of_pytorch_grad_cam(build: Any, images: Any,
     found = explainer(images.numpy(), _CLASS, method="ablationcam", normalize="signed", size="layer").maps[:, 0]
     layer = network[int(_LAYER)]
     for number, image in enumerate(images):
-        with cams.AblationCAM(model=network, target_layers=[layer]) as cam:
+        with _peer("pytorch_grad_cam").AblationCAM(model=network, target_layers=[layer]) as cam:
             cam.batch_size = 4
-            cam(image[None], [targets.ClassifierOutputTarget(_CLASS)])
+            cam(image[None], [_target()])
             activations = cam.activations_and_grads.activations[0].numpy()
-            weights = cam.get_cam_weights(
-                image[None], layer, [targets.ClassifierOutputTarget(_CLASS)], activations, None
-            )
+            weights = cam.get_cam_weights(image[None], layer, [_target()], activations, None)
         score = float(network(image[None])[0, _CLASS])
         # Their weights are divided by the score, whose sign turns the map around.
         expected = np.sign(score) * np.einsum("c,chw->hw", weights[0], activations[0])
@@ -187,7 +192,7 @@ def test_kernel_components_are_those_of_pytorch_grad_cam(explainer: fastcam.Expl
     with torch.no_grad():
         # In double precision, so that theirs is the reference.
         activations = network[:5](images).double().numpy()
-    projection = pytest.importorskip("pytorch_grad_cam.utils.svd_on_activations", reason="part of grad-cam")
+    projection = _peer("pytorch_grad_cam.utils.svd_on_activations")
     expected = projection.get_2d_projection_kernel(activations)
     found = explainer(images.numpy(), _CLASS, method="kpcacam", normalize="signed", size="layer").maps[:, 0]
     for ours, projected in zip(found, expected, strict=True):
@@ -213,8 +218,8 @@ def test_refine_cam_is_the_product_over_layers_of_pytorch_grad_cam(images: Any, 
     )
     product = np.ones((_SIDE, _SIDE))
     for layer in (network[1], network[3]):
-        with cams.GradCAMPlusPlus(model=network, target_layers=[layer]) as cam:
-            cam(images[:1], [targets.ClassifierOutputTarget(_CLASS)])
+        with _peer("pytorch_grad_cam").GradCAMPlusPlus(model=network, target_layers=[layer]) as cam:
+            cam(images[:1], [_target()])
             kept = cam.activations_and_grads
             activations, gradients = kept.activations[0].numpy(), kept.gradients[0].numpy()
             weights = cam.get_cam_weights(images[:1], layer, None, activations, gradients)
@@ -225,14 +230,20 @@ def test_refine_cam_is_the_product_over_layers_of_pytorch_grad_cam(images: Any, 
 
 
 def test_saliency_is_captums(explainer: fastcam.Explainer, images: Any) -> None:
-    attributions = captum.Saliency(_vgg_like()).attribute(images.clone(), target=_CLASS)
+    attributions = _peer("captum.attr").Saliency(_vgg_like()).attribute(images.clone(), target=_CLASS)
     expected = attributions.abs().max(dim=1).values.numpy()
     found = explainer(images.numpy(), _CLASS, method="saliency", normalize=None, size="layer").maps[:, 0]
     assert relative_error(found, expected) < 1e-5
 
 
 def test_integrated_gradients_are_captums(explainer: fastcam.Explainer, images: Any) -> None:
-    expected = captum.IntegratedGradients(_vgg_like()).attribute(images, target=_CLASS, n_steps=50).sum(dim=1).numpy()
+    expected = (
+        _peer("captum.attr")
+        .IntegratedGradients(_vgg_like())
+        .attribute(images, target=_CLASS, n_steps=50)
+        .sum(dim=1)
+        .numpy()
+    )
     found = explainer(images.numpy(), _CLASS, method="integratedgradients", normalize="signed", size="layer").maps[:, 0]
     expected = expected / np.abs(expected).max(axis=(1, 2), keepdims=True)
     assert relative_error(found, expected) < 1e-4
@@ -251,7 +262,7 @@ def test_smooth_grad_is_the_mean_of_noisy_gradients(explainer: fastcam.Explainer
 
 def test_occlusion_is_captums(explainer: fastcam.Explainer, images: Any) -> None:
     """Windows of 5 pixels, 2 apart: the last ones end with the image."""
-    occlusion = captum.Occlusion(_vgg_like())
+    occlusion = _peer("captum.attr").Occlusion(_vgg_like())
     expected = occlusion.attribute(images, sliding_window_shapes=(3, 5, 5), strides=(3, 2, 2), target=_CLASS)
     settings = {"window": 5 / _SIDE, "stride": 2 / 5}
     found = explainer(
