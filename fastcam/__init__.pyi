@@ -15,6 +15,7 @@ from .errors import (
     UnsupportedOpError,
     WriteError,
 )
+from .evaluating.evaluation import Evaluation, evaluate
 from .explaining.explainer import Explainer
 from .explaining.explanation import DeviceExplanation, Explanation, ImageExplanation
 from .explaining.inspection import ModelInfo, inspect
@@ -35,6 +36,7 @@ __all__ = [
     "DeviceError",
     "DeviceExplanation",
     "DeviceMemoryError",
+    "Evaluation",
     "Explainer",
     "Explanation",
     "ExportResult",
@@ -60,6 +62,7 @@ __all__ = [
     "UnsupportedOpError",
     "WriteError",
     "defvjp",
+    "evaluate",
     "explain_files",
     "export",
     "finetune",

@@ -96,6 +96,12 @@ class ImageEvidence:
         """See `methods.Evidence`."""
         return np.asarray(kernels.resize(np.ascontiguousarray(maps[None]), size)[0])
 
+    def score(self, images: Rows, count: int, *, probabilities: bool = False) -> Doubles:
+        """See `methods.Evidence`."""
+        output = "similarity" if self._model.metadata.score == "embedding" else "logits"
+        answers = self._answers(self._sessions.runner, [output], images, count)
+        return np.concatenate([self._of_targets(table, probabilities) for _, (table,) in answers])
+
     def score_masked(self, masks: Rows, count: int, *, probabilities: bool = False) -> Doubles:
         """See `methods.Evidence`."""
         shape = (-1, *self.size, 1) if self.layout == "NHWC" else (-1, 1, *self.size)
@@ -106,7 +112,7 @@ class ImageEvidence:
                 whole = self.resize(whole, self.size)
             return np.asarray(self.image * whole.reshape(shape))
 
-        return self._score(masked, count, probabilities=probabilities)
+        return self.score(masked, count, probabilities=probabilities)
 
     def score_without_channels(self) -> Doubles:
         """See `methods.Evidence`."""
@@ -137,11 +143,6 @@ class ImageEvidence:
             totals = [total + (doubles**power).sum(axis=0) for power, total in enumerate(totals, 1)]
         first, second, third = (total / count for total in totals)
         return first, second, third
-
-    def _score(self, images: Rows, count: int, *, probabilities: bool) -> Doubles:
-        output = "similarity" if self._model.metadata.score == "embedding" else "logits"
-        answers = self._answers(self._sessions.runner, [output], images, count)
-        return np.concatenate([self._of_targets(table, probabilities) for _, (table,) in answers])
 
     def _of_targets(self, table: Floats, probabilities: bool = False) -> Doubles:
         """Return the targets' columns (M,K) of tables of scores (M,T)."""

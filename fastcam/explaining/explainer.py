@@ -57,7 +57,7 @@ from .explained_model import LARGEST_HEATMAP
 from .explanation import DeviceExplanation, Explanation, is_whole
 from .extras import is_embedding, mask_rows, reference_rows
 from .images import Images, as_list, on_host
-from .methods import METHODS, find_method
+from .methods import METHODS, Evidence, find_method
 from .providers import ask
 from .runs import TimeLimit
 from .targets import Target, Targets
@@ -560,6 +560,33 @@ class Explainer:
         if lowest is not None:
             results = _above(lowest, results, targets)
         return self._explanation(results, pictures, signed=scaling == "signed")
+
+    def evidence(self, image: Images, target: Target = None, *, batch_size: int = 16) -> tuple[Evidence, int]:
+        """Return what methods and metrics may ask about one image, see `methods.Evidence`, and the explained target.
+
+        Parameters
+        ----------
+        image
+            One image, in a form that a call takes.
+        target
+            One target; None for the top class.
+        batch_size
+            Largest number of changed images given to the model at once.
+
+        Raises
+        ------
+        FastcamError
+            As a call does.
+        """
+        pictures, inputs = self._read(image, None)
+        if len(pictures) != 1:
+            raise ImageError(f"give one image, not {len(pictures)}")
+        targets = self._targets.resolve(target, 1)
+        if targets.shape[1] != 1:
+            raise TargetError(f"target {shown(target)}: give one target")
+        look = self._default_look
+        task = Task(look.fetched, look.method, None, None, batch_size, False, TimeLimit(None), positions=look.positions)
+        return self._reruns.evidence(inputs, targets, task)
 
     def _combined(
         self,

@@ -22,7 +22,7 @@ _SIDE = 24
 
 
 def _peer(module: str) -> Any:
-    """Import a peer only when a test runs: it imports most of torch, which other tests have to import after TensorFlow."""
+    """Import a peer only when a test runs: it imports most of torch, and TensorFlow must not be loaded before that."""
     shims.install()
     return pytest.importorskip(module, reason=f"needs {module.partition('.')[0]}: see [peers] in pyproject.toml")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import tqdm
 
-from ...arrays import Indices
+from ...arrays import Array, Floats, Indices
 from ...errors import ArgumentError
 from ..boxes import Boxes
 from ..evidence import Asked, ImageEvidence, Progress
@@ -25,6 +25,15 @@ from .inputs import Inputs
 
 if TYPE_CHECKING:
     from .opening import Session
+
+
+class _Answer(NamedTuple):
+    """The model's answer for one image, and what may be asked further about each layer."""
+
+    logits: Floats
+    targets: Indices
+    described: list[Array]
+    evidence: list[ImageEvidence]
 
 
 class RerunEngine:
@@ -54,7 +63,25 @@ class RerunEngine:
             parts = [self._explained(inputs, targets, task, number, progress) for number in range(len(inputs))]
         return parts[0] if len(parts) == 1 else joined(parts)
 
+    def evidence(self, inputs: Inputs, targets: Indices, task: Task) -> tuple[ImageEvidence, int]:
+        """Return what may be asked about the first image, its first target and its first layer, and the target."""
+        found = self._ask(inputs, targets, task, 0, _unseen)
+        return found.evidence[0], int(found.targets[0, 0])
+
     def _explained(self, inputs: Inputs, targets: Indices, task: Task, number: int, progress: Progress) -> Results:
+        found = self._ask(inputs, targets, task, number, progress)
+        # Fewer boxes than asked for: their maps are empty.
+        present = (found.targets[0] >= 0)[:, None, None]
+        method = find_method(task.method)
+        maps = [method.rerun(evidence, task.settings) * present for evidence in found.evidence]
+        layers = [np.asarray(one, np.float32)[None] for one in maps]
+        drawn = self._pen.draw_maps(task, found.logits, found.targets, layers, number)
+        if self._model.has_boxes:
+            return drawn._replace(boxes=Boxes(*found.described))
+        return drawn._replace(similarity=found.described[0]) if found.described else drawn
+
+    def _ask(self, inputs: Inputs, targets: Indices, task: Task, number: int, progress: Progress) -> _Answer:
+        """Run the model on one image, and return what may be asked about each layer."""
         image = inputs.tensor(slice(number, number + 1))
         wanted = targets if len(targets) == 1 else targets[number : number + 1]
         extra = task.extra if task.extra is None or len(task.extra) == 1 else task.extra[number : number + 1]
@@ -67,21 +94,15 @@ class RerunEngine:
         layers, described = divided(others, len(self._model.descriptions))
         self._pen.check_outputs(1, wanted.shape[1], logits, explained, layers)
         check_answered(self._model, wanted, explained, logits)
-        # Fewer boxes than asked for: their maps are empty.
-        present = explained[0] >= 0
         entries = np.maximum(explained[0], 0)
         scores = described[0][0] if self._model.metadata.score == "embedding" else logits[0, entries]
-        maps = []
-        for number_of_layer, position in enumerate(task.positions):
-            layer = (layers[2 * number_of_layer][0], layers[2 * number_of_layer + 1][0]) if layers else None
+        pairs = list(zip(layers[::2], layers[1::2], strict=True))
+        evidence = []
+        for index, position in enumerate(task.positions):
+            layer = (pairs[index][0][0], pairs[index][1][0]) if pairs else None
             asked = Asked(image[0], entries, scores.astype(np.float64), layer, extra, task.batch, task.limit, progress)
-            evidence = ImageEvidence(self._model, self, position, asked)
-            raw = find_method(task.method).rerun(evidence, task.settings)
-            maps.append(np.asarray(raw * present[:, None, None], np.float32)[None])
-        found = self._pen.draw_maps(task, logits, explained, maps, number)
-        if self._model.has_boxes:
-            return found._replace(boxes=Boxes(*described))
-        return found._replace(similarity=described[0]) if described else found
+            evidence.append(ImageEvidence(self._model, self, position, asked))
+        return _Answer(logits, explained, described, evidence)
 
     @property
     def runner(self) -> ModelRunner:
@@ -101,6 +122,10 @@ class RerunEngine:
             if position not in self._heads:
                 self._heads[position] = Head(self._model.path, position, self._threads)
             return self._heads[position]
+
+
+def _unseen(planned: int, done: int) -> None:
+    """Show nothing."""
 
 
 @contextmanager

@@ -54,6 +54,9 @@ class Evidence(Protocol):
     def resize(self, maps: Floats, size: tuple[int, int]) -> Floats:
         """Return maps (M,h,w) at another size, bilinear."""
 
+    def score(self, images: Rows, count: int, *, probabilities: bool = False) -> Doubles:
+        """Return the scores (M,K) of M changed images, as `score_masked` does."""
+
     def score_masked(self, masks: Rows, count: int, *, probabilities: bool = False) -> Doubles:
         """Return the scores (M,K) of the image times each of M masks (h,w), which are resized to the image's size.
 
