@@ -22,9 +22,13 @@ import click
 import fastcam
 
 from .errors import FastcamError, WriteError
+from .evaluating.metrics import GRID, METRICS
+from .evaluating.page import write_page
 from .explaining.methods import METHODS
 from .explaining.selftest import RUNTIMES, check_selftest_answer, run_selftest, write_selftest_picture
+from .files import writing
 from .folders.jobs import FORMATS
+from .folders.sources import find_sources
 from .metadata import FITS, PICTURES, PRECISIONS, SCORE_ACTIVATIONS, SCORES
 from .preprocessing import Preprocessing
 from .web.runtime import PACKAGE
@@ -467,6 +471,83 @@ def explain(
     return _REFUSED if result.failures else 0
 
 
+@commands.command(epilog="Example: fastcam evaluate dogs.onnx photos/ -o which --method gradcam --method layercam")
+@click.argument("model", type=_FILE)
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@click.option("-o", "--out", type=_FILE, required=True, metavar="DIR", help="Folder for the results.")
+@click.option(
+    "--method",
+    multiple=True,
+    type=click.Choice(list(METHODS)),
+    help="Repeatable.  [default: all that need no further runs of the model]",
+)
+@click.option(
+    "--metric",
+    multiple=True,
+    type=click.Choice([*METRICS, GRID]),
+    help="Repeatable.  [default: the most used ones]",
+)
+@click.option(
+    "--masks",
+    type=_FILE,
+    metavar="DIR",
+    help="Pictures that are bright where the object is, one for each photo, with its name and the suffix .png.",
+)
+@click.option(
+    "--target", metavar="CLASS", help="Explain this class, by name or index.  [default: the top class of each picture]"
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=NUMBER",
+    type=_Setting(),
+    help="A setting of a metric, such as steps=50; repeatable. See docs/evaluation.md.",
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Images per batch.")
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="Device to run the model on.")
+def evaluate(
+    model: Path,
+    inputs: Sequence[str],
+    out: Path,
+    method: Sequence[str],
+    metric: Sequence[str],
+    masks: Path | None,
+    target: str | None,
+    settings: Sequence[tuple[str, float]],
+    batch_size: int,
+    device: str,
+) -> None:
+    """Measure which method explains MODEL best, on your own pictures, beside baselines that know nothing of it.
+
+    \b
+    The following is written to DIR:
+      evaluation.html   the methods in order, for each metric
+      evaluation.json   every number, and the settings
+    """  # noqa: D301 - the escape tells click to keep the lines
+    photos = [Path(source.path) for source in find_sources(inputs, [out])]
+    explainer = fastcam.Explainer(model, device=device)
+    bar = _Count("img")
+    found = fastcam.evaluate(
+        explainer,
+        photos,
+        target=target,
+        methods=list(method) or None,
+        metrics=list(metric) or None,
+        masks=None if masks is None else [masks / f"{photo.stem}.png" for photo in photos],
+        settings=dict(settings),
+        batch_size=batch_size,
+        progress=bar if sys.stderr.isatty() else None,
+    )
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    found.save(out / "evaluation.json")
+    page = write_page(found, out / "evaluation.html")
+    for line in str(found).splitlines():
+        _say(line)
+    _say(f"page: {page}")
+
+
 @commands.command(epilog="Example: fastcam info dogs.onnx")
 @click.argument("file", type=_FILE)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
@@ -605,6 +686,23 @@ class _Bar:
         self._bar.set_postfix({"failed": progress.failed} if progress.failed else {}, refresh=False)
         self._bar.update(progress.done - self._bar.n)
         if progress.done == progress.total:
+            self._bar.close()
+
+
+class _Count:
+    """A progress bar of so many of all."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._bar: Any = None
+
+    def __call__(self, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(total=total, unit=self._unit, dynamic_ncols=True)
+        self._bar.update(done - self._bar.n)
+        if done == total:
             self._bar.close()
 
 

@@ -15,20 +15,19 @@ from PIL import Image
 
 from ..arguments import check_callable, check_count, check_mapping, check_names, check_path, checked, optional, shown
 from ..arrays import Array, Doubles, Floats
-from ..errors import ArgumentError, ImageError, MissingExtraError, WriteError, suggest
+from ..errors import ArgumentError, ImageError, MissingExtraError, suggest
 from ..explaining.explainer import Explainer
 from ..explaining.images import Images, as_list, on_host
 from ..explaining.methods import FORMULAS
 from ..explaining.targets import Target
+from ..files import replacing
 from .baselines import BASELINES
 from .case import Case, Draw
-from .metrics import METRICS, SETTINGS, Metric
+from .metrics import GRID, METRICS, SETTINGS, Metric
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# The grid pointing game: see `_grid_game`.
-GRID = "grid"
 _TILES = 4
 _DEFAULT_METRICS = ("deletion", "insertion", "average_drop", "adcc", "road", "mu_fidelity", "sparseness")
 _RESAMPLES = 1000
@@ -47,6 +46,9 @@ class Summary(NamedTuple):
         Bounds of the 95 % confidence interval of the mean, from 1000 bootstrap samples of the pictures.
     values : int
         How many values the mean is of: one for each picture; for "grid" four for each grid.
+    better_than : tuple of str
+        The baselines that the method beats: the confidence interval of the mean difference, picture by picture,
+        leaves out 0.
     """
 
     method: str
@@ -56,6 +58,7 @@ class Summary(NamedTuple):
     low: float
     high: float
     values: int
+    better_than: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -83,15 +86,17 @@ class Evaluation:
         """Return a row for each metric and method, the best method of each metric first."""
         rows = []
         for metric in next(iter(self.values.values())):
-            better = METRICS[metric].better if metric in METRICS else "higher"
-            found = [
-                Summary(
-                    method, metric, better, *_interval(numbers[metric], self.settings["seed"]), len(numbers[metric])
-                )
-                for method, numbers in self.values.items()
-            ]
-            rows += sorted(found, key=lambda row: row.mean, reverse=better == "higher")
+            found = [self._summarised(method, metric) for method in self.values]
+            rows += sorted(found, key=lambda row: row.mean, reverse=found[0].better == "higher")
         return rows
+
+    def _summarised(self, method: str, metric: str) -> Summary:
+        better = METRICS[metric].better if metric in METRICS else "higher"
+        numbers, seed = self.values[method][metric], self.settings["seed"]
+        sign = 1 if better == "higher" else -1
+        gains = {name: sign * (numbers - self.values[name][metric]) for name in BASELINES if name != method}
+        beaten = tuple(name for name, gain in gains.items() if _interval(gain, seed)[1] > 0)
+        return Summary(method, metric, better, *_interval(numbers, seed), len(numbers), beaten)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as numbers, lists and strings, for JSON."""
@@ -129,13 +134,8 @@ class Evaluation:
             The file cannot be written.
         """
         destination = check_path("path", path)
-        text = json.dumps(self.to_dict(), indent=1)
-        try:
-            partial = destination.with_name(f".{destination.name}.part")
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(destination)
-        except OSError as error:
-            raise WriteError(f"{destination}: it cannot be written: {error}") from error
+        with replacing(destination) as file:
+            file.write(json.dumps(self.to_dict(), indent=1).encode() + b"\n")
 
     def __str__(self) -> str:
         """Return the summary as a table, one method per row and one metric per column."""

@@ -284,6 +284,9 @@ METRICS: dict[str, Metric] = {
     "iou": Metric("overlap of as many pixels as the mask has", "higher", _iou, needs_mask=True),
 }
 
+# The grid pointing game, of four pictures at once: see `evaluation`.
+GRID = "grid"
+
 SETTINGS: dict[str, Setting] = {
     "steps": Setting(20, 1, 100_000, "steps of deletion and insertion"),
     "road_levels": Setting(4, 1, 99, "shares of the pixels that road removes"),

@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from networks import Array, NetworkBuilder, small_classifier
 from PIL import Image
 
 import fastcam
 from bench import shims
+from fastcam.cli import commands
 from fastcam.errors import ArgumentError
 from fastcam.evaluating.baselines import BASELINES
 from fastcam.evaluating.case import Case
 from fastcam.evaluating.metrics import METRICS, SETTINGS
+from fastcam.evaluating.page import write_page
 
 _SIDE = 12
 _FAST = {"steps": 4, "fidelity_samples": 8, "fidelity_grid": 3, "sensitivity_samples": 2, "road_levels": 2}
@@ -38,7 +41,7 @@ def pictures(rng: np.random.Generator) -> list[Array]:
 def _case(explainer: fastcam.Explainer, picture: Array, heatmap: Array, **settings: Any) -> Case:
     evidence, target = explainer.evidence(explainer.prepare(picture), None)
     every = {name: row.default for name, row in SETTINGS.items()} | settings
-    return Case(evidence, target, 5, heatmap.astype(np.float64), lambda image, other: heatmap, None, every, 0)
+    return Case(evidence, target, 5, heatmap, lambda image, other: heatmap, None, every, 0)
 
 
 def _value(metric: str, case: Case) -> float:
@@ -167,16 +170,19 @@ def test_road_is_that_of_pytorch_grad_cam(tmp_path: Path, rng: np.random.Generat
     fastcam.export(network, tmp_path / "small.onnx", example_input=torch.zeros(1, 3, _SIDE, _SIDE))
     explainer = fastcam.Explainer(tmp_path / "small.onnx", device="cpu")
     image = rng.random((3, _SIDE, _SIDE)).astype(np.float32)
-    heatmap = rng.random((_SIDE, _SIDE)).astype(np.float32)
+    heatmap = rng.random((_SIDE, _SIDE))
     evidence, _ = explainer.evidence(image[None], 2)
     settings = {name: row.default for name, row in SETTINGS.items()} | {"road_noise": 0.0, "road_levels": 4}
-    case = Case(evidence, 2, 4, heatmap.astype(np.float64), lambda image, other: heatmap, None, settings, 0)
+    case = Case(evidence, 2, 4, heatmap, lambda image, other: heatmap, None, settings, 0)
     imputer = road.NoisyLinearImputer(noise=0)
     sums = []
     for remove in (road.RemoveLeastRelevantFirst, road.RemoveMostRelevantFirst):
         measured = [
             road.PerturbationConfidenceMetric(remove(percentile, imputer))(
-                torch.tensor(image[None]), heatmap[None], [targets.ClassifierOutputTarget(2)], network
+                torch.tensor(image[None]),
+                heatmap[None].astype(np.float32),
+                [targets.ClassifierOutputTarget(2)],
+                network,
             )
             for percentile in (20, 40, 60, 80)
         ]
@@ -203,12 +209,12 @@ def test_metrics_are_those_of_xplique(tmp_path: Path, rng: np.random.Generator) 
     fastcam.export(model, tmp_path / "small.onnx", preprocess="none")
     explainer = fastcam.Explainer(tmp_path / "small.onnx", device="cpu")
     image = rng.random((1, _SIDE, _SIDE, 3)).astype(np.float32)
-    heatmap = rng.random((_SIDE, _SIDE)).astype(np.float32)
+    heatmap = rng.random((_SIDE, _SIDE))
     # xplique stretches masks to 0..1.
     heatmap = (heatmap - heatmap.min()) / (heatmap.max() - heatmap.min())
     evidence, _ = explainer.evidence(image, 1)
     settings = {name: row.default for name, row in SETTINGS.items()} | {"steps": 10}
-    case = Case(evidence, 1, 4, heatmap.astype(np.float64), lambda image, other: heatmap, None, settings, 0)
+    case = Case(evidence, 1, 4, heatmap, lambda image, other: heatmap, None, settings, 0)
     label = np.eye(4, dtype=np.float32)[[1]]
     peers = {
         "deletion": metrics.Deletion(model, image, label, steps=10),
@@ -217,7 +223,9 @@ def test_metrics_are_those_of_xplique(tmp_path: Path, rng: np.random.Generator) 
         "increase": metrics.AverageIncreaseMetric(model, image, label),
     }
     for name, peer in peers.items():
-        assert _value(name, case) == pytest.approx(float(peer.evaluate(heatmap[None])), abs=1e-5), name
+        assert _value(name, case) == pytest.approx(float(peer.evaluate(heatmap[None].astype(np.float32))), abs=1e-5), (
+            name
+        )
 
 
 def test_an_evaluation_finds_the_method_that_looks_at_what_counts(tmp_path: Path) -> None:
@@ -243,6 +251,8 @@ def test_an_evaluation_finds_the_method_that_looks_at_what_counts(tmp_path: Path
         own = rows["hirescam", metric]
         assert own.low <= own.mean <= own.high
         assert own.values == 6
+        assert own.better_than == ("random", "centre", "edges"), metric
+        assert rows["random", metric].better_than != ("centre", "edges"), metric
     assert rows["hirescam", "energy"].mean > 0.95
     assert rows["random", "energy"].mean == pytest.approx(36 / 256, abs=0.05)
 
@@ -323,3 +333,34 @@ def test_what_is_refused(
 ) -> None:
     with pytest.raises(ArgumentError, match=message):
         fastcam.evaluate(explainer, pictures, **arguments)
+
+
+def test_the_page_shows_every_number(explainer: fastcam.Explainer, pictures: list[Array], tmp_path: Path) -> None:
+    found = fastcam.evaluate(explainer, pictures, methods="gradcam", metrics=["deletion", "sparseness"], settings=_FAST)
+    page = write_page(found, tmp_path / "evaluation.html").read_text()
+    for row in found.summary():
+        assert f"{row.mean:.3f} ({row.low:.3f} to {row.high:.3f})" in page
+        assert page.count(f"<td>{row.method}</td>\n<td><div") == 2
+    assert "lower is better" in page
+    assert "&#34;steps&#34;: 4" in page or '"steps": 4' in page
+
+
+def test_from_the_command_line(explainer: fastcam.Explainer, pictures: list[Array], tmp_path: Path) -> None:
+    photos, masks = tmp_path / "photos", tmp_path / "masks"
+    for folder in (photos, masks):
+        folder.mkdir()
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(photos / f"{number}.png")
+        Image.fromarray(np.eye(_SIDE, dtype=np.uint8) * 255).save(masks / f"{number}.png")
+    arguments = ["evaluate", str(explainer.path), str(photos), "-o", str(tmp_path / "out"), "--masks", str(masks)]
+    arguments += ["--method", "gradcam", "--metric", "energy", "--metric", "deletion", "--set", "steps=3"]
+    result = CliRunner().invoke(commands, arguments)
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    expected = fastcam.evaluate(
+        explainer, [photos / f"{number}.png" for number in range(4)], methods="gradcam", metrics=["energy", "deletion"],
+        masks=[masks / f"{number}.png" for number in range(4)], settings={"steps": 3},
+    )  # fmt: skip
+    assert written["values"] == expected.to_dict()["values"]
+    assert (tmp_path / "out" / "evaluation.html").exists()
+    assert all(f"{row.mean:.3f} {row.low:.3f}..{row.high:.3f}" in result.output for row in expected.summary())
