@@ -16,6 +16,7 @@ from .errors import (
     WriteError,
 )
 from .evaluating.evaluation import Evaluation, evaluate
+from .evaluating.verification import Verification, verify
 from .explaining.explainer import Explainer
 from .explaining.explanation import DeviceExplanation, Explanation, ImageExplanation
 from .explaining.inspection import ModelInfo, inspect
@@ -60,6 +61,7 @@ __all__ = [
     "TrainingProgress",
     "TrainingResult",
     "UnsupportedOpError",
+    "Verification",
     "WriteError",
     "defvjp",
     "evaluate",
@@ -69,6 +71,7 @@ __all__ = [
     "inspect",
     "render",
     "split",
+    "verify",
     "write_context",
     "write_report",
 ]

@@ -23,7 +23,8 @@ import fastcam
 
 from .errors import FastcamError, WriteError
 from .evaluating.metrics import GRID, METRICS
-from .evaluating.page import write_page
+from .evaluating.page import write_evaluation_page, write_verification_page
+from .evaluating.verification import CHECKS
 from .explaining.methods import METHODS
 from .explaining.selftest import RUNTIMES, check_selftest_answer, run_selftest, write_selftest_picture
 from .files import writing
@@ -542,10 +543,63 @@ def evaluate(
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     found.save(out / "evaluation.json")
-    page = write_page(found, out / "evaluation.html")
+    page = write_evaluation_page(found, out / "evaluation.html")
     for line in str(found).splitlines():
         _say(line)
     _say(f"page: {page}")
+
+
+@commands.command(epilog="Example: fastcam verify dogs.onnx photos/ -o checks --threshold blank=0.2")
+@click.argument("model", type=_FILE)
+@click.argument("inputs", metavar="[INPUT...]", nargs=-1)
+@click.option("-o", "--out", type=_FILE, required=True, metavar="DIR", help="Folder for the results.")
+@click.option(
+    "--method", type=click.Choice(list(METHODS)), help="How to explain.  [default: the file's own default method]"
+)
+@click.option(
+    "--compare-with",
+    type=_FILE,
+    metavar="MODEL",
+    help="The same model in another precision: agreement of the classes, and drift of the heatmaps.",
+)
+@click.option(
+    "--threshold",
+    "thresholds",
+    multiple=True,
+    metavar="NAME=NUMBER",
+    type=_Setting(),
+    help=f"Another threshold, by the name of the check: {', '.join(CHECKS)}; repeatable.",
+)
+def verify(
+    model: Path,
+    inputs: Sequence[str],
+    out: Path,
+    method: str | None,
+    compare_with: Path | None,
+    thresholds: Sequence[tuple[str, float]],
+) -> int:
+    """Check MODEL on this machine: its gradients, its arithmetic, and what its heatmaps depend on.
+
+    INPUT are photos like those of production, a few dozen. The exit status is 1 if a threshold is missed, so that a
+    pipeline can depend on it.
+
+    \b
+    The following is written to DIR:
+      verification.html   what was measured, with thresholds
+      verification.json   the same, with hashes and versions
+    """  # noqa: D301 - the escape tells click to keep the lines
+    photos = [Path(source.path) for source in find_sources(inputs, [out])] if inputs else None
+    found = fastcam.verify(model, photos, method=method, compare_with=compare_with, thresholds=dict(thresholds))
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    found.save(out / "verification.json")
+    page = write_verification_page(found, out / "verification.html")
+    for finding in found.findings:
+        value = "not measured" if finding.value is None else f"{finding.value:.3g}"
+        verdict = {None: finding.reason, True: "met", False: "MISSED"}[finding.passed]
+        _say(f"{finding.name:<16}{value:<14}{finding.side} {finding.bound:.3g}: {verdict}")
+    _say(f"page: {page}")
+    return 0 if found.passed else _REFUSED
 
 
 @commands.command(epilog="Example: fastcam info dogs.onnx")

@@ -203,6 +203,12 @@ def digest(parts: Iterable[bytes | memoryview]) -> str:
     return state.hexdigest()
 
 
+def digest_file(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file, as 64 hexadecimal digits; raises OSError."""
+    with open_regular(path) as file:
+        return digest(read_chunks(file))
+
+
 def identity(path: str | os.PathLike[str]) -> Identity:
     """Return what identifies a file or folder, whatever its path; raises OSError."""
     status = os.stat(path)  # noqa: PTH116 - Path would change names like "a/../b"

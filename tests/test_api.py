@@ -46,6 +46,7 @@ def test_public_names() -> None:
         "TrainingProgress",
         "TrainingResult",
         "UnsupportedOpError",
+        "Verification",
         "WriteError",
         "defvjp",
         "evaluate",
@@ -55,6 +56,7 @@ def test_public_names() -> None:
         "inspect",
         "render",
         "split",
+        "verify",
         "write_context",
         "write_report",
     ]

@@ -181,7 +181,7 @@ def _mu_fidelity(case: Case) -> float:
     masks = cells[:, rows[:, None], columns]
     kept = case.evidence.score_masked(lambda part: masks[part].astype(np.float32), count, probabilities=True)
     sums = [float(case.heatmap[~mask].sum()) for mask in masks]
-    return _rank_correlation(case.own_score() - kept[:, 0], np.array(sums))
+    return rank_correlation(case.own_score() - kept[:, 0], np.array(sums))
 
 
 def _sparseness(case: Case) -> float:
@@ -212,7 +212,7 @@ def _random_logit(case: Case) -> float:
     if not others:
         return 1.0
     other = int(case.random().choice(others))
-    return _rank_correlation(case.heatmap.ravel(), case.draw(case.evidence.image, other).ravel())
+    return rank_correlation(case.heatmap.ravel(), case.draw(case.evidence.image, other).ravel())
 
 
 def _object(case: Case) -> Array:
@@ -253,7 +253,7 @@ def _correlation(first: Doubles, second: Doubles) -> float:
     return float(first @ second / size) if size > 0 else 0.0
 
 
-def _rank_correlation(first: Doubles, second: Doubles) -> float:
+def rank_correlation(first: Doubles, second: Doubles) -> float:
     """Return Spearman's correlation; equal numbers share the mean of their ranks."""
     return _correlation(_ranks(first), _ranks(second))
 

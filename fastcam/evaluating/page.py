@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 
@@ -13,6 +13,7 @@ from ..files import replacing
 from .baselines import BASELINES
 from .evaluation import Evaluation, Summary
 from .metrics import GRID, METRICS
+from .verification import Verification
 
 _GRID_SOURCE = "Boehle et al. 2021 (arXiv 2104.00032): the share of the map in its own quarter, chance is 0.25"
 
@@ -37,7 +38,7 @@ class _Plot(NamedTuple):
     bars: list[_Bar]
 
 
-def write_page(evaluation: Evaluation, path: str | os.PathLike[str]) -> Path:
+def write_evaluation_page(evaluation: Evaluation, path: str | os.PathLike[str]) -> Path:
     """Write an evaluation as one HTML file that needs neither network nor server.
 
     Raises
@@ -45,14 +46,37 @@ def write_page(evaluation: Evaluation, path: str | os.PathLike[str]) -> Path:
     WriteError
         The file cannot be written.
     """
-    destination = check_path("path", path)
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("fastcam.evaluating"), autoescape=True)
-    page = environment.get_template("evaluation.html").render(
+    return _write(
+        path,
+        "evaluation.html",
         plots=_plots(evaluation),
         settings=evaluation.settings,
         pictures=len(evaluation.targets),
         baselines=", ".join(BASELINES),
     )
+
+
+def write_verification_page(verification: Verification, path: str | os.PathLike[str]) -> Path:
+    """Write a verification as one HTML file that needs neither network nor server.
+
+    Raises
+    ------
+    WriteError
+        The file cannot be written.
+    """
+    return _write(
+        path,
+        "verification.html",
+        passed=verification.passed,
+        findings=verification.findings,
+        facts=verification.facts,
+    )
+
+
+def _write(path: str | os.PathLike[str], template: str, **values: Any) -> Path:
+    destination = check_path("path", path)
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("fastcam.evaluating"), autoescape=True)
+    page = environment.get_template(template).render(**values)
     with replacing(destination) as file:
         file.write(page.encode())
     return destination

@@ -40,10 +40,14 @@ _AFFINE = frozenset("Add Concat Flatten Identity Neg Reshape Squeeze".split())
 
 
 @dataclass(frozen=True)
-class _Whole:
+class WholeHead:
     """A head that has to run for every channel: activations (n,C,h,w) -> scores."""
 
     session: onnxruntime.InferenceSession
+
+    def score(self, activations: Floats) -> Floats:
+        """Return the scores (N,classes) of activations (N,C,h,w)."""
+        return _answer(self.session, activations, NO_LIMIT)
 
     def without_channels(self, activations: Floats, batch: int, limit: TimeLimit) -> Floats:
         """See `Head`."""
@@ -129,9 +133,9 @@ class Head:
             and [node.op_type in _AVERAGES for node in pooling] == [True]
             and all(node.op_type in _AFFINE for node in head.nodes if id(node) not in before)
         )
-        self._ablation: _Dense | _Whole = (
+        self._ablation: _Dense | WholeHead = (
             None if dense is None else _open_dense(head, name, pooling, moving, dense, threads)
-        ) or _Whole(_open(head, threads))
+        ) or WholeHead(_open(head, threads))
 
     def without_channels(self, activations: Floats, batch: int, limit: TimeLimit) -> Floats:
         """Return the scores (C,classes) with each channel of the activations (C,h,w) set to 0.
@@ -144,6 +148,11 @@ class Head:
         limit : TimeLimit
         """
         return self._ablation.without_channels(activations, batch, limit)
+
+
+def open_head(path: Path, position: int, threads: int | None) -> WholeHead:
+    """Return the head of a file's layer as it is; raises as `Head` does."""
+    return WholeHead(_open(_read_head(path, layer_outputs(position).activations), threads))
 
 
 def _read_head(path: Path, name: str) -> Graph:

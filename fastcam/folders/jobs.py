@@ -54,7 +54,7 @@ from ..explaining.boxes import check_threshold
 from ..explaining.explained_model import LARGEST_HEATMAP
 from ..explaining.explainer import Explainer
 from ..explaining.explanation import ImageExplanation, caption, captioned
-from ..files import digest, open_regular, read_chunks, replacing, writing
+from ..files import digest_file, replacing, writing
 from ..pictures.captions import add_boxes
 from ..pictures.letterbox import Frame
 from ..pictures.preparing import resize_image, shrink_image
@@ -315,7 +315,7 @@ def explain_files(
     job.try_out()
     record = {
         "fastcam": version("fastcam"),
-        "model_sha256": _digest_file(explainer.path),
+        "model_sha256": digest_file(explainer.path),
         "target": wanted,
         "method": method,
         "layers": explainer.default_layers if layer is None else [layer] if isinstance(layer, str) else list(layer),
@@ -687,11 +687,6 @@ def _write_file(path: Path, data: memoryview) -> None:
     # Waiting for the disk for every image would dominate; instead, the journal checks the files of an earlier run.
     with replacing(path, durable=False) as file:
         file.write(data)
-
-
-def _digest_file(path: Path) -> str:
-    with open_regular(path) as file:
-        return digest(read_chunks(file))
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from fastcam.errors import ArgumentError
 from fastcam.evaluating.baselines import BASELINES
 from fastcam.evaluating.case import Case
 from fastcam.evaluating.metrics import METRICS, SETTINGS
-from fastcam.evaluating.page import write_page
+from fastcam.evaluating.page import write_evaluation_page
 
 _SIDE = 12
 _FAST = {"steps": 4, "fidelity_samples": 8, "fidelity_grid": 3, "sensitivity_samples": 2, "road_levels": 2}
@@ -337,7 +337,7 @@ def test_what_is_refused(
 
 def test_the_page_shows_every_number(explainer: fastcam.Explainer, pictures: list[Array], tmp_path: Path) -> None:
     found = fastcam.evaluate(explainer, pictures, methods="gradcam", metrics=["deletion", "sparseness"], settings=_FAST)
-    page = write_page(found, tmp_path / "evaluation.html").read_text()
+    page = write_evaluation_page(found, tmp_path / "evaluation.html").read_text()
     for row in found.summary():
         assert f"{row.mean:.3f} ({row.low:.3f} to {row.high:.3f})" in page
         assert page.count(f"<td>{row.method}</td>\n<td><div") == 2
