@@ -99,7 +99,7 @@ class _Setting(_ParamType):
     name = "name=number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int | float]:
-        match = re.fullmatch(r"([a-z_]+)=(\d{1,12}|\d*\.\d+)", str(value))
+        match = re.fullmatch(r"([a-z_]+)=(-?(?:\d{1,12}|\d*\.\d+))", str(value))
         if match is None:
             self.fail(f"{value!r} is not a setting: give a name and a number, 'masks=4000'", param, ctx)
         return match[1], float(match[2]) if "." in match[2] else int(match[2])

@@ -691,7 +691,7 @@ def test_a_method_and_its_settings_from_the_command_line(model: Path, photos: Pa
     np.testing.assert_allclose(written, explained.heatmaps[0, 0], atol=1e-3)
 
 
-@pytest.mark.parametrize("text", ["masks", "masks=many", "=3", "masks=-1"])
+@pytest.mark.parametrize("text", ["masks", "masks=many", "=3", "masks=--1"])
 def test_what_is_not_a_setting(model: Path, photos: Path, tmp_path: Path, text: str) -> None:
     result = _invoke("explain", model, photos, "-o", tmp_path / "out", "--method", "rise", "--set", text)
     assert result.exit_code == 2
