@@ -89,7 +89,7 @@ def _contestants(network: Any, folder: Path) -> dict[str, Callable[[], Any]]:
         return explainer(images, _CLASS, method=method, normalize=normalize, size="layer").maps[0, 0]
 
     def torchcams() -> Any:
-        scores = module(tensor.clone().requires_grad_(requires_grad=True))
+        scores = module(tensor.clone().requires_grad_())
         return score(_CLASS, scores, normalized=False)[0][0].detach().numpy()
 
     def grad_cams() -> Any:

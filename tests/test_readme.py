@@ -21,6 +21,10 @@ from segmentation_graphs import segmenter
 from textbook import make_layers_he
 
 import fastcam
+from fastcam.evaluating.baselines import BASELINES
+from fastcam.evaluating.metrics import METRICS
+from fastcam.evaluating.verification import CHECKS
+from fastcam.explaining.methods import METHODS
 from fastcam.exporting.gradients.table import VJPS
 
 _README = Path(__file__).parents[1] / "README.md"
@@ -31,6 +35,9 @@ _TORCH_BLOCKS = [block for block in _ALL_BLOCKS if "import torch" in block]
 _BLOCKS = [block for block in _ALL_BLOCKS if block not in _TORCH_BLOCKS]
 _SCORES = (_README.parent / "docs" / "scores.md").read_text(encoding="utf-8")
 _SCORE_BLOCKS = dict(re.findall(r"<!-- runs (\w+) -->\n```python\n(.*?)```", _SCORES, re.DOTALL))
+_METHODS, _EVALUATION = (
+    (_README.parent / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("methods", "evaluation")
+)
 _COMMANDS = re.findall(r"<!-- runs sh -->\n```sh\n(.*?)```", _TEXT, re.DOTALL)
 _TRAINING = re.findall(r"<!-- runs train -->\n```sh\n(.*?)```", _TEXT, re.DOTALL)
 
@@ -102,6 +109,31 @@ def test_the_blocks_of_the_page_on_scores_run(name: str, tmp_path: Path, monkeyp
         assert set(found["image"].labels) == {"red"}
         assert Path("box_0.png").is_file()
     assert len(_SCORE_BLOCKS) == 4
+
+
+def test_the_block_of_the_page_on_evaluation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _save_photos(tmp_path, ["dog.jpg", "two_dogs.jpg"])
+    fastcam.export(small_classifier().to_model(), "dogs.onnx", preprocess="scale")
+    (block,) = re.findall(r"<!-- runs evaluation -->\n```python\n(.*?)```", _EVALUATION, re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(block, found)
+    assert set(found["found"].values) == {"gradcam", "eigencam", *BASELINES}
+
+
+def test_the_pages_name_every_row_of_the_tables() -> None:
+    settings = {(name, key): row for name, method in METHODS.items() for key, row in method.settings.items()}
+    for (name, key), row in settings.items():
+        lines = [line for line in _METHODS.splitlines() if f"`{key}`" in line]
+        assert lines, (name, key)
+        assert any(f"{row.default}" in line for line in lines), (name, key)
+    for name in METHODS:
+        assert f"| `{name}` |" in _METHODS
+    for name, metric in METRICS.items():
+        assert f"| `{name}` | {metric.better} |" in _EVALUATION
+    for name, check in CHECKS.items():
+        assert f"| `{name}` |" in _EVALUATION
+        assert f"| {check.side} {check.bound:g}".replace("1e-05", "1e-5") in _EVALUATION, name
 
 
 @pytest.mark.slow
