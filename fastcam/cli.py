@@ -637,6 +637,63 @@ def web(file: Path, out: Path, title: str | None, archive: Path | None) -> None:
     _say(f"open it: python -m http.server -d {site.folder}, then http://localhost:8000")
 
 
+@commands.command(epilog="Example: fastcam serve dogs.onnx --port 8000")
+@click.argument("models", metavar="MODEL...", type=_FILE, nargs=-1, required=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all networks.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Calls at the same time.")
+@click.option("--queue", type=click.IntRange(min=1), default=64, show_default=True, help="Requests that may wait.")
+@click.option(
+    "--max-batch",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Pictures of different requests given to the model together; more than 1 helps on GPUs.",
+)
+@click.option(
+    "--max-wait",
+    type=click.FloatRange(0, 1),
+    default=0.005,
+    show_default=True,
+    help="Seconds that a request waits for others to join its batch.",
+)
+@click.option(
+    "--timeout", type=click.FloatRange(0.001, 3600), default=30.0, show_default=True, help="Seconds per request."
+)
+@click.option("--max-bytes", type=click.IntRange(min=1), default=20_000_000, show_default=True, help="Largest body.")
+@click.option(
+    "--max-pixels", type=click.IntRange(min=1), default=50_000_000, show_default=True, help="Largest picture."
+)
+@click.option(
+    "--token",
+    envvar="FASTCAM_TOKEN",
+    help="Clients must send it as a bearer token. Better in the variable FASTCAM_TOKEN, which other users cannot see.",
+)
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="Device to run the models on.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads per call.  [default: all processors]")
+def serve(
+    models: Sequence[Path],
+    host: str,
+    port: int,
+    device: str,
+    threads: int | None,
+    **limits: Any,
+) -> None:
+    """Explain over HTTP with each MODEL, under its file's name, until SIGTERM.
+
+    \b
+    POST /explain               a photo in; an overlay, JSON or an array out, as Accept asks
+    GET  /                      a page to drop a photo on
+    POST /v2/models/NAME/infer  the Open Inference Protocol, for KServe's and Triton's clients
+    GET  /metrics               for Prometheus
+    GET  /openapi.json          the interface
+    """  # noqa: D301 - the escape tells click to keep the lines
+    from .serving.server import serve as run_server
+    from .serving.settings import ServerSettings
+
+    run_server(models, host=host, port=port, device=device, threads=threads, settings=ServerSettings(**limits))
+
+
 @commands.command(epilog="Example: fastcam selftest dogs.onnx --runtime openvino")
 @click.argument("file", type=_FILE)
 @click.option(

@@ -97,6 +97,23 @@ def read_image(source: ImageSource, *, value_range: ValueRange = None) -> Pixels
     raise ImageError(f"cannot read a picture from a {type(source).__name__}. {_ACCEPTED}")
 
 
+def picture_size(content: bytes) -> tuple[int, int]:
+    """Return height and width of the bytes of a picture's file, without decoding it.
+
+    Raises
+    ------
+    ImageError
+        They are not a picture that `read_image` reads.
+    """
+    from PIL import Image
+
+    def size() -> tuple[int, int]:
+        with _no_warnings(), Image.open(io.BytesIO(content), formats=_known_formats()) as picture:
+            return picture.height, picture.width
+
+    return _guarded("the picture in memory", size)
+
+
 def _checked_range(value_range: Any) -> ValueRange:
     if value_range is None:
         return None
