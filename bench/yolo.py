@@ -15,14 +15,14 @@ CLASSES = 80
 _BINS = 16
 
 
-class _Conv(Sequential):  # type: ignore[misc]
+class _Conv(Sequential):
     def __init__(self, before: int, after: int, kernel: int = 1, stride: int = 1) -> None:
         super().__init__(
             nn.Conv2d(before, after, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(after), nn.SiLU()
         )
 
 
-class _C2f(Module):  # type: ignore[misc]
+class _C2f(Module):
     """Split, bottlenecks in a row, all results joined."""
 
     def __init__(self, before: int, after: int, count: int, *, shortcut: bool) -> None:
@@ -43,7 +43,7 @@ class _C2f(Module):  # type: ignore[misc]
         return self.last(torch.cat(parts, 1))
 
 
-class _Pyramid(Module):  # type: ignore[misc]
+class _Pyramid(Module):
     """Spatial pyramid pooling: three poolings in a row, joined."""
 
     def __init__(self, size: int) -> None:
@@ -58,7 +58,7 @@ class _Pyramid(Module):  # type: ignore[misc]
         return self.last(torch.cat(parts, 1))
 
 
-class YoloV8n(Module):  # type: ignore[misc]
+class YoloV8n(Module):
     """Images (N,3,640,640) to (N,84,8400): boxes as centres and sizes in pixels, and 80 probabilities."""
 
     def __init__(self, side: int = 640) -> None:

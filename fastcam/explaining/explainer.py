@@ -557,8 +557,8 @@ class Explainer:
             ) from error
         if on_device:
             return DeviceExplanation(*results.arrays, self.classes, self._model.metadata.score_activation)
-        if lowest is not None:
-            results = _above(lowest, results, targets)
+        if lowest is not None and results.boxes is not None:
+            results = _above(lowest, results, results.boxes.scores, targets)
         return self._explanation(results, pictures, signed=scaling == "signed")
 
     def evidence(self, image: Images, target: Target = None, *, batch_size: int = 16) -> tuple[Evidence, int]:
@@ -804,10 +804,9 @@ class Explainer:
         return tensor
 
 
-def _above(threshold: float, results: Results, asked: Indices) -> Results:
+def _above(threshold: float, results: Results, scores: Floats, asked: Indices) -> Results:
     """Leave out boxes by rank below the threshold: their target is -1, and their map is empty."""
-    assert results.boxes is not None  # noqa: S101  # a detector's engine returns them
-    absent = (results.targets < 0) | (asked == ABSENT) | ((asked < 0) & (results.boxes.scores < threshold))
+    absent = (results.targets < 0) | (asked == ABSENT) | ((asked < 0) & (scores < threshold))
     for maps in (results.heatmaps, results.maps, results.evidence):
         maps[absent] = 0
     return results._replace(targets=np.where(absent, -1, results.targets))

@@ -48,7 +48,7 @@ from ..arguments import (
     renamed,
     shown,
 )
-from ..arrays import Pixels
+from ..arrays import Floats, Pixels
 from ..errors import ArgumentError, FastcamError, ImageError, NonFiniteError
 from ..explaining.boxes import check_threshold
 from ..explaining.explained_model import LARGEST_HEATMAP
@@ -519,7 +519,7 @@ class _Job:
     def _scores(self, explained: ImageExplanation) -> Entry:
         """Return ``classes``, the explained ones, and ``top``, the top 5."""
         if explained.boxes is not None and explained.box_scores is not None:
-            boxes = _described_boxes(explained)
+            boxes = _described_boxes(explained, explained.boxes, explained.box_scores)
             return {"classes": boxes, "top": [{name: box[name] for name in _SCORE_FIELDS} for box in boxes[:_TOP]]}
         best = np.argsort(-explained.logits, kind="stable")[:_TOP]
 
@@ -600,15 +600,13 @@ class _Job:
 _SCORE_FIELDS = ("index", "label", "probability", "score")
 
 
-def _described_boxes(explained: ImageExplanation) -> list[Entry]:
+def _described_boxes(explained: ImageExplanation, boxes: Floats, scores: Floats) -> list[Entry]:
     """Return the boxes of a picture as ``classes`` of its line."""
-    assert explained.boxes is not None  # noqa: S101  # asked before
-    assert explained.box_scores is not None  # noqa: S101
     rows = zip(
         explained.targets.tolist(),
         explained.labels,
-        explained.box_scores.tolist(),
-        explained.boxes.round(3).tolist(),
+        scores.tolist(),
+        boxes.round(3).tolist(),
         explained.evidence.round(7).tolist(),
         strict=True,
     )

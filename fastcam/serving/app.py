@@ -276,8 +276,9 @@ _VERSIONS = ("", "/versions/1")
 
 
 async def _not_routed(request: Request, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    return _error(status, {404: "there is no such page", 405: "this page has another method"}.get(status, str(error)))
+    status, headers = (error.status_code, error.headers) if isinstance(error, HTTPException) else (500, None)
+    texts = {404: "there is no such page", 405: "this page has another method"}
+    return _error(status, texts.get(status, str(error)), headers)
 
 
 def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:

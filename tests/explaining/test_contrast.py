@@ -211,6 +211,12 @@ def test_a_drawing_file_is_signed_but_not_contrasted_by_other_classes(tmp_path: 
 
 def test_pictures_are_saved_with_both_signs(explainer: fastcam.Explainer, tmp_path: Path) -> None:
     photo = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    explainer(photo, normalize="signed")[0].save(tmp_path / "signed.png")
-    with Image.open(tmp_path / "signed.png") as saved:
-        assert saved.size == (40, 30)
+    image = explainer(photo, normalize="signed")[0]
+    image.save(tmp_path / "signed.png")
+    saved = np.asarray(Image.open(tmp_path / "signed.png"), np.int64)
+    np.testing.assert_array_equal(saved, image.overlay())
+    # Red where the evidence is for the class, blue where it is against it.
+    redness = saved[..., 0] - saved[..., 2] - (photo[..., 0].astype(np.int64) - photo[..., 2]) // 2
+    heat = np.asarray(Image.fromarray(image.picture_maps[0]).resize((40, 30), Image.Resampling.BILINEAR))
+    assert redness[heat > 0.5].mean() > 30
+    assert redness[heat < -0.5].mean() < -30

@@ -366,6 +366,6 @@ def test_the_order_of_corners_is_told_by_a_picture_that_is_not_square(tmp_path: 
     np.testing.assert_allclose(found.boxes.corners[0, :, :2], np.stack([x, y], -1)[anchors], atol=1e-3)
 
 
-def test_corners_as_shares_are_a_guess_and_noted(tmp_path: Path) -> None:
+def test_the_order_of_centres_is_not_a_guess(tmp_path: Path) -> None:
     result = fastcam.export(one_map_detector(suppressed=True, batch=1), tmp_path / "centres.onnx", score="boxes")
     assert not any("is a guess" in note for note in result.notes)

@@ -178,7 +178,8 @@ def test_what_is_refused(client: Any, query: dict[str, str], content: bytes, sta
 
 def test_unknown_pages_and_methods(client: Any) -> None:
     assert client.get("/no-such-page").json() == {"error": "there is no such page"}
-    assert client.get("/explain").status_code == 405
+    other = client.get("/explain")
+    assert (other.status_code, other.headers["allow"]) == (405, "POST")
     assert client.post("/explain", content=_photo(0), headers={"Accept": "audio/ogg"}).status_code == 400
 
 
@@ -585,6 +586,18 @@ def test_slow_and_half_closed_connections_do_not_stop_others(path: Path) -> None
         half.close()
         with pytest.raises(urllib.error.HTTPError):
             _ask(address, b"rubbish")
+
+
+def test_the_openapi_document_is_kept(path: Path) -> None:
+    """schemathesis asks what the document allows and what it does not, and checks every answer against it."""
+    pytest.importorskip("schemathesis", reason="needs schemathesis: pip install fastcam[peers]")
+    with _running(path) as address:
+        command = [sys.executable, "-m", "schemathesis.cli", "run", f"{address}/openapi.json", "--max-examples", "20"]
+        # Bytes that are no picture, and objects that are no message, fit the document and are refused.
+        command += ["--exclude-checks", "positive_data_acceptance", "--seed", "1"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "Tested: 8" in done.stdout
 
 
 def test_nothing_listens_on_other_addresses_unless_asked(path: Path) -> None:

@@ -40,7 +40,7 @@ class Parts(NamedTuple):
     maps: list[Any]
 
 
-class _Backbone(Module):  # type: ignore[misc]
+class _Backbone(Module):
     """Three maps of 8, 16 and 32 channels, with strides of 4, 8 and 16."""
 
     def __init__(self) -> None:
@@ -62,22 +62,22 @@ _CHANNELS = (8, 16, 32)
 _STRIDES = (4, 8, 16)
 
 
-_cut = False
+_CUT: list[bool] = []
+"""Not empty while the inputs of the heads count as independent."""
 
 
 @contextlib.contextmanager
 def independent_maps() -> Iterator[None]:
     """Let the inputs of the heads count as independent of each other: their gradients are partial ones."""
-    global _cut  # noqa: PLW0603
-    _cut = True
+    _CUT.append(True)
     try:
         yield
     finally:
-        _cut = False
+        _CUT.pop()
 
 
 def _inputs(maps: list[Any]) -> list[Any]:
-    return [one.detach().requires_grad_() for one in maps] if _cut else maps
+    return [one.detach().requires_grad_() for one in maps] if _CUT else maps
 
 
 def _grid(features: Any, stride: int) -> Any:
@@ -92,7 +92,7 @@ def corners(boxes: Any) -> Any:
     return torch.cat([centre - size / 2, centre + size / 2], -1)
 
 
-class YoloV5(Module):  # type: ignore[misc]
+class YoloV5(Module):
     """One output (N,A,5+C): sigmoid of everything, boxes decoded, three anchors per cell."""
 
     strides = _STRIDES
@@ -133,7 +133,7 @@ class YoloV5(Module):  # type: ignore[misc]
         return Parts(-torch.logsumexp(terms, 0), corners(decoded[..., :4]), maps)
 
 
-class YoloV8(Module):  # type: ignore[misc]
+class YoloV8(Module):
     """One output (N,4+C,A): distances to the four sides, decoupled heads."""
 
     def __init__(self) -> None:
@@ -188,7 +188,7 @@ class YoloV10(YoloV8):
         return torch.cat([boxes.gather(1, rows), best[..., None], (flat % CLASSES)[..., None].float()], -1)
 
 
-class YoloX(Module):  # type: ignore[misc]
+class YoloX(Module):
     """One output (N,A,5+C), decoded or not: a stem per level, objectness beside the boxes."""
 
     strides = (8, 16, 32)
@@ -243,7 +243,7 @@ class YoloX(Module):  # type: ignore[misc]
         return Parts(-torch.logsumexp(terms, 0), corners(decoded[..., :4]), stems)
 
 
-class Ssd(Module):  # type: ignore[misc]
+class Ssd(Module):
     """Two outputs: softmax with the background first (N,A,1+C), and corners as shares of the input."""
 
     def __init__(self) -> None:
@@ -284,7 +284,7 @@ class Ssd(Module):  # type: ignore[misc]
         return Parts(logits[..., 1:], boxes * SIDE, maps)
 
 
-class Detr(Module):  # type: ignore[misc]
+class Detr(Module):
     """Two outputs: raw logits of the queries with "no object" last (N,Q,C+1), centres and sizes as shares."""
 
     queries = 12
@@ -335,7 +335,7 @@ class DetrWithCorners(Detr):
         return {"logits": logits, "pred_boxes": corners(boxes)}
 
 
-class TwoStageDetr(Module):  # type: ignore[misc]
+class TwoStageDetr(Module):
     """RT-DETR: the encoder selects its queries by a TopK, whose references the decoder refines."""
 
     queries = 12
@@ -386,7 +386,7 @@ class ColumnYolo(YoloV8):
         return maps, turned(classes), turned(boxes)
 
 
-class PicoDet(Module):  # type: ignore[misc]
+class PicoDet(Module):
     """Two outputs per level: class scores, and distributions over the distances of the four sides, not decoded."""
 
     bins = 6
