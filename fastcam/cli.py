@@ -284,9 +284,10 @@ def train(data_dir: Path, weights: str, **options: Any) -> None:
 )
 @click.option(
     "--gradients",
-    type=click.Choice(["pooled", "full", "image"]),
-    help="full: for methods such as gradcam++ and layercam; image: also for saliency and integratedgradients. The file "
-    "is larger and slower.  [default: pooled; full for boxes]",
+    type=click.Choice(["none", "pooled", "full", "image"]),
+    help="none: scores only, for rise and occlusion, of any model; full: for methods such as gradcam++ and layercam; "
+    "image: also for saliency and integratedgradients. Each is larger and slower than the one before.  "
+    "[default: pooled; full for boxes]",
 )
 @click.option(
     "--precision",

@@ -17,7 +17,9 @@ FORMAT_VERSION = "1"
 DRAWING_VERSION = "2"
 # Files whose scores are not those of classes, or whose pictures keep their proportions.
 SCORES_VERSION = "3"
-READABLE_VERSIONS = (FORMAT_VERSION, DRAWING_VERSION, SCORES_VERSION)
+# Files without layers and gradients, which older readers would expect.
+SCORES_ONLY_VERSION = "4"
+READABLE_VERSIONS = (FORMAT_VERSION, DRAWING_VERSION, SCORES_VERSION, SCORES_ONLY_VERSION)
 
 # Ranks that the input `target` can request: -1 the top class, -2 the second. TensorRT sorts at most 3840 classes, and
 # nobody looks at a hundred maps.
@@ -73,7 +75,7 @@ class Metadata:
     Attributes
     ----------
     layers : tuple of str
-        The explained layers, by the names that they had in the source model.
+        The explained layers, by the names that they had in the source model; none in a file that gives only scores.
     candidates : tuple of str
         Layers that could have been explained, from the last to the first.
     classes : tuple of str or None
@@ -144,8 +146,9 @@ class Metadata:
         if self.mask_size is not None:
             scores["mask_size"] = json.dumps(self.mask_size)
         scores = scores if (self.score, self.fit) != ("classes", "stretch") else {}
+        needed = SCORES_VERSION if scores else DRAWING_VERSION if drawing else FORMAT_VERSION
         entries = {
-            "format_version": SCORES_VERSION if scores else DRAWING_VERSION if drawing else FORMAT_VERSION,
+            "format_version": needed if self.layers else SCORES_ONLY_VERSION,
             "package_version": importlib.metadata.version("fastcam"),
             "framework": self.framework,
             "layers": json.dumps(self.layers, ensure_ascii=False),
@@ -180,7 +183,10 @@ class Metadata:
                 "Update fastcam, or export the model again"
             )
         known = _DEFAULTS | dict(properties)
-        return cls(**{key: _entry(known, key, read, name) for key, read in _READERS.items()})
+        found = cls(**{key: _entry(known, key, read, name) for key, read in _READERS.items()})
+        if not found.layers and version != SCORES_ONLY_VERSION:
+            raise FileFormatError(f"{name}: its metadata entry 'fastcam.layers' is empty: export the model again")
+        return found
 
 
 def _entry(properties: Mapping[str, str], key: str, read: Any, name: str) -> Any:
@@ -197,13 +203,6 @@ def _names(text: str) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("not a list of names")
     return tuple(names)
-
-
-def _layers(text: str) -> tuple[str, ...]:
-    layers = _names(text)
-    if not layers:
-        raise ValueError("no layers")
-    return layers
 
 
 def _optional_names(text: str) -> tuple[str, ...] | None:
@@ -235,7 +234,7 @@ def _notes(text: str) -> tuple[Note, ...]:
 
 
 _READERS: dict[str, Any] = {
-    "layers": _layers,
+    "layers": _names,
     "candidates": _names,
     "classes": _optional_names,
     "input_layout": _one_of(*get_args(Layout)),

@@ -96,7 +96,9 @@ class ExplainedModel:
         self.inputs, self.outputs = _signature(path, session)
         self._layer_outputs = [layer_outputs(position) for position in range(len(self.metadata.layers))]
         self.draws_only = self.metadata.method is not None and self._layer_outputs[0].weights not in self.outputs
-        self.has_gradients = all(layer.gradients in self.outputs for layer in self._layer_outputs)
+        self.has_gradients = bool(self._layer_outputs) and all(
+            layer.gradients in self.outputs for layer in self._layer_outputs
+        )
         self._check_outputs()
         self.extra = _EXTRA_INPUTS.get(self.metadata.score)
         # Sessions list inputs with a default elsewhere.
@@ -133,7 +135,7 @@ class ExplainedModel:
         holds: set[Reads] = set()
         if self.draws_only and self.metadata.method is not None:
             yield self.metadata.method
-        else:
+        elif self._layer_outputs:
             holds |= {"weights", "activations"}
         holds |= {"gradients"} if self.has_gradients else set()
         holds |= {"image_gradients"} if self.metadata.image_gradients else set()
@@ -205,6 +207,11 @@ class ExplainedModel:
             return (
                 f"{self.path} draws its maps by method={self.methods[0]!r} and holds nothing for {method!r}: "
                 f"pass method={self.methods[0]!r}, or export the model again with raw_outputs=True"
+            )
+        if not self._layer_outputs:
+            return (
+                f"method={method!r} needs a layer, and {self.path} gives only scores: choose from "
+                f'{", ".join(self.methods)}, or export the model again without gradients="none"'
             )
         if row.reads == "image_gradients":
             return (

@@ -166,7 +166,7 @@ class Explainer:
 
     def __repr__(self) -> str:
         """Tell the file, the layer, the number of classes and where the model runs."""
-        layers = ", ".join(self.layers)
+        layers = ", ".join(self.layers) or "scores"
         return f"<Explainer {str(self.path)!r}: explains {layers}, {self.class_count} classes, on {self.providers[0]}>"
 
     @property
@@ -216,8 +216,8 @@ class Explainer:
 
     @property
     def layer(self) -> str:
-        """Name of the explained layer, the first of several."""
-        return self._model.metadata.layers[0]
+        """Name of the explained layer, the first of several; "" for a file that gives only scores."""
+        return next(iter(self._model.metadata.layers), "")
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -237,7 +237,7 @@ class Explainer:
     @property
     def default_layers(self) -> tuple[str, ...]:
         """The layers that are explained if none is named: the first one, or all of a detector."""
-        return tuple(self.layers[position] for position in self._default_look.positions)
+        return tuple(self.layers[position] for position in self._default_look.positions) if self.layers else ()
 
     @property
     def score(self) -> str:

@@ -51,10 +51,13 @@ def open_classifier(
     options: ImportOptions | None = None,
     grid: tuple[int, int] | None = None,
     request: ScoreRequest | None = None,
+    *,
+    wants_layers: bool = True,
 ) -> Classifier:
     """Import a model, clean it, make its outputs a table of scores, choose the layers; raises as `fastcam.export` does.
 
-    A layer that is None is the kind's own choice, for classes the last one with a map.
+    A layer that is None is the kind's own choice, for classes the last one with a map. Without ``wants_layers`` none is
+    chosen, and the model needs none.
     """
     request = request or ScoreRequest()
     imported = import_model(model, options)
@@ -74,6 +77,8 @@ def open_classifier(
     if scores.end is not None:
         before = {name for node in needed_nodes(graph, [scores.end]) for name in node.output} - {scores.end}
         candidates = [name for name in candidates if name in before]
+    if not wants_layers:
+        return Classifier(graph, imported, [], candidates, scores.removed, scores)
     choose = scores.context if asks_context and scores.context is not None else scores.layers
     default = choose(graph, candidates) if not any(asked) else []
     if default:

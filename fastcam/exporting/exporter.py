@@ -42,7 +42,7 @@ class ExportResult:
     ----------
     path : Path
     layer : str
-        The explained layer, the first of several.
+        The explained layer, the first of several; "" for a file without gradients.
     layers : tuple of str
         All explained layers.
     candidates : tuple of str
@@ -177,10 +177,11 @@ def export(
     fit : {"stretch", "letterbox"}, optional
         How pictures of other proportions become the input: stretched; or scaled as a whole, and surrounded by grey
         (the default for boxes).
-    gradients : {"pooled", "full", "image"}, optional
+    gradients : {"none", "pooled", "full", "image"}, optional
         "full" (the default for boxes) adds the output ``gradients`` (N,K,C,h,w), d logits[n,target] / d activations,
         for every layer. "image" also adds ``image_gradients`` (N,K, and the image's axes), d logits[n,target] /
-        d image, which methods at the image need.
+        d image, which methods at the image need. "none" writes only the scores, of any model with scores, also where no
+        layer has a map or an op has no gradient: methods that ask for nothing else, "rise" and "occlusion", explain it.
     precision : {"fp32", "fp16"}
         "fp16" makes the network compute in float16, for GPUs: half the file size and half the memory traffic.
         Inputs, outputs and gradients (those of the float16 network) stay float32, and so do ops that float16 would harm
@@ -250,7 +251,7 @@ def export(
     plan = DrawingPlan(draw, method, signed, picture, target, raw_outputs)
     has_boxes = score == "boxes"
     gradients, fit = gradients or ("full" if has_boxes else "pooled"), fit or ("letterbox" if has_boxes else "stretch")
-    _check_kind(score, fit, precision, draw, gradients)
+    _check_kind(score, fit, precision, draw, gradients, layers)
     chosen_preprocessing = None if preprocess is None else Preprocessing.of(preprocess)
     names = None if classes is None else class_names(classes)
     check_writable(destination)
@@ -267,7 +268,7 @@ def export(
     )
     with _understood():
         request = ScoreRequest(score, score_activation, name_count, name_count is not None)
-        classifier = open_classifier(model, layers, options, token_grid, request)
+        classifier = open_classifier(model, layers, options, token_grid, request, wants_layers=gradients != "none")
         graph, imported = classifier.graph, classifier.imported
         names, notes = _known_names(graph, names, classifier)
         scores = _settle(classifier, score, score_activation, names)
@@ -286,7 +287,7 @@ def export(
         add_explanation(
             graph,
             classifier.layers,
-            full=gradients != "pooled" or plan.needs_gradients,
+            full=gradients in ("full", "image") or plan.needs_gradients,
             image=image if gradients == "image" else None,
             required=plan.target == "required",
             table=classifier.scores.table,
@@ -328,7 +329,7 @@ def export(
     metadata, size = _write(graph, destination, metadata, trial)
     return ExportResult(
         path=destination,
-        layer=metadata.layers[0],
+        layer=next(iter(metadata.layers), ""),
         layers=metadata.layers,
         candidates=metadata.candidates,
         classes=metadata.classes,
@@ -393,7 +394,9 @@ def _is_size(size: object) -> bool:
     )
 
 
-def _check_kind(score: str, fit: str, precision: str, draw: str | None, gradients: str) -> None:
+def _check_kind(
+    score: str, fit: str, precision: str, draw: str | None, gradients: str, layers: Sequence[str | None]
+) -> None:
     """Reject combinations that no file can have."""
     if draw is not None and (score, fit) != ("classes", "stretch"):
         raise ArgumentError(
@@ -402,6 +405,11 @@ def _check_kind(score: str, fit: str, precision: str, draw: str | None, gradient
         )
     if score == "boxes" and precision != "fp32":
         raise ArgumentError(f'precision={precision!r}: a file with score="boxes" computes in fp32')
+    if gradients == "none" and (list(layers) != [None] or draw is not None or score not in ("classes", "values")):
+        raise ArgumentError(
+            'gradients="none" writes the scores of classes or values, and no layer: omit layer= and draw=, or give '
+            "another gradients="
+        )
     if gradients == "image" and (precision != "fp32" or draw is not None):
         raise ArgumentError(
             'gradients="image" is for files that compute in fp32 and do not draw: omit precision= and draw='
@@ -472,4 +480,4 @@ def _input_layout(graph: Graph, imported: ImportedModel) -> Layout:
     return layout
 
 
-_GRADIENTS = ("pooled", "full", "image")
+_GRADIENTS = ("none", "pooled", "full", "image")

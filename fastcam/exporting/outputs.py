@@ -47,6 +47,8 @@ def add_explanation(
     names = [layer_outputs(position) for position in range(len(values))]
     logits, *explained = graph.outputs = _rename_all(graph, [scores, *values], forward_outputs(values))
     chosen, valid = _add_targets(graph, logits, table, required=required)
+    if not values:
+        return
     local = table.localize(graph, chosen, explained)
     if local is None:
         pooled, whole = _everywhere(graph, logits, table, chosen, explained, explained if full else (), image)

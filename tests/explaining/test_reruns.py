@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 from detector_graphs import one_map_detector
 from networks import Array, NetworkBuilder, relative_error, small_classifier
+from PIL import Image
 
 import fastcam
 from fastcam.errors import ArgumentError
@@ -332,3 +333,54 @@ def test_the_files_graph_holds_the_output_for_other_runtimes(path: Path) -> None
     outputs = {output.name: output for output in onnx.load(path).graph.output}
     dims = [dim.dim_value or dim.dim_param for dim in outputs["image_gradients"].type.tensor_type.shape.dim]
     assert dims[2:] == [3, 12, 12]
+
+
+def _refused_network() -> onnx.ModelProto:
+    """A classifier that no layer's map and no gradient explains: it reads where the rows' maxima are."""
+    net = NetworkBuilder(("batch", 3, 12, 12))
+    best = net.add("Cast", net.add("ArgMax", net.input, axis=3, keepdims=0), to=onnx.TensorProto.FLOAT)
+    return net.build(net.dense(net.add("Flatten", best), (36, 4))).to_model()
+
+
+def test_any_model_with_scores_is_explained_without_gradients(tmp_path: Path, rng: np.random.Generator) -> None:
+    model = _refused_network()
+    with pytest.raises(fastcam.ModelError):
+        fastcam.export(model, tmp_path / "no.onnx")
+    result = fastcam.export(model, tmp_path / "scores.onnx", gradients="none", preprocess="imagenet")
+    assert (result.layer, result.layers, result.outputs) == ("", (), ("logits", "targets"))
+    explainer = fastcam.Explainer(tmp_path / "scores.onnx", device="cpu")
+    assert explainer.methods == ("rise", "occlusion")
+    assert explainer.default_method == "rise"
+    batch = rng.normal(size=(2, 3, 12, 12)).astype(np.float32)
+    found = _raw(explainer, batch, 1, "occlusion", window=0.25, stride=1.0)
+    session = _session(tmp_path / "scores.onnx")
+
+    def scores(images: Array) -> Array:
+        return np.asarray(session.run(["logits"], {"image": images})[0][:, 1])
+
+    expected = np.zeros((2, 12, 12))
+    for row, column in np.ndindex(4, 4):
+        rows, columns = slice(3 * row, 3 * row + 3), slice(3 * column, 3 * column + 3)
+        hidden = batch.copy()
+        hidden[:, :, rows, columns] = 0
+        expected[:, rows, columns] = (scores(batch) - scores(hidden))[:, None, None]
+    assert relative_error(found[:, 0], _scaled(expected)) < 1e-4
+    photo = rng.integers(0, 256, (20, 30, 3), np.uint8)
+    explainer(photo, settings={"masks": 20})[0].save(tmp_path / "why.png")
+    assert "scores" in repr(explainer)
+    assert fastcam.inspect(tmp_path / "scores.onnx").layers == {}
+    with pytest.raises(ArgumentError, match="gives only scores: choose from rise, occlusion"):
+        explainer(photo, method="gradcam")
+    with pytest.raises(ArgumentError, match="omit layer= and draw="):
+        fastcam.export(small_classifier().to_model(), tmp_path / "no.onnx", gradients="none", layer="block2")
+
+
+def test_folder_jobs_of_files_that_give_only_scores(tmp_path: Path, rng: np.random.Generator) -> None:
+    fastcam.export(_refused_network(), tmp_path / "scores.onnx", gradients="none", preprocess="imagenet")
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(tmp_path / "photos" / "one.png")
+    result = fastcam.explain_files(
+        tmp_path / "scores.onnx", tmp_path / "photos", tmp_path / "out", settings={"masks": 20}
+    )
+    assert not result.failures
+    assert (tmp_path / "out" / "report.html").is_file()

@@ -111,7 +111,13 @@ def _open_on_device(path: Path, request: providers.Request, threads: int | None)
         raise
     weakref.finalize(session, idle.append, stream).atexit = False
     model = ExplainedModel(path, session)
-    if model.draws_only or model.metadata.picture is not None or model.descriptions or model.extra:
+    if (
+        model.draws_only
+        or not model.metadata.layers
+        or model.metadata.picture is not None
+        or model.descriptions
+        or model.extra
+    ):
         # Its graph does the work of the device's kernels, or it has inputs or outputs of which these know nothing.
         return _with_host_engine(path, session, threads, placement.providers[0][0])
     engine = CudaEngine(
