@@ -48,6 +48,8 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, help="JPEG files; by default those of the demo")
     parser.add_argument("--seconds", type=int, default=20)
     parser.add_argument("--users", type=int, default=4)
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--port", type=int, default=8765)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -94,9 +96,10 @@ def _served(
 ) -> dict[str, float]:
     (work / "locustfile.py").write_text(_LOCUSTFILE.format(photos=str(photos), wait=wait))
     address = f"http://127.0.0.1:{options.port}"
-    server = subprocess.Popen(
-        [sys.executable, "-m", "fastcam", "serve", str(model), "--port", str(options.port)], stderr=subprocess.DEVNULL
-    )
+    command = [sys.executable, "-m", "fastcam", "serve", str(model), "--port", str(options.port)]
+    command += [] if options.workers is None else ["--workers", str(options.workers)]
+    command += [] if options.threads is None else ["--threads", str(options.threads)]
+    server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         _wait_for(address)
         command = [sys.executable, "-m", "locust", "-f", str(work / "locustfile.py"), "--headless", "--host", address]

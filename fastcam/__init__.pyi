@@ -26,6 +26,7 @@ from .exporting.exporter import ExportResult, export
 from .exporting.gradients.table import Step, defvjp
 from .exporting.splitter import split
 from .folders.jobs import JobProgress, JobResult, explain_files
+from .folders.merging import MergeResult, merge_results
 from .folders.report import write_report
 from .kernels.boundary import Rendered
 from .preprocessing import Preprocessing
@@ -49,6 +50,7 @@ __all__ = [
     "JobResult",
     "KernelError",
     "LayerError",
+    "MergeResult",
     "MissingExtraError",
     "ModelError",
     "ModelInfo",
@@ -69,6 +71,7 @@ __all__ = [
     "export",
     "finetune",
     "inspect",
+    "merge_results",
     "render",
     "split",
     "verify",

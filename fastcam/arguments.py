@@ -154,6 +154,14 @@ def check_pair(name: str, value: object) -> tuple[int, int]:
     return height, width
 
 
+def check_shard(name: str, value: object) -> tuple[int, int]:
+    """Return (i, n) with i from 1 to n; raises ArgumentError for anything else."""
+    number, count = check_pair(name, value)
+    if number > count:
+        raise ArgumentError(f"{name}={shown(value)}: give (i, n), the i-th of n shares, i from 1 to n")
+    return number, count
+
+
 def check_text_or_pair(name: str, value: object) -> str | tuple[int, int]:
     """Return a string or two whole numbers; raises ArgumentError for anything else."""
     return value if isinstance(value, str) else check_pair(name, value)

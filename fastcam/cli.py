@@ -93,6 +93,18 @@ class _Size(_ParamType):
         return int(match[1]), int(match[2])
 
 
+class _Shard(_ParamType):
+    """A share of a job, "3/16"."""
+
+    name = "i/n"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", str(value))
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            self.fail(f"{value!r} is not a share: give i/n with i from 1 to n, '3/16'", param, ctx)
+        return int(match[1]), int(match[2])
+
+
 class _Setting(_ParamType):
     """A name and a number, "masks=4000"."""
 
@@ -423,6 +435,11 @@ def export(model: Path, out: Path, layer: Sequence[str], preprocess: str | None,
     help="Device to run the model on: auto, cpu, cuda, cuda:1 or tensorrt.",
 )
 @click.option("--report/--no-report", default=True, show_default=True, help="Write report.html and its thumbnails.")
+@click.option(
+    "--shard",
+    type=_Shard(),
+    help="Explain only a share of the pictures, 3/16: sixteen machines work on one job. See `fastcam merge`.",
+)
 @click.option("--resume", is_flag=True, help="Continue an earlier run in DIR, or add new images to it.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print each line of results.jsonl to standard output as it is written."
@@ -471,6 +488,18 @@ def explain(
     )
     _print_summary(result, err=as_json)
     return _REFUSED if result.failures else 0
+
+
+@commands.command(epilog="Example: fastcam merge part1 part2 part3 -o why")
+@click.argument("folders", metavar="DIR...", type=_FILE, nargs=-1, required=True)
+@click.option("-o", "--out", type=_FILE, required=True, metavar="DIR", help="Folder for the joined results.")
+def merge(folders: Sequence[Path], out: Path) -> int:
+    """Join the results of all shards of a job, DIR..., written by `fastcam explain --shard`, into those of one job."""
+    result = fastcam.merge_results(list(folders), out)
+    _say(f"joined {result.images} images, {result.failed} of them failed: {result.results}")
+    if result.report is not None:
+        _say(f"report: {result.report}")
+    return _REFUSED if result.failed else 0
 
 
 @commands.command(epilog="Example: fastcam evaluate dogs.onnx photos/ -o which --method gradcam --method layercam")
@@ -642,7 +671,11 @@ def web(file: Path, out: Path, title: str | None, archive: Path | None) -> None:
 @click.argument("models", metavar="MODEL...", type=_FILE, nargs=-1, required=True)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all networks.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Calls at the same time.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Calls at the same time.  [default: on the CPU one per processor, with one thread each]",
+)
 @click.option("--queue", type=click.IntRange(min=1), default=64, show_default=True, help="Requests that may wait.")
 @click.option(
     "--max-batch",
@@ -671,13 +704,14 @@ def web(file: Path, out: Path, title: str | None, archive: Path | None) -> None:
     help="Clients must send it as a bearer token. Better in the variable FASTCAM_TOKEN, which other users cannot see.",
 )
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="Device to run the models on.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads per call.  [default: all processors]")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads per call.  [default: processors / workers]")
 def serve(
     models: Sequence[Path],
     host: str,
     port: int,
     device: str,
     threads: int | None,
+    workers: int | None,
     **limits: Any,
 ) -> None:
     """Explain over HTTP with each MODEL, under its file's name, until SIGTERM.
@@ -689,10 +723,12 @@ def serve(
     GET  /metrics               for Prometheus
     GET  /openapi.json          the interface
     """  # noqa: D301 - the escape tells click to keep the lines
+    from .serving.server import default_workers
     from .serving.server import serve as run_server
     from .serving.settings import ServerSettings
 
-    run_server(models, host=host, port=port, device=device, threads=threads, settings=ServerSettings(**limits))
+    settings = ServerSettings(workers=workers or default_workers(device, threads), **limits)
+    run_server(models, host=host, port=port, device=device, threads=threads, settings=settings)
 
 
 @commands.command(epilog="Example: fastcam selftest dogs.onnx --runtime openvino")

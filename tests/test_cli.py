@@ -348,6 +348,7 @@ def test_options_reach_the_job(model: Path, photos: Path, tmp_path: Path, monkey
         "threads": 2,
         "device": "cpu",
         "report": False,
+        "shard": None,
         "resume": True,
     }
     assert result.output.endswith(f"results: {tmp_path / 'out' / 'results.jsonl'}\n")

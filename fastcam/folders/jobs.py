@@ -41,6 +41,7 @@ from ..arguments import (
     check_mapping,
     check_names,
     check_path,
+    check_shard,
     check_text,
     check_text_or_pair,
     checked,
@@ -201,6 +202,7 @@ class _Explained:
     device=check_text,
     threads=optional(check_count),
     report=check_flag,
+    shard=optional(check_shard),
     resume=check_flag,
     progress=optional(check_callable),
 )
@@ -223,6 +225,7 @@ def explain_files(
     device: str = "auto",
     threads: int | None = None,
     report: bool = True,
+    shard: tuple[int, int] | None = None,
     resume: bool = False,
     progress: Callable[[JobProgress], None] | None = None,
     stdin: BinaryIO | None = None,
@@ -266,6 +269,9 @@ def explain_files(
         As in `Explainer`; the threads also read and write.
     report : bool
         Whether to write the page, its thumbnails, and the maps in ``results.jsonl`` that it needs.
+    shard : (int, int), optional
+        Explain only every n-th picture: (3, 16) is the third of sixteen shares, so that sixteen machines can work on
+        one job. `merge_results` joins their folders.
     resume : bool
         Whether to continue an earlier run in ``out``, which must have had the same settings.
     progress : callable, optional
@@ -305,7 +311,9 @@ def explain_files(
         raise ArgumentError(f"top_k={top_k} and target={shown(target)} both choose the classes: pass only one of them")
     folder = Path(out)
     sources = find_sources(_listed(inputs), [folder / name for name in FOLDERS], stdin)
-    streams = min(threads, _MOST_STREAMS, -(-len(sources) // batch_size))
+    if shard is not None:
+        sources = sources[shard[0] - 1 :: shard[1]]
+    streams = max(1, min(threads, _MOST_STREAMS, -(-len(sources) // batch_size)))
     explainer = Explainer(model, device=device, threads=threads // streams)
     drawing = _Drawing(folder, format, colormap, alpha, _fixed_size(size, explainer), report)
     method = explainer.default_method if method is None else method
@@ -327,6 +335,7 @@ def explain_files(
         "report": report,
         **({} if threshold is None else {"threshold": threshold}),
         **({} if not settings else {"settings": settings}),
+        **({} if shard is None else {"shard": list(shard)}),
     }
     with open_journal(folder, _plain(record), resume=resume) as journal:
         return _run(job, sources, journal, batch_size, streams, progress)

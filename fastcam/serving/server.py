@@ -13,6 +13,7 @@ from ..errors import MissingExtraError
 from .models import ModelStore
 from .settings import ServerSettings
 
+_ON_THE_CPU = ("auto", "cpu", "openvino")
 _FACTS = ("route", "status", "milliseconds")
 
 
@@ -27,6 +28,11 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line)
+
+
+def default_workers(device: str, threads: int | None) -> int:
+    """Return how many calls fill the processors; 1 on a GPU."""
+    return max(1, (os.cpu_count() or 1) // (threads or 1)) if device in _ON_THE_CPU else 1
 
 
 @checked(host=check_text)
@@ -51,6 +57,7 @@ def serve(
     device, threads
         As in `Explainer`.
     settings : ServerSettings, optional
+        By default, on the CPU, as many workers as processors, with one thread each.
 
     Raises
     ------
@@ -67,7 +74,11 @@ def serve(
         from .app import create_app
     except ImportError as error:
         raise MissingExtraError(f'a server needs {error.name}: pip install "fastcam[serve]"') from error
-    limits = (settings or ServerSettings()).checked()
+    if settings is None:
+        settings = ServerSettings(workers=default_workers(device, threads))
+    limits = settings.checked()
+    if threads is None and limits.workers > 1 and device in _ON_THE_CPU:
+        threads = max(1, (os.cpu_count() or 1) // limits.workers)
     number = check_integer("port", port, 0, 65535)
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())

@@ -16,7 +16,8 @@ class ServerSettings(NamedTuple):
     Attributes
     ----------
     workers : int
-        Calls of models at the same time. Each uses all threads of its model.
+        Calls of models at the same time. Each uses all threads of its model: on the CPU, as many workers as processors
+        with one thread each answer the most requests, and one worker with all threads answers a single one soonest.
     queue : int
         Requests that may wait; others are answered with 503.
     max_batch : int

@@ -373,7 +373,8 @@ def test_a_provider_that_ignores_the_target_is_found_out(target: Any, tmp_path: 
     tops = explainer(images).targets
     assert not np.isin(tops, [1, 3]).any()
     engine: Any = explainer._engine
-    engine._session = _Folding(engine._session)
+    runner = engine._runner
+    runner._session = _Folding(runner._session)
     np.testing.assert_array_equal(explainer(images).targets, tops)
     with pytest.raises(ModelError, match=r'ignores the input "target".*target="required"'):
         explainer(images, target=target)
