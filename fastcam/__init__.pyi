@@ -30,6 +30,7 @@ from .folders.merging import MergeResult, merge_results
 from .folders.report import write_report
 from .kernels.boundary import Rendered
 from .preprocessing import Preprocessing
+from .serving.triton import TritonModel, write_triton_repository
 from .training.finetune import finetune
 from .training.results import TrainingProgress, TrainingResult
 
@@ -62,6 +63,7 @@ __all__ = [
     "TimeLimitError",
     "TrainingProgress",
     "TrainingResult",
+    "TritonModel",
     "UnsupportedOpError",
     "Verification",
     "WriteError",
@@ -77,6 +79,7 @@ __all__ = [
     "verify",
     "write_context",
     "write_report",
+    "write_triton_repository",
 ]
 
 __version__: str

@@ -731,6 +731,21 @@ def serve(
     run_server(models, host=host, port=port, device=device, threads=threads, settings=settings)
 
 
+@commands.command(epilog="Example: fastcam triton dogs.onnx -o repository --device cpu")
+@click.argument("model", type=_FILE)
+@click.option("-o", "--out", type=_FILE, required=True, metavar="DIR", help="The model repository.")
+@click.option("--name", help="The model's name.  [default: the file's]")
+@click.option("--max-batch", type=click.IntRange(min=1), default=8, show_default=True, help="Largest batch.")
+@click.option("--instances", type=click.IntRange(min=1), default=1, show_default=True, help="Copies that run at once.")
+@click.option("--device", type=click.Choice(["cpu", "gpu"]), default="gpu", show_default=True)
+@click.option("--tensorrt", is_flag=True, help="Hand the network to TensorRT.")
+def triton(model: Path, out: Path, **options: Any) -> None:
+    """Write a model repository for NVIDIA's Triton from MODEL, exported with --target required."""
+    written = fastcam.write_triton_repository(model, out, **options)
+    _say(f"wrote {written.config}: {', '.join(written.inputs)} to {', '.join(written.outputs)}")
+    _say(f"serve it: tritonserver --model-repository={out}")
+
+
 @commands.command(epilog="Example: fastcam selftest dogs.onnx --runtime openvino")
 @click.argument("file", type=_FILE)
 @click.option(

@@ -46,6 +46,7 @@ def test_public_names() -> None:
         "TimeLimitError",
         "TrainingProgress",
         "TrainingResult",
+        "TritonModel",
         "UnsupportedOpError",
         "Verification",
         "WriteError",
@@ -61,6 +62,7 @@ def test_public_names() -> None:
         "verify",
         "write_context",
         "write_report",
+        "write_triton_repository",
     ]
     for name in fastcam.__all__:
         value = getattr(fastcam, name)
