@@ -25,6 +25,7 @@ from .explaining.tensorrt import write_context
 from .exporting.exporter import ExportResult, export
 from .exporting.gradients.table import Step, defvjp
 from .exporting.splitter import split
+from .folders.drift import ClassDrift, Drift, compare_results
 from .folders.jobs import JobProgress, JobResult, explain_files
 from .folders.merging import MergeResult, merge_results
 from .folders.report import write_report
@@ -36,9 +37,11 @@ from .training.results import TrainingProgress, TrainingResult
 
 __all__ = [
     "ArgumentError",
+    "ClassDrift",
     "DeviceError",
     "DeviceExplanation",
     "DeviceMemoryError",
+    "Drift",
     "Evaluation",
     "Explainer",
     "Explanation",
@@ -67,6 +70,7 @@ __all__ = [
     "UnsupportedOpError",
     "Verification",
     "WriteError",
+    "compare_results",
     "defvjp",
     "evaluate",
     "explain_files",

@@ -28,6 +28,7 @@ from .evaluating.verification import CHECKS
 from .explaining.methods import METHODS
 from .explaining.selftest import RUNTIMES, check_selftest_answer, run_selftest, write_selftest_picture
 from .files import writing
+from .folders.drift import write_drift_page
 from .folders.jobs import FORMATS
 from .folders.sources import find_sources
 from .metadata import FITS, PICTURES, PRECISIONS, SCORE_ACTIVATIONS, SCORES
@@ -103,6 +104,17 @@ class _Shard(_ParamType):
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
             self.fail(f"{value!r} is not a share: give i/n with i from 1 to n, '3/16'", param, ctx)
         return int(match[1]), int(match[2])
+
+
+class _Region(_ParamType):
+    """Four shares of a picture, "0.1,0.1,0.9,0.9"."""
+
+    name = "top,left,bottom,right"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if re.fullmatch(r"\d*\.?\d+(,\d*\.?\d+){3}", str(value)) is None:
+            self.fail(f"{value!r} is not a region: give four shares, '0.1,0.1,0.9,0.9'", param, ctx)
+        return tuple(map(float, str(value).split(",")))
 
 
 class _Setting(_ParamType):
@@ -500,6 +512,35 @@ def merge(folders: Sequence[Path], out: Path) -> int:
     if result.report is not None:
         _say(f"report: {result.report}")
     return _REFUSED if result.failed else 0
+
+
+@commands.command(epilog="Example: fastcam drift why-in-may why-in-june -o moved --region 0.1,0.1,0.9,0.9")
+@click.argument("reference", type=_FILE)
+@click.argument("new", type=_FILE)
+@click.option("-o", "--out", type=_FILE, required=True, metavar="DIR", help="Folder for the comparison.")
+@click.option(
+    "--region",
+    type=_Region(),
+    help="Where objects are expected: top,left,bottom,right as shares of the picture, 0 to 1.",
+)
+def drift(reference: Path, new: Path, out: Path, region: tuple[float, float, float, float] | None) -> int:
+    """Compare where the heatmaps of each class lie in two folders of results, REFERENCE and NEW.
+
+    The exit status is 1 if a class moved more than chance explains.
+
+    \b
+    The following is written to DIR:
+      drift.html   mean maps side by side, the classes that moved most first
+      drift.json   the same numbers
+    """  # noqa: D301 - the escape tells click to keep the lines
+    found = fastcam.compare_results(reference, new, region=region)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    found.save(out / "drift.json")
+    page = write_drift_page(found, out / "drift.html")
+    _say(f"moved: {', '.join(found.moved) or 'no class more than chance explains'}")
+    _say(f"page: {page}")
+    return _REFUSED if found.moved else 0
 
 
 @commands.command(epilog="Example: fastcam evaluate dogs.onnx photos/ -o which --method gradcam --method layercam")

@@ -19,9 +19,11 @@ from fastcam import errors
 def test_public_names() -> None:
     assert sorted(fastcam.__all__) == [
         "ArgumentError",
+        "ClassDrift",
         "DeviceError",
         "DeviceExplanation",
         "DeviceMemoryError",
+        "Drift",
         "Evaluation",
         "Explainer",
         "Explanation",
@@ -50,6 +52,7 @@ def test_public_names() -> None:
         "UnsupportedOpError",
         "Verification",
         "WriteError",
+        "compare_results",
         "defvjp",
         "evaluate",
         "explain_files",
