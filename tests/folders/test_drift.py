@@ -21,9 +21,9 @@ from fastcam.folders.drift import write_drift_page
 
 def _results(folder: Path, maps: dict[str, list[Any]]) -> Path:
     folder.mkdir()
-    lines = []
+    lines: list[dict[str, Any]] = []
     for label, singles in maps.items():
-        for number, single in enumerate(singles):
+        for single in singles:
             values = np.asarray(single, np.uint8)
             row = {"index": 0, "label": label, "probability": 0.5, "score": 1.0, "evidence": 1.0,
                    "file": f"overlays/{len(lines)}.jpg", "map": b64encode(values.tobytes()).decode()}  # fmt: skip
