@@ -67,9 +67,9 @@ def _sheet(rows: list[tuple[str, list[Image.Image], float]]) -> Image.Image:
     height = _SIDE + _HEAD + _MARGIN
     sheet = Image.new("RGB", (_COLUMNS * width, lines * height), "white")
     draw = ImageDraw.Draw(sheet)
-    for index, (name, overlays, milliseconds) in enumerate(rows):
+    for index, (name, overlays, _) in enumerate(rows):
         left, top = index // lines * width, index % lines * height
-        draw.text((left + 2, top + 3), f"{name}, {milliseconds:.0f} ms", fill="black")
+        draw.text((left + 2, top + 3), name, fill="black")
         for place, overlay in enumerate(overlays):
             sheet.paste(overlay, (left + place * (_SIDE + _MARGIN), top + _HEAD))
     return sheet

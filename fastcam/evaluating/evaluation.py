@@ -18,7 +18,7 @@ from ..arrays import Array, Doubles, Floats
 from ..errors import ArgumentError, ImageError, MissingExtraError, suggest
 from ..explaining.explainer import Explainer
 from ..explaining.images import Images, as_list, on_host
-from ..explaining.methods import FORMULAS
+from ..explaining.methods import FORMULAS, METHODS
 from ..explaining.targets import Target
 from ..files import replacing
 from .baselines import BASELINES
@@ -242,7 +242,8 @@ def evaluate(
     for name in settings or {}:
         if name not in SETTINGS:
             raise ArgumentError(f"settings: {shown(name)}: {suggest(str(name), SETTINGS)}choose from {list(SETTINGS)}")
-    drawn = {name: _by_method(opened, name, (method_settings or {}).get(name)) for name in names}
+    given = _method_settings(method_settings, names)
+    drawn = {name: _by_method(opened, name, given[name]) for name in names}
     drawn |= {name: _by_baseline(opened, name, int(all_settings["seed"])) for name in BASELINES}
     rows = {name: METRICS[name] for name in chosen if name != GRID}
     question = _Question(opened, drawn, rows, all_settings, batch_size)
@@ -262,7 +263,7 @@ def evaluate(
         {name: {metric: np.array(numbers) for metric, numbers in found.items()} for name, found in values.items()},
         {name: float(np.median(found)) * 1e3 for name, found in seconds.items()},
         explained,
-        {**all_settings, "methods": {name: dict((method_settings or {}).get(name, {})) for name in names}},
+        {**all_settings, "methods": given},
     )
 
 
@@ -376,13 +377,24 @@ def _names(asked: str | Sequence[str] | None, default: Sequence[str], known: Seq
     return names
 
 
+def _method_settings(settings: Mapping[str, Any] | None, methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the settings of each method, defaults included."""
+    for name, given in (settings or {}).items():
+        if name not in methods:
+            raise ArgumentError(
+                f"method_settings: {shown(name)}: {suggest(name, methods)}measured: {', '.join(methods)}"
+            )
+        check_mapping(f"method_settings[{name!r}]", given)
+    return {name: dict(METHODS[name].chosen((settings or {}).get(name))) for name in methods}
+
+
 def _default_metrics(masks: Sequence[Any] | None) -> list[str]:
     located = [name for name, row in METRICS.items() if row.needs_mask]
     return [*_DEFAULT_METRICS, *(located if masks is not None else [])]
 
 
 def _targets(target: Target, count: int) -> list[Any]:
-    if isinstance(target, list | tuple | np.ndarray):
+    if isinstance(target, list | tuple) or (isinstance(target, np.ndarray) and target.ndim):
         if len(target) != count:
             raise ArgumentError(f"target holds {len(target)} classes for {count} images: give one for each, or one")
         return [int(item) if isinstance(item, np.integer) else item for item in target]
@@ -398,14 +410,26 @@ def _masks(
         if needy:
             raise ArgumentError(f"metrics: {', '.join(needy)} compare with the place of the object: give masks=")
         return None
-    items = list(masks)
+    items = _listed(masks)
     if len(items) != count:
-        raise ArgumentError(f"masks: there are {len(items)} for {count} images: give one for each")
+        raise ArgumentError(f"masks={shown(masks)}: there are {len(items)} for {count} images: give a list, one each")
     found = [_mask(item, size, number) for number, item in enumerate(items)]
     for number, one in enumerate(found):
         if not one.any():
             raise ArgumentError(f"masks: that of image {number} is empty at the model's size, {size[0]} x {size[1]}")
     return found
+
+
+def _array(item: Any) -> Array:
+    try:
+        return np.asarray(item)
+    except Exception:  # noqa: BLE001 - the caller's object may raise anything
+        raise ArgumentError(f"masks: {shown(item)} is not an array") from None
+
+
+def _listed(masks: Any) -> list[Any]:
+    is_array = isinstance(masks, np.ndarray) and masks.ndim > 0
+    return list(masks) if is_array or isinstance(masks, list | tuple) else []
 
 
 def _mask(item: Any, size: tuple[int, int], number: int) -> Array:
@@ -416,7 +440,7 @@ def _mask(item: Any, size: tuple[int, int], number: int) -> Array:
         except (OSError, ValueError) as error:
             raise ImageError(f"masks: {item}: it cannot be read as a picture: {error}") from error
     else:
-        array = np.asarray(item)
+        array = _array(item)
     if array.ndim != 2 or array.dtype.kind not in "bui" or not array.size:
         raise ArgumentError(f"masks: that of image {number} is {array.dtype} {array.shape}: give bool (h,w), or a path")
     rows, columns = (

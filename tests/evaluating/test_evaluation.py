@@ -324,6 +324,11 @@ def test_masks_from_files(explainer: fastcam.Explainer, pictures: list[Array], t
         ({"target": [1, 2]}, "target holds 2 classes for 4 images"),
         ({"target": 1, "metrics": "grid"}, "needs pictures of 4 different classes"),
         ({"masks": [np.ones((3, 3), bool)]}, "there are 1 for 4 images"),
+        (
+            {"method_settings": {"rise": {"masks": 3}}, "methods": "gradcam"},
+            "method_settings: 'rise': measured: gradcam",
+        ),
+        ({"method_settings": {"gradcam": 3}}, "give a mapping"),
         ({"masks": [np.zeros((3, 3), bool)] * 4}, "that of image 0 is empty"),
         ({"masks": [np.zeros((3, 3, 3))] * 4}, "give bool"),
     ],
