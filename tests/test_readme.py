@@ -121,6 +121,11 @@ def test_the_block_of_the_page_on_evaluation_runs(tmp_path: Path, monkeypatch: p
     assert set(found["found"].values) == {"gradcam", "eigencam", *BASELINES}
 
 
+def test_the_reference_names_everything_public() -> None:
+    text = (_README.parent / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^::: fastcam\.(\w+)$", text, re.MULTILINE)) == sorted(fastcam.__all__)
+
+
 def test_the_pages_name_every_row_of_the_tables() -> None:
     settings = {(name, key): row for name, method in METHODS.items() for key, row in method.settings.items()}
     for (name, key), row in settings.items():

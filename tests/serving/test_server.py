@@ -588,14 +588,15 @@ def test_slow_and_half_closed_connections_do_not_stop_others(path: Path) -> None
             _ask(address, b"rubbish")
 
 
-def test_the_openapi_document_is_kept(path: Path) -> None:
+def test_the_openapi_document_is_kept(path: Path, tmp_path: Path) -> None:
     """schemathesis asks what the document allows and what it does not, and checks every answer against it."""
     pytest.importorskip("schemathesis", reason="needs schemathesis: pip install fastcam[peers]")
     with _running(path) as address:
         command = [sys.executable, "-m", "schemathesis.cli", "run", f"{address}/openapi.json", "--max-examples", "20"]
         # Bytes that are no picture, and objects that are no message, fit the document and are refused.
         command += ["--exclude-checks", "positive_data_acceptance", "--seed", "1"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        # It keeps what it found in the current folder.
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "Tested: 8" in done.stdout
 
