@@ -27,6 +27,8 @@ from photo_folders import make_class_folders
 from PIL import Image
 
 import fastcam
+import fastcam.__main__
+import fastcam.cli
 from fastcam import cli
 from fastcam.errors import WriteError
 from fastcam.explaining.methods import METHODS
@@ -697,3 +699,10 @@ def test_what_is_not_a_setting(model: Path, photos: Path, tmp_path: Path, text: 
     result = _invoke("explain", model, photos, "-o", tmp_path / "out", "--method", "rise", "--set", text)
     assert result.exit_code == 2
     assert "is not a setting: give a name and a number" in result.output
+
+
+def test_the_entry_point_runs_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[bool] = []
+    monkeypatch.setattr(fastcam.cli, "main", lambda: ran.append(True))
+    fastcam.__main__.main()
+    assert ran == [True]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from networks import Array, NetworkBuilder, small_classifier
 from onnx import numpy_helper
 from PIL import Image
 
 import fastcam
 from fastcam import kernels
+from fastcam.cli import commands
 from fastcam.errors import ArgumentError
 from fastcam.evaluating.verification import CHECKS, Finding
 
@@ -139,14 +139,10 @@ def test_the_command_line_gates(path: Path, photos: list[Array], tmp_path: Path)
         Image.fromarray(photo).save(folder / f"{number}.png")
     arguments = ["verify", str(path), str(folder), "-o", str(tmp_path / "out"), "--threshold", "faithfulness=-1"]
     for threshold, status in (("gradients=0.1", 0), ("gradients=0", 1)):
-        done = subprocess.run(
-            [sys.executable, "-m", "fastcam", *arguments, "--threshold", threshold],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == status, done.stdout + done.stderr
-        assert ("MISSED" in done.stdout) == bool(status)
+        done = CliRunner().invoke(commands, [*arguments, "--threshold", threshold], standalone_mode=False)
+        assert done.exception is None, done.output
+        assert done.return_value == status
+        assert ("MISSED" in done.output) == bool(status)
         page = (tmp_path / "out" / "verification.html").read_text()
         assert ("A threshold was missed" in page) == bool(status)
         assert json.loads((tmp_path / "out" / "verification.json").read_text())["passed"] == (not status)
@@ -162,3 +158,29 @@ def test_what_is_refused(path: Path, tmp_path: Path) -> None:
     fastcam.export(small_classifier().to_model(), tmp_path / "values.onnx", score="values", preprocess="imagenet")
     with pytest.raises(ArgumentError, match="these checks are for classifiers"):
         fastcam.verify(tmp_path / "values.onnx")
+
+
+def test_files_without_preprocessing_are_checked_with_random_numbers(tmp_path: Path) -> None:
+    fastcam.export(small_classifier().to_model(), tmp_path / "plain.onnx")
+    findings = _found(fastcam.verify(tmp_path / "plain.onnx"))
+    assert findings["gradients"].passed
+    assert findings["random_weights"].value is not None
+
+
+def test_checks_that_cannot_be_measured_say_why(tmp_path: Path, photos: list[Array]) -> None:
+    net = NetworkBuilder(("batch", 3, 12, 12))
+    first = net.add("Relu", net.conv(net.input, (8, 3, 3, 3), pads=[1, 1, 1, 1]), name="block1")
+    inner = net.add("Relu", net.conv(first, (8, 8, 3, 3), pads=[1, 1, 1, 1]), name="inside")
+    joined = net.add("Add", first, inner)
+    net.build(net.dense(net.add("Flatten", net.add("GlobalAveragePool", joined)), (8, 5)))
+    fastcam.export(net.graph.to_model(), tmp_path / "skip.onnx", layer="inside", preprocess="imagenet")
+    finding = _found(fastcam.verify(tmp_path / "skip.onnx"))["gradients"]
+    assert finding.passed is None
+    assert "the scores also depend on" in finding.reason
+    fastcam.export(small_classifier().to_model(), tmp_path / "small.onnx", preprocess="imagenet")
+    large = NetworkBuilder(("batch", 3, 8, 8))
+    layer = large.add("Relu", large.conv(large.input, (4, 3, 3, 3)))
+    large.build(large.dense(large.add("Flatten", large.add("GlobalAveragePool", layer)), (4, 5)))
+    fastcam.export(large.graph.to_model(), tmp_path / "other.onnx", preprocess="imagenet")
+    found = _found(fastcam.verify(tmp_path / "small.onnx", photos, compare_with=tmp_path / "other.onnx"))
+    assert "takes other images" in found["drift"].reason

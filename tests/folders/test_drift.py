@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from networks import small_classifier
 from PIL import Image
 
 import fastcam
+from fastcam.cli import commands
 from fastcam.errors import ArgumentError
 from fastcam.folders.drift import write_drift_page
 
@@ -103,14 +103,11 @@ def test_real_jobs_from_the_command_line(tmp_path: Path) -> None:
         Image.fromarray(random.integers(0, 256, (20, 30, 3), np.uint8)).save(tmp_path / "photos" / f"{number}.png")
     for folder in ("one", "two"):
         fastcam.explain_files(tmp_path / "dogs.onnx", tmp_path / "photos", tmp_path / folder)
-    command = [sys.executable, "-m", "fastcam", "drift", str(tmp_path / "one"), str(tmp_path / "two")]
-    done = subprocess.run(
-        [*command, "-o", str(tmp_path / "moved"), "--region", "0.1,0.1,0.9,0.9"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    command = ["drift", str(tmp_path / "one"), str(tmp_path / "two"), "-o", str(tmp_path / "moved")]
+    done = CliRunner().invoke(commands, [*command, "--region", "0.1,0.1,0.9,0.9"], standalone_mode=False)
+    assert done.return_value == 0, done.output
+    assert "no class more than chance explains" in done.output
+    assert CliRunner().invoke(commands, [*command, "--region", "everywhere"]).exit_code == 2
     written = json.loads((tmp_path / "moved" / "drift.json").read_text())
     assert written["moved"] == []
     assert all(row["distance"] == 0 for row in written["classes"])
@@ -137,3 +134,12 @@ def test_what_is_refused(tmp_path: Path) -> None:
     for region in ((0, 0, 1), (0, 0, 2, 1), (0.5, 0, 0.5, 1), "all"):
         with pytest.raises(ArgumentError, match="region"):
             fastcam.compare_results(good, good, region=region)  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_a_class_that_moved_gives_status_1(tmp_path: Path) -> None:
+    before = _results(tmp_path / "before", {"pug": [_blob(1, 1)] * 6})
+    after = _results(tmp_path / "after", {"pug": [_blob(4, 4)] * 6})
+    arguments = ["drift", str(before), str(after), "-o", str(tmp_path / "moved")]
+    done = CliRunner().invoke(commands, arguments, standalone_mode=False)
+    assert done.return_value == 1
+    assert "moved: pug" in done.output

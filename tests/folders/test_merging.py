@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from networks import small_classifier
 from PIL import Image
 
 import fastcam
+from fastcam.cli import commands
 from fastcam.errors import ArgumentError, WriteError
 
 # What depends on the machine's clock.
@@ -118,15 +118,16 @@ def test_wrong_shards(model: Path, photos: Path, tmp_path: Path, shard: Any) -> 
 
 
 def test_from_the_command_line(model: Path, photos: Path, tmp_path: Path) -> None:
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "fastcam", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+    def run(*arguments: object) -> Any:
+        return CliRunner().invoke(commands, [*map(str, arguments)], standalone_mode=False)
 
     parts = [tmp_path / f"part{number}" for number in (1, 2)]
     for number, part in enumerate(parts, 1):
         run("explain", model, photos, "-o", part, "--shard", f"{number}/2")
     joined = run("merge", *parts, "-o", tmp_path / "joined")
     # One picture is broken, as in a job over all of them.
-    assert joined.returncode == 1, joined.stderr
-    assert joined.stdout.startswith("joined 8 images, 1 of them failed")
-    assert run("explain", model, photos, "-o", tmp_path / "out", "--shard", "3/2").returncode == 2
+    assert joined.return_value == 1, joined.output
+    assert joined.output.startswith("joined 8 images, 1 of them failed")
+    for share in ("3/2", "0/2", "half"):
+        arguments = ["explain", str(model), str(photos), "-o", str(tmp_path / "out"), "--shard", share]
+        assert CliRunner().invoke(commands, arguments).exit_code == 2

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import logging
 import os
 import re
 import signal
@@ -24,12 +25,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import Array, small_classifier
 from PIL import Image
 
 import fastcam
+from fastcam.cli import commands
 from fastcam.errors import ArgumentError
 from fastcam.pictures.writing import encode_image
 
@@ -42,6 +45,7 @@ from fastcam.serving.metrics import Metrics  # noqa: E402
 from fastcam.serving.models import ModelStore  # noqa: E402
 from fastcam.serving.pictures import choose_media  # noqa: E402
 from fastcam.serving.scheduling import BusyError, LateError, Scheduler  # noqa: E402
+from fastcam.serving.server import JsonLines, default_workers  # noqa: E402
 from fastcam.serving.settings import ServerSettings  # noqa: E402
 
 _BREEDS = ["beagle", "pug", "boxer", "collie", "husky"]
@@ -621,6 +625,65 @@ def test_log_lines_are_json(path: Path) -> None:
     row = next(line for line in lines if line.get("route") == "/explain")
     assert row["status"] == 200
     assert row["milliseconds"] > 0
+
+
+def test_the_command_starts_a_server_with_its_options(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import uvicorn
+
+    started: dict[str, Any] = {}
+
+    def run(app: Any, **options: Any) -> None:
+        started.update(options, app=app)
+        logging.getLogger("fastcam.serving").info("request", extra={"route": "/explain", "status": 200})
+
+    monkeypatch.setattr(uvicorn, "run", run)
+    arguments = ["serve", str(path), "--port", "8123", "--host", "::1", "--max-batch", "4", "--queue", "7"]
+    done = CliRunner().invoke(commands, [*arguments, "--timeout", "5"], env={"FASTCAM_TOKEN": "secret"})
+    assert done.exit_code == 0, done.output
+    assert (started["host"], started["port"]) == ("::1", 8123)
+    lines = [json.loads(line) for line in done.output.splitlines()]
+    assert lines[0]["message"] == "listening on http://::1:8123"
+    assert (lines[1]["route"], lines[1]["status"]) == ("/explain", 200)
+    with testclient.TestClient(started["app"]) as client:
+        assert client.post("/explain", content=_photo(0)).status_code == 401
+        assert client.post("/explain", content=_photo(0), headers={"Authorization": "Bearer secret"}).status_code == 200
+
+
+def test_how_many_workers_fill_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert [default_workers("cpu", threads) for threads in (None, 2, 16)] == [8, 4, 1]
+    assert default_workers("cuda", None) == 1
+
+
+def test_errors_are_logged_with_their_traceback() -> None:
+    try:
+        raise ValueError("seven")
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, "x.py", 1, "it %s", ("failed",), sys.exc_info())
+    line = json.loads(JsonLines().format(record))
+    assert (line["level"], line["message"]) == ("error", "it failed")
+    assert "ValueError: seven" in line["traceback"]
+
+
+def test_an_unexpected_error_gives_500_and_no_details(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("the inside")
+
+    monkeypatch.setattr("fastcam.serving.pictures.explain", broken)
+    with _client(path) as client:
+        answer = client.post("/explain", content=_photo(0))
+    assert answer.status_code == 500
+    assert answer.json() == {"error": "an unexpected error: see the server's log"}
+
+
+def test_metadata_and_health(client: Any) -> None:
+    assert client.get("/v2").json()["extensions"] == ["binary_tensor_data"]
+    assert client.get("/v2/health/live").json() == {"live": True}
+    assert client.get("/v2/models/dogs/ready").json() == {"name": "dogs", "ready": True}
+    assert client.get("/v2/models/cats").status_code == 404
+    found = client.get("/v2/models/dogs/versions/1").json()
+    assert [item["name"] for item in found["inputs"]] == ["image", "pictures", "target"]
+    assert found["outputs"][2]["shape"] == [-1, -1, 12, 12]
 
 
 @pytest.mark.parametrize(

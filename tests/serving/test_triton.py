@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from click.testing import CliRunner
 from networks import small_classifier
 
 import fastcam
+from fastcam.cli import commands
 from fastcam.errors import ArgumentError, FileFormatError, WriteError
 
 _BREEDS = ["beagle", "pug", "boxer", "collie", "husky"]
@@ -124,3 +126,13 @@ def test_what_is_refused(path: Path, tmp_path: Path) -> None:
     fastcam.write_triton_repository(path, tmp_path / "repository")
     with pytest.raises(WriteError, match="exists already"):
         fastcam.write_triton_repository(path, tmp_path / "repository")
+
+
+def test_from_the_command_line(path: Path, tmp_path: Path) -> None:
+    arguments = ["triton", str(path), "-o", str(tmp_path / "repository"), "--name", "breeds", "--device", "cpu"]
+    done = CliRunner().invoke(commands, [*arguments, "--max-batch", "1"])
+    assert done.exit_code == 0, done.output
+    assert "image, target to logits, targets, maps, heatmaps" in done.output
+    config = _parsed(tmp_path / "repository" / "breeds" / "config.pbtxt")
+    assert (config.name, config.max_batch_size) == ("breeds", 1)
+    assert not config.HasField("dynamic_batching")
