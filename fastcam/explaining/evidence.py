@@ -118,13 +118,13 @@ class ImageEvidence:
         """See `methods.Evidence`."""
         if self._model.metadata.score == "embedding":
             raise ArgumentError("the channels of an embedding's layer cannot be taken away: choose another method")
-        head = self._sessions.head(self._position)
+        head = self._head()
         table = head.without_channels(self.activations, self._asked.batch, self._asked.limit)
         return self._of_targets(table)
 
     def has_linear_head(self) -> bool:
         """See `methods.Evidence`."""
-        return self._sessions.head(self._position).is_linear
+        return self._head().is_linear
 
     def image_gradients(self, images: Rows, count: int, weights: Doubles) -> Doubles:
         """See `methods.Evidence`."""
@@ -143,6 +143,14 @@ class ImageEvidence:
             totals = [total + (doubles**power).sum(axis=0) for power, total in enumerate(totals, 1)]
         first, second, third = (total / count for total in totals)
         return first, second, third
+
+    def _head(self) -> Head:
+        if self._model.fixed_batch is not None:
+            raise ArgumentError(
+                f"{self._model.path} takes batches of exactly {self._model.fixed_batch} images, and so does its head: "
+                "export it with a dynamic batch, or choose another method"
+            )
+        return self._sessions.head(self._position)
 
     def _of_targets(self, table: Floats, probabilities: bool = False) -> Doubles:
         """Return the targets' columns (M,K) of tables of scores (M,T)."""

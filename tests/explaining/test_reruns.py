@@ -384,3 +384,30 @@ def test_folder_jobs_of_files_that_give_only_scores(tmp_path: Path, rng: np.rand
     )
     assert not result.failures
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_files_that_only_draw_are_explained_by_their_scores(tmp_path: Path, batch: Array) -> None:
+    fastcam.export(small_classifier().to_model(), tmp_path / "plain.onnx", preprocess="imagenet")
+    fastcam.export(small_classifier().to_model(), tmp_path / "drawn.onnx", draw="heatmaps", preprocess="imagenet")
+    plain, drawn = (fastcam.Explainer(tmp_path / f"{name}.onnx", device="cpu") for name in ("plain", "drawn"))
+    assert drawn.methods == ("gradcam", "rise", "occlusion")
+    for method in drawn.methods:
+        found, expected = (one(batch, 2, method=method, settings=_FEW.get(method)).maps for one in (drawn, plain))
+        assert relative_error(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("method", _RERUNS)
+def test_files_of_a_fixed_batch(tmp_path: Path, batch: Array, method: str) -> None:
+    model = small_classifier(batch=2, keeps_batch=True).to_model()
+    fastcam.export(model, tmp_path / "two.onnx", gradients="image", preprocess="imagenet")
+    explainer = fastcam.Explainer(tmp_path / "two.onnx", device="cpu")
+    if method in ("cam", "ablationcam"):
+        with pytest.raises(ArgumentError, match="takes batches of exactly 2 images, and so does its head"):
+            explainer(batch, 1, method=method)
+        return
+    fastcam.export(small_classifier().to_model(), tmp_path / "any.onnx", gradients="image", preprocess="imagenet")
+    expected = fastcam.Explainer(tmp_path / "any.onnx", device="cpu")(
+        batch, 1, method=method, settings=_FEW.get(method)
+    )
+    found = explainer(batch, 1, method=method, settings=_FEW.get(method))
+    assert relative_error(found.maps, expected.maps) < 1e-5

@@ -81,7 +81,7 @@ class HostPen:
             They do not match.
         """
         fits = logits.shape == (n, self._model.table_size) and targets.shape == (n, k)
-        if self._model.draws_only:
+        if self._model.draws_only and layers:
             fits, layers = fits and layers[0].shape[:2] == (n, k) and layers[0].size > 0, ()
         for activations, second in zip(layers[::2], layers[1::2], strict=True):
             c = activations.shape[1]
