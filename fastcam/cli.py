@@ -357,6 +357,11 @@ def train(data_dir: Path, weights: str, **options: Any) -> None:
     help="required: an ordinary input, for runtimes other than ONNX Runtime.",
 )
 @click.option("--raw-outputs", is_flag=True, help="With --draw: also output activations and weights.")
+@click.option(
+    "--contrast",
+    is_flag=True,
+    help="With --draw: one heatmap per image, why the first target rather than the others.",
+)
 def export(model: Path, out: Path, layer: Sequence[str], preprocess: str | None, **options: Any) -> None:
     """Export MODEL (.keras, .h5 or .onnx) to OUT, a single ONNX file that explains itself.
 

@@ -97,6 +97,8 @@ class Metadata:
         Whether ``heatmaps`` keep the evidence against a class: -1..1 instead of 0..1.
     picture : {None, "input", "any"}
         Whether the input is uint8 pictures (N,H,W,3), and their size.
+    contrast : bool
+        Whether the file draws one heatmap per image, of the first target rather than the others.
     score : {"classes", "values", "segmentation", "boxes", "embedding"}
         What a target is.
     fit : {"stretch", "letterbox"}
@@ -121,6 +123,7 @@ class Metadata:
     method: str | None = None
     signed: bool = False
     picture: str | None = None
+    contrast: bool = False
     score: str = "classes"
     fit: str = "stretch"
     box_classes: int = 0
@@ -140,6 +143,7 @@ class Metadata:
             "method": self.method or "",
             "signed": "true" if self.signed else "",
             "picture": self.picture or "",
+            "contrast": "true" if self.contrast else "",
         }
         drawing = {key: value for key, value in drawing.items() if value}
         scores = {"score": self.score, "fit": self.fit, "box_classes": str(self.box_classes)}
@@ -229,6 +233,10 @@ def _one_of(*allowed: str) -> Any:
     return read
 
 
+def _flag(text: str) -> bool:
+    return bool(_one_of("", "true")(text))
+
+
 def _notes(text: str) -> tuple[Note, ...]:
     return tuple(Note(kind, note) for kind, note in json.loads(text))
 
@@ -244,13 +252,14 @@ _READERS: dict[str, Any] = {
     "precision": _one_of(*PRECISIONS),
     "notes": _notes,
     "method": lambda text: text or None,
-    "signed": lambda text: _one_of("", "true")(text) == "true",
+    "signed": _flag,
     "picture": lambda text: _one_of("", *PICTURES)(text) or None,
+    "contrast": _flag,
     "score": _one_of(*SCORES),
     "fit": _one_of(*FITS),
     "box_classes": lambda text: min(int(text), 2**31),
     "mask_size": lambda text: _size(text) if text else None,
-    IMAGE_GRADIENTS: lambda text: _one_of("", "true")(text) == "true",
+    IMAGE_GRADIENTS: _flag,
 }
 # Older files of this format lack these entries.
 _DEFAULTS = {
@@ -261,6 +270,7 @@ _DEFAULTS = {
         "method": "",
         "signed": "",
         "picture": "",
+        "contrast": "",
         "score": "classes",
         "fit": "stretch",
         "box_classes": "0",

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,7 +150,8 @@ def _named_providers(providers: Sequence[Any]) -> Request:
 
 
 def _names_a_provider(item: Any) -> bool:
-    return isinstance(item, str) or (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str))
+    is_pair = isinstance(item, tuple) and len(item) == 2
+    return isinstance(item, str) or (is_pair and isinstance(item[0], str) and isinstance(item[1], Mapping))
 
 
 def place(request: Request, path: Path, stream: int) -> Placement:

@@ -41,6 +41,7 @@ class DrawingPlan:
     picture : {None, "input", "any"}
     target : {"default", "required"}
     raw_outputs : bool
+    contrast : bool
 
     Raises
     ------
@@ -54,6 +55,7 @@ class DrawingPlan:
     picture: str | None = None
     target: str = "default"
     raw_outputs: bool = False
+    contrast: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in (("draw", _DRAWS), ("picture", PICTURES), ("target", _TARGETS), ("method", _METHODS)):
@@ -62,9 +64,8 @@ class DrawingPlan:
                 hint = suggest(str(value), allowed)
                 raise ArgumentError(f"{name}={value!r}: {hint}choose one of {', '.join(map(repr, allowed))}")
         if self.draw is None:
-            concerned = (("method", "gradcam"), ("signed", False), ("picture", None), ("raw_outputs", False))
-            for name, default in concerned:
-                if getattr(self, name) != default:
+            for name in ("method", "signed", "picture", "raw_outputs", "contrast"):
+                if getattr(self, name) != getattr(DrawingPlan, name):
                     raise ArgumentError(
                         f"{name}={getattr(self, name)!r} applies to files that draw their own "
                         'heatmaps: add draw="heatmaps" or omit it'
@@ -73,6 +74,11 @@ class DrawingPlan:
             raise ArgumentError('draw="overlays" blends heatmaps over the pictures: add picture="input" or "any"')
         if self.draw == "overlays" and self.signed:
             raise ArgumentError('signed maps have no overlays: use draw="heatmaps", or signed=False')
+        if self.contrast and self.method not in _LINEAR:
+            raise ArgumentError(
+                f"contrast=True with method={self.method!r}: maps can be contrasted for methods linear in the "
+                f"gradient: {', '.join(map(repr, _LINEAR))}"
+            )
 
     @property
     def needs_gradients(self) -> bool:
@@ -118,7 +124,10 @@ class DrawingPlan:
 
 
 def _add_heatmaps(graph: Graph, plan: DrawingPlan, size: tuple[int, int]) -> str:
-    """Add the outputs ``maps`` (N,K,h,w), the weighted sum over channels, and ``heatmaps`` (N,K,H,W)."""
+    """Add the outputs ``maps`` (N,K,h,w), the weighted sum over channels, and ``heatmaps`` (N,K,H,W).
+
+    With contrast the heatmaps are (N,1,H,W).
+    """
     names = layer_outputs(0)
     channels, *sides = static_dims(graph, names.activations, [1, 2, 3])
     flat = graph.emit(
@@ -127,12 +136,11 @@ def _add_heatmaps(graph: Graph, plan: DrawingPlan, size: tuple[int, int]) -> str
     sums = _METHODS[plan.method](graph, flat)
     shaped = graph.emit("Reshape", sums, graph.emit_integers(0, 0, *sides), stem="draw/maps")
     maps = name_output(graph, shaped, "maps")
+    evidence = _contrasted(graph, maps) if plan.contrast else maps
     zero, one = graph.emit_number(0), graph.emit_number(1)
     # Some runtimes turn NaN into 0 in Relu and Max; a comparison with NaN is false in all of them.
-    kept = (
-        maps if plan.signed else graph.emit("Where", graph.emit("Less", maps, zero), zero, maps, stem="draw/evidence")
-    )
-    magnitude = graph.emit("Abs", maps, stem="draw/magnitude") if plan.signed else kept
+    kept = evidence if plan.signed else _positive(graph, evidence)
+    magnitude = graph.emit("Abs", evidence, stem="draw/magnitude") if plan.signed else kept
     top = graph.emit("ReduceMax", magnitude, graph.emit_integers(2, 3), keepdims=1, stem="draw/maximum")
     # A map without evidence stays all zeros.
     divisor = graph.emit("Where", graph.emit("Greater", top, zero), top, one, stem="draw/divisor")
@@ -142,6 +150,22 @@ def _add_heatmaps(graph: Graph, plan: DrawingPlan, size: tuple[int, int]) -> str
     # Last, because runtimes pack a constant second factor once and multiply all rows by it together.
     both = graph.emit("MatMul", high, graph.emit_constant(columns.T.copy(), stem="draw/columns"), stem="draw/both")
     return name_output(graph, both, "heatmaps")
+
+
+def _contrasted(graph: Graph, maps: str) -> str:
+    """Return the first of the maps (N,K,h,w) minus the mean of the others, (N,1,h,w).
+
+    That is the map of y_1 - mean(y_2 .. y_K), because the map is linear in the explained scalar. One map alone stays.
+    """
+    start, end, axis = graph.emit_integers(0), graph.emit_integers(1), graph.emit_integers(1)
+    first = graph.emit("Slice", maps, start, end, axis, stem="draw/first")
+    # No slice of the others: there may be none, and not every runtime has empty tensors.
+    total = graph.emit("ReduceSum", maps, axis, keepdims=1, stem="draw/total")
+    count = graph.emit("Cast", graph.emit("Shape", maps, start=1, end=2), to=1, stem="draw/count")
+    one = graph.emit_number(1)
+    others = graph.emit("Max", graph.emit("Sub", count, one), one, stem="draw/others")
+    mean = graph.emit("Div", graph.emit("Sub", total, first), others, stem="draw/mean")
+    return graph.emit("Sub", first, mean, stem="draw/contrast")
 
 
 def bilinear_matrix(before: int, after: int) -> NDArray[np.float32]:
@@ -230,6 +254,8 @@ _METHODS: dict[str, Callable[[Graph, str], str]] = {
     "layercam": _each_positive,
 }
 METHODS = tuple(_METHODS)
+# Their maps are linear in the gradient.
+_LINEAR = ("gradcam", "xgradcam", "hirescam")
 
 
 def _add_picture_side(

@@ -96,6 +96,7 @@ class ExportResult:
     picture=optional(check_text),
     target=check_text,
     raw_outputs=check_flag,
+    contrast=check_flag,
     score_activation=optional(check_text),
 )
 def export(
@@ -120,6 +121,7 @@ def export(
     picture: str | None = None,
     target: str = "default",
     raw_outputs: bool = False,
+    contrast: bool = False,
     custom_objects: Mapping[str, Any] | None = None,
     inputs: Mapping[str, Any] | None = None,
 ) -> ExportResult:
@@ -212,6 +214,9 @@ def export(
     raw_outputs : bool
         Whether a file that draws also gives ``activations``, ``weights`` and, with ``gradients="full"``,
         ``gradients``.
+    contrast : bool
+        Whether a file that draws has one heatmap per image, (N,1,H,W): that of the first target rather than the others,
+        y_1 - mean(y_2 .. y_K). With one target it is that target's. For "gradcam", "xgradcam" and "hirescam".
     custom_objects : mapping of str to class or function, optional
         Your own layers and functions that a Keras file names.
     inputs : mapping of str to array, optional
@@ -248,7 +253,7 @@ def export(
     _check_choice("score_activation", score_activation, (None, *SCORE_ACTIVATIONS))
     _check_size("input_size", input_size)
     _check_size("token_grid", token_grid)
-    plan = DrawingPlan(draw, method, signed, picture, target, raw_outputs)
+    plan = DrawingPlan(draw, method, signed, picture, target, raw_outputs, contrast)
     has_boxes = score == "boxes"
     gradients, fit = gradients or ("full" if has_boxes else "pooled"), fit or ("letterbox" if has_boxes else "stretch")
     _check_kind(score, fit, precision, draw, gradients, layers)
@@ -312,6 +317,7 @@ def export(
         method=plan.method if plan.draw else None,
         signed=plan.signed,
         picture=plan.picture,
+        contrast=plan.contrast,
         score=score,
         fit=fit,
         box_classes=classifier.scores.class_count or 0,

@@ -640,7 +640,7 @@ def test_devices(path: Path, batch: Array) -> None:
     for threads in wrong:
         with pytest.raises(ArgumentError, match="threads="):
             fastcam.Explainer(path, threads=threads)
-    for providers in ("CPUExecutionProvider", [()], [3], [("CPUExecutionProvider",)]):
+    for providers in ([("CPUExecutionProvider", None)], "CPUExecutionProvider", [()], [3], [("CPUExecutionProvider",)]):
         with pytest.raises(ArgumentError, match="providers="):
             fastcam.Explainer(path, providers=providers)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import fastcam
 from fastcam import cli
 from fastcam.errors import ArgumentError, FileFormatError, ImageError, ModelError
 from fastcam.explaining.methods import METHODS
-from fastcam.explaining.selftest import RUNTIMES, check_selftest_answer, run_selftest, write_selftest_picture
+from fastcam.explaining.selftest import _MODULES, RUNTIMES, check_selftest_answer, run_selftest, write_selftest_picture
 from fastcam.exporting.drawing import METHODS as DRAWN_METHODS
 from fastcam.exporting.drawing import bilinear_matrix
 from fastcam.graph import Graph
@@ -107,6 +108,48 @@ def test_signed_heatmaps_keep_the_evidence_against(method: str, images: Array, t
     # Explainer shows their positive part, as always.
     explained = fastcam.Explainer(path, device="cpu")(images, target=_TARGETS, method=method, normalize=None).maps
     assert relative_error(explained, positive) < _BOUND
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("method", ["gradcam", "xgradcam", "hirescam"])
+def test_contrasts_are_explainers(method: str, signed: bool, images: Array, tmp_path: Path) -> None:
+    path = _export(tmp_path, draw="heatmaps", method=method, signed=signed, contrast=True, target="required")
+    targets = np.array([[1, 4, 0], [0, 2, 1], [3, 0, 2]])
+    explainer, normalize = _explainer(tmp_path), "signed" if signed else "max"
+    expected = explainer(images, targets[:, :1], against=targets[:, 1:], method=method, normalize=normalize)
+    plain = explainer(images, targets[:, :1], method=method, normalize=normalize)
+    assert relative_error(plain.heatmaps, expected.heatmaps) > 0.1
+    found = _run(path, {"image": images, "target": targets})
+    assert relative_error(found["heatmaps"], expected.heatmaps) < _BOUND
+    np.testing.assert_array_equal(found["targets"], targets)
+    alone = _run(path, {"image": images, "target": targets[:, :1]})
+    assert relative_error(alone["heatmaps"], plain.heatmaps) < _BOUND
+    # Without fastcam's own arithmetic: the maps before the contrast are all there.
+    assert relative_error(found["maps"][:, :1], alone["maps"]) < _BOUND
+
+
+def test_a_contrast_with_a_class_that_does_not_exist_is_nan(images: Array, tmp_path: Path) -> None:
+    path = _export(tmp_path, draw="heatmaps", contrast=True, target="required")
+    found = _run(path, {"image": images, "target": np.array([[1, 4], [0, 99], [3, 0]])})
+    np.testing.assert_array_equal(found["targets"], [[1, 4], [0, -1], [3, 0]])
+    assert np.isnan(found["heatmaps"][1]).all()
+    assert np.isfinite(found["heatmaps"][[0, 2]]).all()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_every_runtime_contrasts(runtime: str, images: Array, tmp_path: Path) -> None:
+    pytest.importorskip(_MODULES[runtime][0], reason="one of the peers that .ci/run installs last")
+    path = _export(tmp_path, draw="heatmaps", contrast=True, target="required")
+    inputs = {"image": images[:1], "target": np.array([[1, 4, 0]])}
+    found = RUNTIMES[runtime](importlib.import_module(_MODULES[runtime][0]), str(path), inputs)
+    assert relative_error(found["heatmaps"], _run(path, inputs)["heatmaps"]) < _BOUND
+
+
+def test_explainer_opens_files_that_contrast(images: Array, tmp_path: Path) -> None:
+    drawn = fastcam.Explainer(_export(tmp_path, draw="heatmaps", contrast=True), device="cpu")
+    full = _explainer(tmp_path)
+    for options in ({"target": "top3"}, {"target": 2, "against": [0, 1]}):
+        assert relative_error(drawn(images, **options).heatmaps, full(images, **options).heatmaps) < _BOUND
 
 
 def test_raw_outputs_come_on_request(images: Array, tmp_path: Path) -> None:
@@ -274,6 +317,8 @@ def test_overlays_of_nan_are_dark(rng: np.random.Generator, tmp_path: Path) -> N
         ({"target": "optional"}, "'default', 'required'"),
         ({"method": "layercam"}, 'add draw="heatmaps"'),
         ({"picture": "any"}, 'add draw="heatmaps"'),
+        ({"contrast": True}, 'add draw="heatmaps"'),
+        ({"draw": "heatmaps", "contrast": True, "method": "layercam"}, "'gradcam', 'xgradcam', 'hirescam'"),
         ({"draw": "overlays"}, 'add picture="input"'),
         ({"draw": "overlays", "picture": "any", "signed": True}, "have no overlays"),
         ({"draw": "heatmaps", "layer": ["block1", "block2"]}, "choose one"),
@@ -415,6 +460,15 @@ def test_the_commands_export_and_selftest(tmp_path: Path) -> None:
         write_selftest_picture(path, tmp_path / "test.jpg")
     with pytest.raises(ArgumentError, match="does not take pictures"):
         write_selftest_picture(_export(tmp_path, draw="heatmaps"), tmp_path / "test.png")
+
+
+def test_the_command_exports_a_contrast(images: Array, tmp_path: Path) -> None:
+    onnx.save(small_classifier().to_model(), tmp_path / "dogs.onnx")
+    path = tmp_path / "drawn.onnx"
+    result = _command("export", tmp_path / "dogs.onnx", path, "--draw", "heatmaps", "--contrast")
+    assert result.exception is None
+    assert _run(path, {"image": images, "target": _TARGETS})["heatmaps"].shape[:2] == (3, 1)
+    assert _command("selftest", path).return_value == 0
 
 
 def test_files_without_a_self_test(tmp_path: Path) -> None:

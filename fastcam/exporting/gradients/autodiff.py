@@ -35,17 +35,34 @@ def target_gradients(graph: Graph, logits: str, target: str) -> tuple[str, str]:
     value : str
         The dense layer's input, (N,U); the logits themselves where no dense layer with constant weights computes them.
     gradient : str
-        (K,N,U). For a dense layer it is the target's column of the weights: K*N*U numbers are read; a product with
-        one-hot rows would read the whole matrix.
+        (K,N,U). For a dense layer it is the target's weights: K*N*U numbers are read; a product with one-hot rows
+        would read the whole matrix. Where it costs nothing, weights (U,classes) become (classes,U): a class is one row.
     """
     dense = dense_layer(graph, logits)
     if dense is None:
         return logits, _one_hot(graph, logits, target)
+    _store_by_class(graph, dense)
     weight = dense.input[1]
     if attribute(dense, "transB", 0):
         return dense.input[0], graph.emit("Gather", weight, target, axis=0, stem="gradient/target")
     columns = graph.emit("Gather", weight, target, axis=1, stem="gradient/target_columns")
     return dense.input[0], graph.emit("Transpose", columns, perm=[1, 2, 0], stem="gradient/target")
+
+
+def _store_by_class(graph: Graph, dense: onnx.NodeProto) -> None:
+    """Transpose the weights, unless they are shared, or read behind a ReLU: Explainer skips their rows of zeros."""
+    weight = dense.input[1]
+    before = graph.producer(dense.input[0])
+    if (
+        operator(dense) != "Gemm"
+        or attribute(dense, "transB", 0)
+        or (before is not None and operator(before) == "Relu")
+    ):
+        return
+    if graph.readers(weight) == [dense]:
+        rows = graph.emit_constant(np.ascontiguousarray(graph.constants.pop(weight).T), stem=weight)
+        graph.replace_uses(weight, rows)
+        graph.set_attributes(dense, transB=1)
 
 
 def dense_layer(graph: Graph, logits: str) -> onnx.NodeProto | None:
