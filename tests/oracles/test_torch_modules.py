@@ -249,6 +249,52 @@ def test_usual_poolings_explain_as_autograd_does(name: str, channels_last: bool,
         assert relative_error(found.maps, expected[:count]) < _BOUND
 
 
+class _Remembering(Module):
+    """Stores a size in an attribute and branches on it, as windowed transformers do: the tracer makes it a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.act, self.fc = nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Linear(8, CLASSES)
+        self.window = 99
+
+    def forward(self, x: Any) -> Any:
+        x = self.act(self.conv(x))
+        side = min(x.shape[2:])
+        if side <= self.window:
+            self.window = torch.tensor(side) if torch.jit.is_tracing() else side
+        if self.window >= 4:
+            x = nn.AdaptiveAvgPool1d(1)(x.flatten(2)).flatten(1)
+        return self.fc(x)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_module_that_stores_sizes_is_restored(tmp_path: Path) -> None:
+    model, images = _Remembering().eval(), images_for()
+    fastcam.export(model, tmp_path / "m.onnx", example_input=torch.zeros(1, 3, SIDE, SIDE))
+    assert type(model.window) is int
+    expected, scores = _autograd(model, "act", images)
+    found = fastcam.Explainer(tmp_path / "m.onnx")(images, _TARGETS, size="layer", normalize=None)
+    assert relative_error(found.logits, scores) < _BOUND
+    assert relative_error(found.maps, expected) < _BOUND
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("layout", ["plain", "channels_last"])
+def test_files_of_the_newer_exporter_with_an_adaptive_pooling(layout: str, tmp_path: Path) -> None:
+    model, images = _Pooled(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())).eval(), images_for()
+    model = model.to(memory_format=torch.channels_last) if layout == "channels_last" else model
+    batch = torch.export.Dim("batch")
+    torch.onnx.export(
+        model, (torch.zeros(2, 3, SIDE, SIDE),), tmp_path / "m.onnx", dynamic_shapes=({0: batch},), verbose=False
+    )
+    fastcam.export(tmp_path / "m.onnx", tmp_path / "explained.onnx")
+    expected, scores = _autograd(model, "act", images)
+    found = fastcam.Explainer(tmp_path / "explained.onnx")(images, _TARGETS, size="layer", normalize=None)
+    assert relative_error(found.logits, scores) < _BOUND
+    assert relative_error(found.maps, expected) < _BOUND
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("kind", ["traced", "scripted", "double"])
 def test_other_forms_of_a_module_give_its_maps(kind: str, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from ...errors import MissingExtraError, ModelError
 from ...graph import Graph, TensorType, from_model
 from .imported import TARGET_OPSET
 from .opsets import converted
-from .torch_tracing import plain_sizes
+from .torch_tracing import plain_sizes, restored_attributes
 
 _INPUT = "images"
 # Where torch's exporter records the modules around a node: the model itself, its children ..., the call.
@@ -84,7 +84,7 @@ def trace(torch: Any, module: Any, example: Any, names: Sequence[str] | None, *,
         raise CannotTraceError("names of modules that the tracer could take for repeated calls")
     file = io.BytesIO()
     try:
-        with warnings.catch_warnings(record=True) as remarks, plain_sizes(torch):
+        with warnings.catch_warnings(record=True) as remarks, plain_sizes(torch), restored_attributes(module):
             warnings.simplefilter("always")
             torch.onnx.export(
                 module,
@@ -171,17 +171,18 @@ def capture(torch: Any, module: Any, example: Any, names: Sequence[str] | None) 
             f'exporting this torch module needs onnxscript ({error}): pip install "fastcam[torch]"'
         ) from error
     try:
-        program: Any = torch.onnx.export(
-            module,
-            (example,),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim.AUTO},),
-            output_names=names,
-            opset_version=TARGET_OPSET,
-            # Layers' values would be folded into others.
-            optimize=False,
-            verbose=False,
-        )
+        with restored_attributes(module):
+            program: Any = torch.onnx.export(
+                module,
+                (example,),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim.AUTO},),
+                output_names=names,
+                opset_version=TARGET_OPSET,
+                # Layers' values would be folded into others.
+                optimize=False,
+                verbose=False,
+            )
     except Exception as error:  # torch's tracer, its exporter and onnxscript raise their own
         cause = _innermost(error)
         by_values = "DataDependent" in type(cause).__name__ or "data-dependent" in str(cause).lower()

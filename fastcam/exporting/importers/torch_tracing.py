@@ -31,6 +31,19 @@ def evaluating(module: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def restored_attributes(module: Any) -> Iterator[None]:
+    """Undo what a module's forward stores in its attributes: under a tracer, numbers become the tracer's tensors."""
+    kept = [(part, dict(part.__dict__)) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, attributes in kept:
+            for name in part.__dict__.keys() - attributes.keys():
+                del part.__dict__[name]
+            part.__dict__.update(attributes)
+
+
+@contextlib.contextmanager
 def quiet(torch: Any) -> Iterator[None]:
     """Keep the messages of torch's exporters out of the user's log, warnings and terminal."""
     loggers = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")

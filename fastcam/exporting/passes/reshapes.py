@@ -14,7 +14,8 @@ from ...graph import Dim, Graph, attribute, operator
 def settle_reshapes(graph: Graph) -> bool:
     """Reshape(x, computed) -> Reshape(x, constant), wherever at most one dimension is open; the batch remains dynamic.
 
-    The arithmetic that computed the target is then no longer read.
+    The arithmetic that computed the target is then no longer read. A Reshape of one number, as torch's exporter puts
+    between a batch size and the shape that holds it, becomes an Unsqueeze, through which ONNX follows sizes.
 
     Returns
     -------
@@ -31,6 +32,9 @@ def settle_reshapes(graph: Graph) -> bool:
 def _settle(graph: Graph, node: onnx.NodeProto) -> bool:
     if graph.rank(node.output[0]) is None:
         return False
+    if graph.shape(node.input[0]) == () and graph.rank(node.output[0]) == 1:
+        graph.rewrite(node, "Unsqueeze", [node.input[0], graph.emit_integers(0)])
+        return True
     target = _reshape_target(graph.shape(node.input[0]), graph.shape(node.output[0]))
     target = _target_behind_batch(graph, node) if target is None else target
     if target is None:
@@ -44,7 +48,7 @@ def _settle(graph: Graph, node: onnx.NodeProto) -> bool:
 
 def _reshape_target(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> Array | None:
     """Return a constant target of Reshape: 0 keeps the batch if the rows stay intact, -1 is the open axis."""
-    rows = [_row_size(shape) for shape in (before, after)]
+    rows = [row_size(shape) for shape in (before, after)]
     if rows[0] is not None and rows[0] == rows[1]:
         return np.array([0, *after[1:]], np.int64)
     if sum(not isinstance(size, int) for size in after) <= 1:
@@ -55,11 +59,11 @@ def _reshape_target(before: tuple[Dim, ...], after: tuple[Dim, ...]) -> Array | 
 def _target_behind_batch(graph: Graph, node: onnx.NodeProto) -> Array | None:
     """Return a constant target for Concat(batch, constants), one of which may be -1: as `x.view(len(x), 8, -1)` is."""
     before = graph.shape(node.input[0])
-    row, joined = _row_size(before), graph.producer(node.input[1])
+    row, joined = row_size(before), graph.producer(node.input[1])
     if row is None or joined is None or operator(joined) != "Concat":
         return None
     constants = [graph.constants.get(name) for name in joined.input[1:]]
-    if any(array is None for array in constants) or not _is_length(graph, joined.input[0], before[0]):
+    if any(array is None for array in constants) or open_length(graph, joined.input[0]) != before[0]:
         return None
     sizes = [int(size) for array in constants for size in np.asarray(array).reshape(-1)]
     known = math.prod(size for size in sizes if size > 0)
@@ -68,8 +72,8 @@ def _target_behind_batch(graph: Graph, node: onnx.NodeProto) -> Array | None:
     return np.array([0, *sizes], np.int64) if min(sizes, default=0) > 0 and math.prod(sizes) == row else None
 
 
-def _is_length(graph: Graph, value: str, size: Dim) -> bool:
-    """Return whether a value is the first size of a shape, and that size the open one given."""
+def open_length(graph: Graph, value: str) -> str | None:
+    """Return the name of the open size that a value is, if it is the first size of some shape."""
     node = graph.producer(value)
     while node is not None and operator(node) in ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"):
         node = graph.producer(node.input[0])
@@ -79,11 +83,12 @@ def _is_length(graph: Graph, value: str, size: Dim) -> bool:
         is_first = index is not None and index.size == 1 and index.item() == 0
         node = graph.producer(node.input[0])
     if node is None or not is_first or operator(node) != "Shape" or attribute(node, "start", 0) != 0:
-        return False
-    return isinstance(size, str) and bool(graph.rank(node.input[0])) and graph.shape(node.input[0])[0] == size
+        return None
+    length = graph.shape(node.input[0])[0] if graph.rank(node.input[0]) else None
+    return length if isinstance(length, str) else None
 
 
-def _row_size(shape: tuple[Dim, ...]) -> int | None:
+def row_size(shape: tuple[Dim, ...]) -> int | None:
     """Return the number of elements per row of the first axis, or None if an axis is open or there are no axes."""
     sizes = [size for size in shape[1:] if isinstance(size, int)]
     return math.prod(sizes) if shape and len(sizes) == len(shape) - 1 else None

@@ -33,6 +33,7 @@ from .resizes import settle_resizes
 from .scale_and_shift import join_scale_and_shift
 from .sequences import join_sequences
 from .shape_questions import answer_shape_questions
+from .strided_copies import read_strided_copies
 from .token_rows import join_rows_of_tokens
 from .transposes import sink_transposes
 
@@ -41,7 +42,13 @@ Rewrite: TypeAlias = "Callable[[Graph], bool]"
 # Each round may make further shapes known to the next one; no known network needs more than ten rounds.
 _MOST_ROUNDS = 50
 
-_SHAPES: tuple[Rewrite, ...] = (settle_reshapes, settle_resizes, answer_shape_questions, join_sequences)
+_SHAPES: tuple[Rewrite, ...] = (
+    settle_reshapes,
+    settle_resizes,
+    answer_shape_questions,
+    read_strided_copies,
+    join_sequences,
+)
 _STEPS: tuple[Rewrite, ...] = (drop_no_ops, join_layer_normalizations, join_rows_of_tokens)
 _PRODUCTS: tuple[Rewrite, ...] = (
     fold_pads,

@@ -402,3 +402,57 @@ def test_a_view_behind_another_size_is_left() -> None:
     graph = _viewed("channels", [2, -1])
     simplify(graph)
     assert graph.shape("viewed")[0] != "batch"
+
+
+def _with_a_class_token(net: NetworkBuilder) -> str:
+    """Tokens (N,3,4) behind one for the class, then split into heads: sizes as torch's exporter computes them."""
+    whole = net.add("Shape", net.input, start=0, end=1)
+    count = net.add("Reshape", net.add("Squeeze", whole), net.constant([-1]))
+    token = net.add("Expand", net.constant(np.ones((1, 1, 4), np.float32)), _joined(net, count, 1, 4))
+    tokens = net.add("Concat", token, net.input, axis=1)
+    return net.add("Reshape", tokens, _joined(net, count, 4, -1, 2), name="heads")
+
+
+def _joined(net: NetworkBuilder, count: str, *sizes: int) -> str:
+    return net.add("Concat", count, net.constant(list(sizes)), axis=0)
+
+
+def test_the_batch_size_is_followed_through_a_scalar(rng: np.random.Generator) -> None:
+    net = NetworkBuilder(("batch", 3, 4))
+    graph = net.build(net.add("Abs", _with_a_class_token(net)))
+    before = _run(graph, image := rng.normal(size=(3, 3, 4)).astype(np.float32))
+    simplify(graph)
+    assert graph.shape("heads") == ("batch", 4, 2, 2)
+    np.testing.assert_array_equal(_run(graph, image), before)
+
+
+def _strided(net: NetworkBuilder, offsets: Array, step: int, *, first: int = 0) -> str:
+    """as_strided of (N,2,3), as torch's exporter writes it: positions step * i + offsets in the flattened tensor."""
+    count = net.add("Squeeze", net.add("Shape", net.input, start=first, end=first + 1))
+    numbers = net.add("Range", net.constant(np.array(0)), count, net.constant(np.array(1)))
+    rows = net.add("Unsqueeze", net.add("Mul", numbers, net.constant(np.array(step))), net.constant([1, 2]))
+    positions = net.add("Add", rows, net.constant(offsets[None]))
+    return net.add("Gather", net.add("Reshape", net.input, net.constant([-1])), positions, axis=0)
+
+
+_ORDERS = {"same": [[0, 1], [2, 3], [4, 5]], "channels last": [[0, 3], [1, 4], [2, 5]], "repeated": [[0, 0], [5, 1]]}
+
+
+@pytest.mark.parametrize("order", _ORDERS)
+def test_a_copy_with_strides_is_a_reshape(order: str, rng: np.random.Generator) -> None:
+    net = NetworkBuilder(("batch", 2, 3))
+    graph = net.build(net.add("Abs", _strided(net, np.array(_ORDERS[order]), 6)))
+    expected = {"Reshape": 1} if order == "same" else {"Reshape": 2, "Gather": 1}
+    _check(graph, rng, {**expected, "Abs": 1})
+
+
+@pytest.mark.parametrize(("step", "first", "highest"), [(3, 0, 5), (6, 1, 5), (6, 0, 6)])
+def test_other_computed_positions_stay(step: int, first: int, highest: int) -> None:
+    """Rows that overlap, as many rows as there are channels, and an image that reads the next one."""
+    net = NetworkBuilder(("batch", 2, 3))
+    offsets = np.array([[0, 1, 2], [3, 4, highest]])
+    graph = net.build(net.add("Abs", _strided(net, offsets, step, first=first)))
+    simplify(graph)
+    assert "Gather" in {node.op_type for node in graph.nodes}
+    gather = next(node for node in graph.nodes if node.op_type == "Gather")
+    assert gather.input[1] not in graph.constants or first == 1
