@@ -22,6 +22,7 @@ import onnx
 from onnx import helper, numpy_helper, shape_inference
 
 from .arrays import Array
+from .batch_sizes import is_multiple, name_batch_sizes
 from .errors import ModelError, UnsupportedOpError
 
 Dim = int | str | None
@@ -42,6 +43,16 @@ class TensorType(NamedTuple):
 
     dtype: np.dtype[Any]
     shape: tuple[Dim, ...]
+
+
+def _inferred(message: onnx.ModelProto) -> dict[str, TensorType]:
+    try:
+        model = shape_inference.infer_shapes(message, data_prop=True)
+    except Exception as error:  # the C++ checker throws several unrelated types
+        raise ModelError(f"shape inference rejected the model: {error}") from error
+    # For an output declared without a shape, inference returns a second, empty entry: keep the informative one.
+    types = {info.name: _type_of(info) for info in model.graph.output if _has_shape(info)}
+    return types | {info.name: _type_of(info) for info in model.graph.value_info if _has_shape(info)}
 
 
 class _Link:
@@ -454,13 +465,16 @@ class Graph:
 
     def infer_types(self) -> None:
         """Refresh `types` by ONNX shape inference, without passing it the weights."""
-        try:
-            model = shape_inference.infer_shapes(self._without_weights(), data_prop=True)
-        except Exception as error:  # the C++ checker throws several unrelated types
-            raise ModelError(f"shape inference rejected the model: {error}") from error
-        # For an output declared without a shape, inference returns a second, empty entry: keep the informative one.
-        self.types = {info.name: _type_of(info) for info in model.graph.output if _has_shape(info)}
-        self.types |= {info.name: _type_of(info) for info in model.graph.value_info if _has_shape(info)}
+        self.types = _inferred(self._without_weights())
+        batch = next((type_.shape[0] for type_ in self.inputs.values() if type_.shape), None)
+        if not isinstance(batch, str):
+            return
+        shapes = {name: type_.shape for name, type_ in {**self.inputs, **self.types}.items()}
+        shapes |= {name: array.shape for name, array in self.constants.items()}
+        better = name_batch_sizes(self.nodes, shapes, batch)
+        for name, type_ in self.types.items():
+            if not better.keys().isdisjoint(type_.shape):
+                self.types[name] = type_._replace(shape=tuple(better.get(str(size), size) for size in type_.shape))
 
     def _without_weights(self) -> onnx.ModelProto:
         """Return the graph as a message in which the large constants are inputs."""
@@ -510,7 +524,7 @@ class Graph:
         if known is None:
             return onnx.ValueInfoProto(name=name)
         # Names given by inference are not declarations: the next inference may know more.
-        shape = tuple(None if str(size).startswith("unk__") else size for size in known.shape)
+        shape = tuple(None if str(size).startswith("unk__") or is_multiple(size) else size for size in known.shape)
         return _value_info(name, TensorType(known.dtype, shape))
 
 

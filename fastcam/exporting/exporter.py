@@ -331,6 +331,7 @@ def export(
         precision,
         takes_target=plan.target == "required",
         sample=imported.sample if score in ("classes", "values") else None,
+        layers=classifier.layers if score in ("classes", "values") and "weights" in graph.outputs else (),
     )
     metadata, size = _write(graph, destination, metadata, trial)
     return ExportResult(

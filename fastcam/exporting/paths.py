@@ -240,6 +240,18 @@ def _split(demand: Demand, node: onnx.NodeProto, index: int) -> Mask:
     return np.concatenate([demand.full(name) for name in node.output if name], axis=attribute(node, "axis", 0))
 
 
+def _pad(demand: Demand, node: onnx.NodeProto, index: int) -> Mask:
+    pads = demand.constant(node, 1)
+    has_axes = len(node.input) > 3 and bool(node.input[3])
+    if index > 0 or pads is None or has_axes or attribute(node, "mode", "constant") != "constant":
+        return index == 0
+    mask = demand.full(node.output[0])
+    before, after = np.split(pads.astype(np.int64).reshape(-1), 2)
+    if min(*before, *after) < 0:
+        return True
+    return mask[tuple(map(slice, before, np.array(mask.shape) - after))]
+
+
 def _along(default: int, *, to_end: bool) -> MaskRule:
     """Return the rule of ops that mix the elements along an axis, or from it to the last."""
 
@@ -286,6 +298,7 @@ _RULES: dict[str, MaskRule] = {
     "Squeeze": _reshape,
     "Unsqueeze": _reshape,
     "Transpose": _transpose,
+    "Pad": _pad,
     "Concat": _concat,
     "LayerNormalization": _along(-1, to_end=True),
     "Softmax": _along(-1, to_end=False),

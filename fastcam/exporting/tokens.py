@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from ..batch_sizes import is_multiple
 from ..graph import Graph, operator, static_dims
 from .paths import Demand
 
@@ -75,7 +76,7 @@ class TokenGrids:
             return None
         batch, tokens, channels = self._graph.shape(value)
         # Tokens of windows, or of pixels within patches, do not have the batch on axis 0.
-        own_rows = isinstance(batch, int) and batch not in (1, self._batch)
+        own_rows = is_multiple(batch) or (isinstance(batch, int) and batch not in (1, self._batch))
         return tokens if isinstance(tokens, int) and isinstance(channels, int) and not own_rows else None
 
     def find(self, value: str, given: tuple[int, int] | None = None) -> TokenGrid | None:

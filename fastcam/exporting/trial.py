@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 from ..arrays import Array
 from ..errors import ModelError
 from ..graph import Dim
+from ..metadata import layer_outputs
 from ..notes import Note
 from .importers.imported import Sample, trial_images
 from .importers.quarantine import QUARANTINE, CrashError
@@ -55,6 +56,8 @@ class Trial:
         Whether the input ``target`` has no default value.
     sample : Sample or None
         Scores of the source model for some images, if it could be run.
+    layers : sequence of str
+        The explained layers that any image should give a map.
     """
 
     input_name: str
@@ -63,6 +66,7 @@ class Trial:
     precision: str
     takes_target: bool = False
     sample: Sample | None = None
+    layers: Sequence[str] = ()
 
     def run(self, path: Path) -> list[Note]:
         """Run a file and return notes for its owner.
@@ -81,6 +85,7 @@ class Trial:
             "image": self.input_shape[1:],
             "batches": [batch] if isinstance(batch, int) else [1, _MANY],
             "target": self.takes_target,
+            "weights": [layer_outputs(position).weights for position in range(len(self.layers))],
         }
         try:
             answer = QUARANTINE(f"{__name__}:run_bytes", json.dumps(request).encode(), size=_size(path))
@@ -106,10 +111,20 @@ class Trial:
             return [Note("checks", _RANDOM)]
         if _differ(many[: len(few)], few, tolerance):
             return [Note("checks", _MIXED)]
+        silent = [name for name, is_silent in zip(self.layers, results["silent"], strict=True) if is_silent]
         scores = _SCORES.get(self.score_activation)
         if self.sample is not None and scores is not None:
             _compare(scores(many), self.sample.scores, tolerance)
-        return []
+        return [_silent(silent)] if silent else []
+
+
+def _silent(layers: Sequence[str]) -> Note:
+    names = ", ".join(map(repr, layers))
+    return Note(
+        "layer",
+        f"The gradients of the scores at layer {names} were all zero on {_MANY} test images: its heatmaps may be "
+        "empty for every picture. Choose another layer of `candidates`.",
+    )
 
 
 def _softmax(logits: Array) -> Array:
@@ -179,7 +194,8 @@ def run_bytes(data: bytes) -> bytes:
     -------
     bytes
         Arrays as np.savez writes them: the logits of the first batch size ("few"), those of the last ("many"), and of
-        the same images once more ("again"); "error" if a run failed, "reason" if this runtime cannot decide.
+        the same images once more ("again"); whether all weights of each layer were zero ("silent"); "error" if a run
+        failed, "reason" if this runtime cannot decide.
     """
     request = json.loads(data)
     buffer = io.BytesIO()
@@ -187,7 +203,9 @@ def run_bytes(data: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def _run(path: str, name: str, image: list[int], batches: list[int], target: bool) -> dict[str, Any]:
+def _run(
+    path: str, name: str, image: list[int], batches: list[int], target: bool, weights: list[str]
+) -> dict[str, Any]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -206,9 +224,11 @@ def _run(path: str, name: str, image: list[int], batches: list[int], target: boo
         return {name: images[:count], **top_class}
 
     try:
-        return {run: session.run(["logits"], feeds(count))[0] for run, count in runs.items()}
+        found = {run: session.run(["logits", *weights], feeds(count)) for run, count in runs.items()}
     except Exception as error:  # noqa: BLE001
         return {"reason" if _is_short_of_memory(error) else "error": _short(error)}
+    silent = [not array.any() for array in found["many"][1:]]
+    return {**{run: outputs[0] for run, outputs in found.items()}, "silent": np.array(silent, bool)}
 
 
 def _is_short_of_memory(error: Exception) -> bool:

@@ -218,6 +218,19 @@ def test_an_input_with_a_name_of_the_format_is_refused(tmp_path: Path, name: str
         fastcam.export(graph.to_model(), tmp_path / "small.onnx")
 
 
+@pytest.mark.parametrize("shift", [-100.0, 100.0])
+def test_gradients_that_are_always_zero_are_noted(shift: float, tmp_path: Path) -> None:
+    """A ReLU behind a large negative shift lets nothing through, which the structure does not show."""
+    net = NetworkBuilder(("batch", 3, 8, 8))
+    maps = net.add("Relu", net.add("Conv", net.input, net.weight(4, 3, 3, 3)), name="maps")
+    means = net.add("ReduceMean", maps, net.constant([2, 3]), keepdims=0)
+    passed = net.add("Relu", net.add("Add", means, net.constant(np.full(4, shift, np.float32))))
+    graph = net.build(net.add("MatMul", passed, net.weight(4, 5)))
+    result = fastcam.export(graph.to_model(), tmp_path / "m.onnx", layer="maps")
+    found = [note for note in result.notes if "all zero" in note]
+    assert [(note.kind, "layer 'maps'" in note) for note in found] == ([("layer", True)] if shift < 0 else [])
+
+
 def test_class_names_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("Böhmischer Hund\npug\nc\nd\ne\n", encoding="utf-8")
     result = fastcam.export(small_classifier().to_model(), tmp_path / "small.onnx", classes=tmp_path / "names.txt")

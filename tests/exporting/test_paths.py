@@ -95,6 +95,17 @@ def _rounded_path(net: NetworkBuilder, x: str) -> str:
     return net.add("Add", net.add("Gather", steps, _integers(net, 0), axis=1), _sliced(net, x))
 
 
+def _padded(net: NetworkBuilder, x: str) -> str:
+    """Position 0 of the padded tokens is a zero, and position 2 is the picture's second one."""
+    padded = net.add("Pad", x, _integers(net, 0, 1, 0, 0, 2, 1))
+    return net.add("Gather", padded, _integers(net, 0, 2, 7), axis=1)
+
+
+def _reflected(net: NetworkBuilder, x: str) -> str:
+    padded = net.add("Pad", x, _integers(net, 0, 2, 0, 0, 0, 0), mode="reflect")
+    return net.add("Add", net.add("Gather", padded, _integers(net, 0), axis=1), net.add("ReduceSum", x, keepdims=1))
+
+
 def _all(net: NetworkBuilder, x: str) -> str:
     return net.add("ReduceSum", x, keepdims=1)
 
@@ -115,6 +126,8 @@ def _all(net: NetworkBuilder, x: str) -> str:
         _reduced,
         _rows,
         _rounded_path,
+        _padded,
+        _reflected,
         _all,
     ],
 )

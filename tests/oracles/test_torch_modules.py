@@ -15,6 +15,7 @@ from torch_families import CLASSES, FAMILIES, SIDE, Vgg, family, images_for, sco
 
 import fastcam
 from fastcam.errors import ArgumentError, LayerError, MissingExtraError, ModelError
+from fastcam.exporting.importers import torch_exporters
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install fastcam[torch]")
 pytest.importorskip("onnxscript", reason="needs onnxscript: pip install fastcam[torch]")
@@ -247,6 +248,64 @@ def test_usual_poolings_explain_as_autograd_does(name: str, channels_last: bool,
         found = explainer(images[:count], _TARGETS, size="layer", normalize=None)
         assert relative_error(found.logits, scores[:count]) < _BOUND
         assert relative_error(found.maps, expected[:count]) < _BOUND
+
+
+class _Windows(Module):
+    """Attention in windows of 2 x 2 pixels, as Swin computes it, with the given number of axes, and a residual."""
+
+    def __init__(self, axes: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.qkv, self.act = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 24), nn.ReLU()
+        self.project, self.fc = nn.Linear(8, 8), nn.Linear(8, CLASSES)
+        self.axes = axes
+
+    def forward(self, x: Any) -> Any:
+        x = self.act(self.conv(x)).permute(0, 2, 3, 1)
+        n, h, w, c = x.shape
+        windows = x.view(n, h // 2, 2, w // 2, 2, c).transpose(2, 3).reshape(-1, 4, c)
+        q, k, v = self.qkv(windows).reshape(-1, 4, 3, 2, c // 2).permute(2, 0, 3, 1, 4)
+        if self.axes == 3:
+            q, k, v = (one.flatten(0, 1) for one in (q, k, v))
+        if self.axes == 5:
+            q, k, v = (one.view(n, -1, *one.shape[1:]) for one in (q, k, v))
+        mixed = functional.scaled_dot_product_attention(q, k, v).reshape(-1, 2, 4, c // 2)
+        mixed = self.project(mixed.transpose(1, 2).reshape(-1, 4, c))
+        mixed = mixed.view(-1, h // 2, w // 2, 2, 2, c).transpose(2, 3).reshape(n, h, w, c)
+        return self.fc((x + mixed).view(n, -1, c).mean(1))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("axes", [3, 4, 5])
+def test_attention_in_windows(axes: int, tmp_path: Path) -> None:
+    model, images = _Windows(axes).eval(), images_for()
+    fastcam.export(model, tmp_path / "m.onnx", layer="act", example_input=torch.zeros(1, 3, SIDE, SIDE))
+    expected, scores = _autograd(model, "act", images)
+    found = fastcam.Explainer(tmp_path / "m.onnx")(images, _TARGETS, size="layer", normalize=None)
+    assert relative_error(found.logits, scores) < _BOUND
+    assert relative_error(found.maps, expected) < _BOUND
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_control_flow_of_the_first_exporter_is_left_to_the_second(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with_weights = torch_exporters._with_weights
+    refused: list[bool] = []
+
+    def refuse_once(*arguments: Any) -> Any:
+        if refused:
+            return with_weights(*arguments)
+        refused.append(True)
+        raise ModelError("node '/If' (If) contains a subgraph")
+
+    monkeypatch.setattr(torch_exporters, "_with_weights", refuse_once)
+    model, images = family("VGG"), images_for()
+    result = fastcam.export(model, tmp_path / "m.onnx", example_input=torch.zeros(1, 3, SIDE, SIDE))
+    assert refused
+    expected, _ = _autograd(model, result.layer, images)
+    found = fastcam.Explainer(tmp_path / "m.onnx")(images, _TARGETS, size="layer", normalize=None)
+    assert relative_error(found.maps, expected) < _BOUND
 
 
 class _Remembering(Module):

@@ -117,7 +117,10 @@ def trace(torch: Any, module: Any, example: Any, names: Sequence[str] | None, *,
         kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
         model.graph.input.append(onnx.helper.make_tensor_value_info(node.output[0], kind, array.shape))
     scopes = {output: _split_scopes(node.name, paths) for node in model.graph.node for output in node.output}
-    graph = _with_weights(model, weights)
+    try:
+        graph = _with_weights(model, weights)
+    except ModelError as error:  # control flow, for example, of which the other exporter leaves none
+        raise CannotTraceError(str(error)) from error
     outputs = [output for node in graph.nodes for output in node.output]
     if any(output not in graph.types or _is_open(graph.types[output]) for output in outputs):
         raise CannotTraceError("sizes of layers that are computed at inference")

@@ -190,4 +190,20 @@ def _squeeze(torch: Any, x: Any, *dims: Any, **named: Any) -> Any:
     return x
 
 
-_REWRITES: dict[str, Callable[..., Any]] = {"adaptive_avg_pool2d": _adaptive_average, "squeeze": _squeeze}
+def _attention(torch: Any, query: Any, key: Any, value: Any, attn_mask: Any = None, *rest: Any, **options: Any) -> Any:
+    """Give the tensors four axes, (merged, heads, tokens, channels): torch's exporter knows no others."""
+    attend = torch.nn.functional.scaled_dot_product_attention
+    if query.ndim == 3:
+        mask = attn_mask if attn_mask is None or attn_mask.ndim < 3 else attn_mask.unsqueeze(1)
+        return attend(query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1), mask, *rest, **options).squeeze(1)
+    if query.ndim > 4 and attn_mask is None:
+        merged = (one.flatten(0, one.ndim - 4) for one in (query, key, value))
+        return attend(*merged, None, *rest, **options).reshape(*query.shape[:-1], value.shape[-1])
+    return None
+
+
+_REWRITES: dict[str, Callable[..., Any]] = {
+    "adaptive_avg_pool2d": _adaptive_average,
+    "scaled_dot_product_attention": _attention,
+    "squeeze": _squeeze,
+}

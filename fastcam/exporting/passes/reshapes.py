@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 
 from ...arrays import Array
+from ...batch_sizes import factored, is_multiple, multiple_of
 from ...graph import Dim, Graph, attribute, operator
 
 
@@ -60,23 +61,37 @@ def _target_behind_batch(graph: Graph, node: onnx.NodeProto) -> Array | None:
     """Return a constant target for Concat(batch, constants), one of which may be -1: as `x.view(len(x), 8, -1)` is."""
     before = graph.shape(node.input[0])
     row, joined = row_size(before), graph.producer(node.input[1])
-    if row is None or joined is None or operator(joined) != "Concat":
+    if row is None or joined is None or operator(joined) != "Concat" or not isinstance(before[0], str):
         return None
     constants = [graph.constants.get(name) for name in joined.input[1:]]
-    if any(array is None for array in constants) or open_length(graph, joined.input[0]) != before[0]:
+    length = open_length(graph, joined.input[0])
+    if any(array is None for array in constants) or length is None:
         return None
+    (times, name), (rows, other) = factored(before[0]), factored(length)
+    if name != other or times * row % rows:
+        return None
+    # Elements behind each of the target's rows.
+    row = times * row // rows
     sizes = [int(size) for array in constants for size in np.asarray(array).reshape(-1)]
     known = math.prod(size for size in sizes if size > 0)
     if known and sizes.count(-1) == 1:
         sizes[sizes.index(-1)] = row // known
-    return np.array([0, *sizes], np.int64) if min(sizes, default=0) > 0 and math.prod(sizes) == row else None
+    keeps = 0 if times == rows else -1
+    return np.array([keeps, *sizes], np.int64) if min(sizes, default=0) > 0 and math.prod(sizes) == row else None
 
 
 def open_length(graph: Graph, value: str) -> str | None:
-    """Return the name of the open size that a value is, if it is the first size of some shape."""
-    node = graph.producer(value)
-    while node is not None and operator(node) in ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"):
-        node = graph.producer(node.input[0])
+    """Return the name of the open size that a value is: the first size of some shape, or a multiple of that."""
+    node, times = graph.producer(value), 1
+    while node is not None and operator(node) in ("Cast", "Identity", "Mul", "Reshape", "Squeeze", "Unsqueeze"):
+        following = node.input[0]
+        if operator(node) == "Mul":
+            factors = [name for name in node.input if name in graph.constants]
+            if len(factors) != 1 or graph.constants[factors[0]].size != 1:
+                return None
+            times *= int(graph.constants[factors[0]].item())
+            following = next(name for name in node.input if name not in factors)
+        node = graph.producer(following)
     is_first = node is not None and attribute(node, "end") == 1
     if node is not None and operator(node) == "Gather":
         index = graph.constants.get(node.input[1])
@@ -85,7 +100,7 @@ def open_length(graph: Graph, value: str) -> str | None:
     if node is None or not is_first or operator(node) != "Shape" or attribute(node, "start", 0) != 0:
         return None
     length = graph.shape(node.input[0])[0] if graph.rank(node.input[0]) else None
-    return length if isinstance(length, str) else None
+    return multiple_of(length, times) if isinstance(length, str) and (times == 1 or not is_multiple(length)) else None
 
 
 def row_size(shape: tuple[Dim, ...]) -> int | None:

@@ -25,6 +25,7 @@ from .constants import FoldingBudget, fold_constants
 from .convolutions import fold_into_convolutions
 from .gemms import join_matmul_and_bias
 from .layer_normalizations import join_layer_normalizations
+from .merged_transposes import join_merged_transposes
 from .no_ops import drop_no_ops
 from .pads import fold_pads
 from .pool_pads import keep_zeros_before_pools
@@ -47,6 +48,7 @@ _SHAPES: tuple[Rewrite, ...] = (
     settle_resizes,
     answer_shape_questions,
     read_strided_copies,
+    join_merged_transposes,
     join_sequences,
 )
 _STEPS: tuple[Rewrite, ...] = (drop_no_ops, join_layer_normalizations, join_rows_of_tokens)
@@ -85,6 +87,9 @@ def simplify(graph: Graph, keep: Collection[str] = ()) -> None:
     _run(graph, _SHAPES, between=fold_and_infer)
     _run(graph, _STEPS, between=graph.prune)
     graph.prune()
+    # What no longer hides behind a no-op.
+    fold_and_infer()
+    _run(graph, _SHAPES, between=fold_and_infer)
     sink_transposes(graph, fixed=outputs)
     # The old Transposes that sank would still count as readers.
     graph.prune()

@@ -456,3 +456,26 @@ def test_other_computed_positions_stay(step: int, first: int, highest: int) -> N
     assert "Gather" in {node.op_type for node in graph.nodes}
     gather = next(node for node in graph.nodes if node.op_type == "Gather")
     assert gather.input[1] not in graph.constants or first == 1
+
+
+def test_a_transpose_of_merged_axes_is_one_transpose(rng: np.random.Generator) -> None:
+    net = NetworkBuilder(("batch", 2, 3, 5))
+    merged = net.add("Reshape", net.input, net.constant([-1, 3, 5]))
+    turned = net.add("Transpose", merged, perm=[0, 2, 1])
+    _check(
+        net.build(net.add("Abs", net.add("Reshape", turned, net.constant([-1, 2, 5, 3])))),
+        rng,
+        {"Transpose": 1, "Abs": 1},
+    )
+
+
+@pytest.mark.parametrize("split", [[-1, 6, 5], [-1, 2, 3, 5], [-1, 3, 5, 2], [-1, 2, 15]])
+def test_other_splits_stay(split: list[int], rng: np.random.Generator) -> None:
+    net = NetworkBuilder(("batch", 2, 3, 5))
+    merged = net.add("Reshape", net.input, net.constant([-1, 3, 5]))
+    turned = net.add("Transpose", merged, perm=[0, 2, 1])
+    _check(
+        net.build(net.add("Abs", net.add("Reshape", turned, net.constant(split)))),
+        rng,
+        {"Reshape": 2, "Transpose": 1, "Abs": 1},
+    )
