@@ -51,12 +51,12 @@ def is_path(text: str) -> bool:
         return False
 
 
-def check_integer(name: str, value: object, least: int, most: int | None = None) -> int:
+def check_integer(name: str, value: Any, least: int, most: int | None = None) -> int:
     """Return an integer, including NumPy's; raise ArgumentError if it is not one or is outside the bounds."""
     bounds = f"{least} or more" if most is None else f"{least} to {most}"
     try:
         # Only numbers: a Path has no __index__, and a bool is not meant as a number.
-        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+        number = None if isinstance(value, bool) else operator.index(value)
     except Exception:  # noqa: BLE001 - the value is the caller's
         number = None
     if number is None or number < least or (most is not None and number > most):
@@ -69,10 +69,10 @@ def check_count(name: str, value: object) -> int:
     return check_integer(name, value, 1)
 
 
-def check_number(name: str, value: object, allowed: Callable[[float], bool], wanted: str) -> float:
+def check_number(name: str, value: Any, allowed: Callable[[float], bool], wanted: str) -> float:
     """Return a finite number, including NumPy's; raise ArgumentError if it is not one or is not allowed."""
     try:
-        number = math.nan if isinstance(value, bool | str | bytes) else float(value)  # type: ignore[arg-type]
+        number = math.nan if isinstance(value, bool | str | bytes) else float(value)
     except Exception:  # noqa: BLE001 - the value is the caller's
         number = math.nan
     if not math.isfinite(number) or not allowed(number):
@@ -129,14 +129,14 @@ def check_names(name: str, value: object) -> str | list[str]:
     return list(value)
 
 
-def check_classes(name: str, value: object) -> object:
+def check_classes(name: str, value: Any) -> object:
     """Return a path, a mapping, or a list of strings; raises ArgumentError for anything else."""
     if isinstance(value, str | os.PathLike):
         return check_path(name, value)
     if isinstance(value, Mapping):
         return value
     try:
-        items = list(value)  # type: ignore[call-overload]
+        items = list(value)
     except Exception:  # noqa: BLE001 - the caller's object may raise anything when it is iterated
         raise ArgumentError(f"{name}={shown(value)}: give a list of names, or the path of a text file") from None
     for item in items:
@@ -145,10 +145,10 @@ def check_classes(name: str, value: object) -> object:
     return items
 
 
-def check_pair(name: str, value: object) -> tuple[int, int]:
+def check_pair(name: str, value: Any) -> tuple[int, int]:
     """Return two integers, at least 1, from a list, tuple or array; raise ArgumentError for anything else."""
     try:
-        height, width = (check_integer(name, side, 1) for side in value)  # type: ignore[attr-defined]
+        height, width = (check_integer(name, side, 1) for side in value)
     except Exception:  # noqa: BLE001 - the caller's object may raise anything when it is iterated
         raise ArgumentError(f"{name}={shown(value)}: give (height, width), whole numbers, 1 or more") from None
     return height, width

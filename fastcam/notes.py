@@ -53,6 +53,6 @@ class Note(str):
         note.kind = kind
         return note
 
-    def __getnewargs__(self) -> tuple[NoteKind, str]:  # type: ignore[override]
+    def __getnewargs__(self) -> tuple[NoteKind, str]:  # type: ignore[override]  # str has one argument, a note two
         """Let copies and pickles keep the kind."""
         return self.kind, str(self)

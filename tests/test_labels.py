@@ -128,7 +128,7 @@ def _decided(*ends: str) -> onnx.ModelProto:
         outputs.append(tensor("p", 1, ["batch", 3]))
     if "map" in ends:
         model.opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 1))
-        labels = onnx.helper.make_tensor("labels", onnx.TensorProto.STRING, [3], [b"x", b"y", b"z"])  # type: ignore[list-item]
+        labels = onnx.numpy_helper.from_array(np.array(["x", "y", "z"], object), "labels")
         model.graph.initializer.append(labels)
         nodes.extend(
             [

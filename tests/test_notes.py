@@ -35,7 +35,8 @@ def test_the_kinds_are_a_closed_set() -> None:
 
 
 def test_the_file_keeps_notes_and_their_kinds() -> None:
-    notes = tuple(Note(kind, f"ü {kind}") for kind in NOTE_KINDS)  # type: ignore[arg-type]
+    kinds: Any = NOTE_KINDS
+    notes = tuple(Note(kind, f"ü {kind}") for kind in kinds)
     written = Metadata(("a",), ("a",), None, "NHWC", None, "none", "onnx", notes=notes).to_properties()
     read = Metadata.from_properties(written, "m.onnx").notes
     assert [(note.kind, str(note)) for note in read] == [(note.kind, str(note)) for note in notes]

@@ -87,7 +87,7 @@ def test_no_two_families_have_the_same_landmarks() -> None:
 
 def test_every_network_of_keras_applications_has_a_family() -> None:
     """The mode that its own ``preprocess_input`` applies, read from its effect on one pixel."""
-    keras = pytest.importorskip("keras")
+    keras = pytest.importorskip("keras", reason="needs tensorflow: pip install fastcam[keras]")
     applications = keras.applications
     names = [name for name in dir(applications) if name[0].isupper() and callable(getattr(applications, name))]
     assert len(names) > 30
@@ -110,7 +110,7 @@ def test_every_network_of_keras_applications_has_a_family() -> None:
 @pytest.mark.slow
 def test_every_network_of_keras_applications_is_recognised() -> None:
     """By its landmarks, if the arithmetic is not in the network."""
-    keras = pytest.importorskip("keras")
+    keras = pytest.importorskip("keras", reason="needs tensorflow: pip install fastcam[keras]")
     for name in dir(keras.applications):
         family = find_family(name) if name[0].isupper() else None
         if family is None or not family.landmarks:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +14,13 @@ from PIL import Image
 
 from ..arguments import check_callable, check_count, check_mapping, check_names, check_path, checked, optional, shown
 from ..arrays import Array, Doubles, Floats
-from ..errors import ArgumentError, ImageError, MissingExtraError, suggest
+from ..errors import ArgumentError, ImageError, suggest
 from ..explaining.explainer import Explainer
+from ..explaining.explanation import import_pandas
 from ..explaining.images import Images, as_list, on_host
 from ..explaining.methods import FORMULAS, METHODS
 from ..explaining.targets import Target
-from ..files import replacing
+from ..files import write_json
 from .baselines import BASELINES
 from .case import Case, Draw
 from .metrics import GRID, METRICS, SETTINGS, Metric
@@ -118,11 +118,8 @@ class Evaluation:
         MissingExtraError
             pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise MissingExtraError(f"to_dataframe needs pandas ({error}): pip install pandas") from error
-        return pd.DataFrame(self.summary())
+        table: pd.DataFrame = import_pandas().DataFrame(self.summary())
+        return table
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `to_dict` as JSON.
@@ -132,9 +129,7 @@ class Evaluation:
         WriteError
             The file cannot be written.
         """
-        destination = check_path("path", path)
-        with replacing(destination) as file:
-            file.write(json.dumps(self.to_dict(), indent=1).encode() + b"\n")
+        write_json(check_path("path", path), self.to_dict())
 
     def __str__(self) -> str:
         """Return the summary as a table, one method per row and one metric per column."""

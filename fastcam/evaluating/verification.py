@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import tempfile
@@ -21,7 +20,7 @@ from ..errors import ArgumentError, ImageError, LayerError, suggest
 from ..explaining.explainer import Explainer
 from ..explaining.heads import open_head
 from ..explaining.images import Images, as_list, on_host
-from ..files import digest_file, replacing
+from ..files import digest_file, write_json
 from ..kernels.reference import normalized, resized, weighted_sum
 from ..preprocessing import Layout
 from .evaluation import evaluate, paired_gain
@@ -115,8 +114,7 @@ class Verification:
         WriteError
             The file cannot be written.
         """
-        with replacing(check_path("path", path)) as file:
-            file.write(json.dumps(self.to_dict(), indent=1).encode() + b"\n")
+        write_json(check_path("path", path), self.to_dict())
 
 
 @dataclass(frozen=True)

@@ -402,10 +402,7 @@ class Explanation(Sequence[ImageExplanation]):
         MissingExtraError
             pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise MissingExtraError(f"to_dataframe() needs pandas ({error}): pip install pandas") from error
+        pd = import_pandas()
         images, count = self.targets.shape
         columns = {
             "image": np.repeat(np.arange(images), count),
@@ -479,3 +476,12 @@ class DeviceExplanation:
             score_activation=self.score_activation,
             evidence=self.evidence.numpy(),
         )
+
+
+def import_pandas() -> Any:
+    """Return pandas; raises MissingExtraError if it is not installed."""
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise MissingExtraError(f"to_dataframe() needs pandas ({error}): pip install pandas") from error
+    return pd

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ..protobuf import varint
+
 # Field numbers of onnx.proto3.
 _MODEL_GRAPH = 7
 _GRAPH_INITIALIZER = 5
@@ -205,17 +207,8 @@ def _external(location: str, tensor: StoredTensor) -> bytes:
     entries = {"location": location, "offset": str(tensor.offset), "length": str(tensor.nbytes)}
     pairs = (_delimited(1, key.encode()) + _delimited(2, value.encode()) for key, value in entries.items())
     where = b"".join(_delimited(_TENSOR_EXTERNAL_DATA, pair) for pair in pairs)
-    return where + _encoded(_TENSOR_DATA_LOCATION << 3 | _VARINT) + _encoded(_EXTERNAL)
+    return where + varint(_TENSOR_DATA_LOCATION << 3 | _VARINT) + varint(_EXTERNAL)
 
 
 def _delimited(number: int, content: bytes) -> bytes:
-    return _encoded(number << 3 | _BYTES) + _encoded(len(content)) + content
-
-
-def _encoded(number: int) -> bytes:
-    digits = bytearray()
-    while number > 0x7F:
-        digits.append(number & 0x7F | 0x80)
-        number >>= 7
-    digits.append(number)
-    return bytes(digits)
+    return varint(number << 3 | _BYTES) + varint(len(content)) + content

@@ -32,7 +32,8 @@ def score_seeded_images(graph: Graph, value: str | None = None) -> NDArray[np.fl
     batch, *sides = shape
     rng = np.random.default_rng(0)
     count = batch if isinstance(batch, int) else len(_RANGES)
-    images = np.stack([rng.uniform(*_RANGES[index % len(_RANGES)], sides) for index in range(count)])  # type: ignore[arg-type]
+    ranges = (_RANGES[index % len(_RANGES)] for index in range(count))
+    images = np.stack([rng.uniform(low, high, [int(side or 0) for side in sides]) for low, high in ranges])
     try:
         return _run(graph.to_model(), {name: images.astype(np.float32)})
     except Exception:  # noqa: BLE001 - both runtimes raise their own, and a trial that fails decides nothing

@@ -19,6 +19,7 @@ from onnx import external_data_helper, helper
 from ..arrays import Array
 from ..files import digest, replacing
 from ..graph import Graph
+from ..protobuf import varint
 
 # Field numbers of onnx.proto3, with wire type 2 (length-delimited).
 _MODEL_GRAPH = 7 << 3 | 2
@@ -124,14 +125,14 @@ def _write_message(file: BinaryIO, skeleton: onnx.ModelProto, arrays: Mapping[st
     graph = skeleton.graph.SerializeToString(deterministic=True)
     tensors = {name: _tensor_prefix(name, array) for name, array in arrays.items()}
     prefixes = {
-        name: _varint(_GRAPH_INITIALIZER) + _varint(len(prefix) + arrays[name].nbytes) + prefix
+        name: varint(_GRAPH_INITIALIZER) + varint(len(prefix) + arrays[name].nbytes) + prefix
         for name, prefix in tensors.items()
     }
     total = len(graph) + sum(len(prefix) + arrays[name].nbytes for name, prefix in prefixes.items())
     outer = onnx.ModelProto()
     outer.CopyFrom(skeleton)
     outer.ClearField("graph")
-    file.write(outer.SerializeToString(deterministic=True) + _varint(_MODEL_GRAPH) + _varint(total) + graph)
+    file.write(outer.SerializeToString(deterministic=True) + varint(_MODEL_GRAPH) + varint(total) + graph)
     for name, prefix in prefixes.items():
         file.write(prefix)
         _write_array(file, arrays[name])
@@ -144,18 +145,8 @@ def _write_array(file: BinaryIO, array: Array) -> None:
 def _tensor_prefix(name: str, array: Array) -> bytes:
     """Return a TensorProto's bytes up to the start of its raw data."""
     header: bytes = _header(name, array).SerializeToString(deterministic=True)
-    return header + _varint(_TENSOR_RAW_DATA) + _varint(array.nbytes)
+    return header + varint(_TENSOR_RAW_DATA) + varint(array.nbytes)
 
 
 def _header(name: str, array: Array) -> onnx.TensorProto:
     return onnx.TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
-
-
-def _varint(number: int) -> bytes:
-    """Return a number in Protocol Buffers' base-128 encoding."""
-    digits = bytearray()
-    while number > 0x7F:
-        digits.append(number & 0x7F | 0x80)
-        number >>= 7
-    digits.append(number)
-    return bytes(digits)

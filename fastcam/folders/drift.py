@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from base64 import b64decode
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from .. import kernels
 from ..arguments import check_number, check_path, checked, shown
 from ..arrays import Doubles
 from ..errors import ArgumentError
-from ..files import open_regular, replacing
+from ..files import open_regular, replacing, write_json
 from ..pictures.writing import palette
 from .journal import RESULTS, parse_line
 
@@ -98,8 +97,7 @@ class Drift(NamedTuple):
         WriteError
             The file cannot be written.
         """
-        with replacing(check_path("path", path)) as file:
-            file.write(json.dumps(self.to_dict(), indent=1).encode() + b"\n")
+        write_json(check_path("path", path), self.to_dict())
 
 
 @checked(reference=check_path, new=check_path)

@@ -84,7 +84,7 @@ def test_torch_tensors(explainer: fastcam.Explainer, photos: Array, batch: Array
 
 
 def test_tensorflow_tensors(explainer: fastcam.Explainer, photos: Array, batch: Array) -> None:
-    tensorflow = pytest.importorskip("tensorflow")
+    tensorflow = pytest.importorskip("tensorflow", reason="needs tensorflow: pip install fastcam[keras]")
     _assert_equal(explainer, tensorflow.constant(photos), photos)
     _assert_equal(explainer, tensorflow.constant(photos[0] / 255), photos[0])
     _assert_equal(explainer, tensorflow.constant(batch), batch)

@@ -120,7 +120,7 @@ def test_plot_draws_on_given_axes(explainer: fastcam.Explainer, photo: Array) ->
 def test_dataframe_has_one_row_per_image_and_target(
     explainer: fastcam.Explainer, photo: Array, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("pandas")
+    pytest.importorskip("pandas", reason="needs pandas: pip install pandas")
     found = explainer([photo, photo[::-1]], target="top2")
     table = found.to_dataframe()
     assert list(table.columns) == ["image", "target", "label", "logit", "probability", "evidence"]

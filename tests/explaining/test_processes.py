@@ -157,7 +157,7 @@ def _kinds(kind: type[FastcamError] = FastcamError) -> list[type[FastcamError]]:
 def test_errors_keep_type_message_and_fields(kind: type[FastcamError]) -> None:
     arguments = ("what, where and what to do", 3) if kind is NonFiniteError else ("what, where and what to do",)
     error = kind(*arguments)
-    error.note = ["a", 1]  # type: ignore[attr-defined]
+    vars(error)["note"] = ["a", 1]
     for other in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
         assert type(other) is kind
         assert str(other) == "what, where and what to do"

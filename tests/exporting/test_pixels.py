@@ -133,7 +133,7 @@ def test_what_the_caller_says_counts_and_needs_no_note(tmp_path: Path) -> None:
 
 
 def _keras_model(name: str) -> Any:
-    keras = pytest.importorskip("keras")
+    keras = pytest.importorskip("keras", reason="needs tensorflow: pip install fastcam[keras]")
     layers = keras.layers
 
     def head(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -297,10 +298,14 @@ def test_a_binary_score_explains_both_classes(name: str, tmp_path: Path) -> None
     assert relative_error(_weights(result.path, _images(1), 2), np.stack([-slope, slope])) < 1e-5
 
 
+def _softmax_of_one(chosen: int, net: NetworkBuilder, logits: str) -> str:
+    return _sliced(net, _softmax(net, logits), chosen, chosen + 1)
+
+
 def test_one_of_two_classes_of_a_softmax_is_binary(tmp_path: Path) -> None:
     """p = sigmoid(z1 - z0)."""
     for chosen in (0, 1):
-        model = _network(lambda net, z: _sliced(net, _softmax(net, z), chosen, chosen + 1), classes=2)  # noqa: B023
+        model = _network(functools.partial(_softmax_of_one, chosen), classes=2)
         result = fastcam.export(model, tmp_path / "net.onnx")
         found = fastcam.Explainer(result.path)(_images()).probabilities
         p = _source(model, _images())[:, 0]
@@ -397,7 +402,7 @@ def test_what_is_not_a_classifier_is_told_so(shape: list[int], message: str, tmp
 
 
 def test_class_names_are_counted_before_a_long_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="needs torch: pip install fastcam[torch]")
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("the conversion was started")

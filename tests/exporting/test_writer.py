@@ -16,6 +16,7 @@ from fastcam import files
 from fastcam.errors import WriteError
 from fastcam.exporting import writer as storage
 from fastcam.exporting.writer import write_model
+from fastcam.protobuf import varint
 
 
 def test_the_file_equals_what_onnx_would_write(tmp_path: Path) -> None:
@@ -50,7 +51,7 @@ def test_arrays_of_every_kind_survive(tmp_path: Path) -> None:
 def test_numbers_are_encoded_as_protocol_buffers_do(number: int) -> None:
     """Field 1 of a TensorProto is a list of dims: one packed element holds exactly the encoded number."""
     packed = onnx.TensorProto(dims=[number]).SerializeToString()
-    assert packed.endswith(storage._varint(number))
+    assert packed.endswith(varint(number))
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -560,7 +560,10 @@ def test_results_may_stand_among_the_pictures(model: Path, photos: Path) -> None
 def test_a_disk_that_is_full_for_the_journal_is_refused(
     model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastcam.folders.journal.open_unlinked", lambda *_: Path("/dev/full").open("wb"))  # noqa: SIM115
+    def open_full(*arguments: Any) -> Any:
+        return Path("/dev/full").open("wb")
+
+    monkeypatch.setattr("fastcam.folders.journal.open_unlinked", open_full)
     with pytest.raises(WriteError, match="No space left on device"):
         fastcam.explain_files(model, photos, tmp_path / "out")
 

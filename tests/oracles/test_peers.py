@@ -71,7 +71,7 @@ def test_principal_components_are_those_of_pytorch_grad_cam(method: str, peer: s
     torch = pytest.importorskip("torch", reason="needs torch: pip install fastcam[peers]")
     shims.install()
     cams = pytest.importorskip("pytorch_grad_cam", reason="needs grad-cam: pip install --no-deps grad-cam ttach")
-    targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets")
+    targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets", reason="needs grad-cam, see bench/shims.py")
     nn = torch.nn
     torch.manual_seed(0)
     network = nn.Sequential(

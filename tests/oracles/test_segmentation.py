@@ -28,7 +28,7 @@ def _unet(keras: Any) -> Any:
 def test_regions_of_a_keras_network_are_those_of_gradient_tape(tmp_path: Path) -> None:
     """The softmax is removed, although the network turns its scores behind it."""
     keras = pytest.importorskip("keras", reason="needs tensorflow: pip install fastcam[keras]")
-    tf = pytest.importorskip("tensorflow")
+    tf = pytest.importorskip("tensorflow", reason="needs tensorflow: pip install fastcam[keras]")
     keras.utils.set_random_seed(0)
     model = _unet(keras)
     result = fastcam.export(model, tmp_path / "unet.onnx", score="segmentation")

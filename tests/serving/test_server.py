@@ -30,23 +30,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import Array, small_classifier
 from PIL import Image
+from starlette import testclient
 
 import fastcam
 from fastcam.cli import commands
 from fastcam.errors import ArgumentError
 from fastcam.pictures.writing import encode_image
-
-pytest.importorskip("starlette", reason='needs Starlette: pip install "fastcam[serve]"')
-testclient = pytest.importorskip("starlette.testclient", reason="needs httpx")
-
-from fastcam.serving import protocol  # noqa: E402 - after the check
-from fastcam.serving.app import create_app  # noqa: E402
-from fastcam.serving.metrics import Metrics  # noqa: E402
-from fastcam.serving.models import ModelStore  # noqa: E402
-from fastcam.serving.pictures import choose_media  # noqa: E402
-from fastcam.serving.scheduling import BusyError, LateError, Scheduler  # noqa: E402
-from fastcam.serving.server import JsonLines, default_workers  # noqa: E402
-from fastcam.serving.settings import ServerSettings  # noqa: E402
+from fastcam.serving import protocol
+from fastcam.serving.app import create_app
+from fastcam.serving.metrics import Metrics
+from fastcam.serving.models import ModelStore
+from fastcam.serving.pictures import choose_media
+from fastcam.serving.scheduling import BusyError, LateError, Scheduler
+from fastcam.serving.server import JsonLines, default_workers
+from fastcam.serving.settings import ServerSettings
 
 _BREEDS = ["beagle", "pug", "boxer", "collie", "husky"]
 _JSON = {"Accept": "application/json"}
@@ -239,12 +236,12 @@ def test_a_changed_file_is_opened_and_a_broken_one_is_not(tmp_path: Path, monkey
     with _client(path) as server:
         first = scores()
         (tmp_path / "new.onnx").write_bytes(_export(tmp_path / "other.onnx", seed=3).read_bytes())
-        os.replace(tmp_path / "new.onnx", path)  # noqa: PTH105 - what deployments do
+        (tmp_path / "new.onnx").replace(path)
         second = float(fastcam.Explainer(path, device="cpu")(photo).logits.max())
         assert second != pytest.approx(first, rel=1e-3)
         assert until(second)
         (tmp_path / "broken.onnx").write_bytes(b"no model")
-        os.replace(tmp_path / "broken.onnx", path)  # noqa: PTH105
+        (tmp_path / "broken.onnx").replace(path)
         for _ in range(10):
             assert scores() == pytest.approx(second, rel=1e-6)
             time.sleep(0.02)

@@ -235,7 +235,7 @@ def test_the_page_says_what_is_wrong(archive: Path, serve: Any, browser: Any, tm
 
 
 def test_the_keyboard_is_enough(archive: Path, serve: Any, browser: Any, tmp_path: Path) -> None:
-    keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
+    keys = pytest.importorskip("selenium.webdriver.common.keys", reason="needs selenium, as the browser does").Keys
     build_site(_export(tmp_path), tmp_path / "site", archive=archive)
     _open(browser, serve(tmp_path / "site"))
     Image.new("RGB", (20, 30), (200, 10, 10)).save(tmp_path / "photo.png")

@@ -78,7 +78,7 @@ def _archive_members(path: Path) -> set[str]:
 def _of_keras_2(keras: Any) -> dict[str, Any]:
     """Return the layers that Keras 2 files name and that Keras 3 lacks or gives different arguments."""
 
-    class DepthwiseConv2D(keras.layers.DepthwiseConv2D):  # type: ignore[misc]
+    class DepthwiseConv2D(keras.layers.DepthwiseConv2D):  # type: ignore[misc]  # keras has no types
         # Keras 2 wrote the groups of its base class, always 1.
         def __init__(self, *args: Any, groups: int = 1, **kwargs: Any) -> None:
             if groups != 1:

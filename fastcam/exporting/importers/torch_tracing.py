@@ -51,11 +51,11 @@ def quiet(torch: Any) -> Iterator[None]:
         warnings.simplefilter("ignore")
         # The tracer prints the graph that it could not export.
         printed = torch._C._jit_is_onnx_log_enabled()  # noqa: SLF001  # there is no public name for it
-        torch._C._jit_set_onnx_log_enabled(False)  # noqa: SLF001
+        torch._C._jit_set_onnx_log_enabled(False)  # noqa: SLF001  # there is no public name for it
         try:
             yield
         finally:
-            torch._C._jit_set_onnx_log_enabled(printed)  # noqa: SLF001
+            torch._C._jit_set_onnx_log_enabled(printed)  # noqa: SLF001  # there is no public name for it
 
 
 _HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
@@ -112,7 +112,7 @@ def tensors_of(torch: Any, outputs: Any) -> list[Any]:
 def rewritten_ops(torch: Any) -> Iterator[None]:
     """While a module is captured, replace functions that torch exports in a form without gradient rules."""
 
-    class Rewriting(torch.overrides.TorchFunctionMode):  # type: ignore[misc]
+    class Rewriting(torch.overrides.TorchFunctionMode):  # type: ignore[misc]  # torch is not imported here: Any
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             rewrite = _REWRITES.get(getattr(function, "__name__", ""))
             result = rewrite(torch, *args, **(kwargs or {})) if rewrite else None
@@ -130,17 +130,17 @@ def plain_sizes(torch: Any) -> Iterator[None]:
     """
     getter, method = torch.Tensor.shape.__get__, torch.Tensor.size
 
-    class Plain(torch.overrides.TorchFunctionMode):  # type: ignore[misc]
+    class Plain(torch.overrides.TorchFunctionMode):  # type: ignore[misc]  # torch is not imported here: Any
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             state = torch._C._get_tracing_state()  # noqa: SLF001  # there is no public name for it
             asks = state is not None and function in (getter, method)
             if not asks:
                 return function(*args, **(kwargs or {}))
-            torch._C._set_tracing_state(None)  # noqa: SLF001
+            torch._C._set_tracing_state(None)  # noqa: SLF001  # there is no public name for it
             try:
                 sizes = [int(size) for size in args[0].shape]
             finally:
-                torch._C._set_tracing_state(state)  # noqa: SLF001
+                torch._C._set_tracing_state(state)  # noqa: SLF001  # there is no public name for it
             axis = args[1] if len(args) > 1 else (kwargs or {}).get("dim")
             if axis is not None and axis % max(len(sizes), 1) != 0:
                 return sizes[axis]

@@ -138,6 +138,11 @@ def test_the_size_of_a_broadcast_is_exact(shape: tuple[int, ...], target: tuple[
         fold_constants(_branch(expand), FoldingBudget(4 * elements - 1, 2**20))
 
 
+def _evaluated(graph: Graph, image: Any) -> Any:
+    outputs: Any = onnx.reference.ReferenceEvaluator(graph.to_model()).run(None, {"image": image})
+    return outputs[0]
+
+
 def test_folding_gives_what_the_graph_gave() -> None:
     def arithmetic(net: NetworkBuilder) -> str:
         rows = net.add("Reshape", net.weight(4, 6), net.constant(np.array([2, 12])))
@@ -146,12 +151,7 @@ def test_folding_gives_what_the_graph_gave() -> None:
 
     image = np.array([[1, 2, 3]], np.float32)
     expected, folded = (
-        np.asarray(
-            onnx.reference.ReferenceEvaluator(_folded(_branch(arithmetic), fold=fold).to_model()).run(
-                None, {"image": image}
-            )[0]  # type: ignore[index]
-        )
-        for fold in (False, True)
+        np.asarray(_evaluated(_folded(_branch(arithmetic), fold=fold), image)) for fold in (False, True)
     )
     np.testing.assert_array_equal(folded, expected)
 
