@@ -269,18 +269,20 @@ def _keras_reference(
     import keras
     import tensorflow as tf
 
-    found = next((one for one in model.layers if one.name == layer), None)
-    if found is None:
-        return model.predict(images, verbose=0), None
-    split = keras.Model(model.inputs, [found.output, model.outputs[0]])
-    with tf.GradientTape(persistent=True) as tape:
-        maps, scores = split([images])
-        wanted = [tf.reduce_sum(scores[:, target]) for target in _TARGETS]
-    layout = _layout(maps.numpy(), activations)
-    if layout is None:
-        return scores.numpy(), None
-    pooled = [layout(tape.gradient(one, maps).numpy()).astype(np.float64).mean(axis=(2, 3)) for one in wanted]
-    return scores.numpy(), (layout(maps.numpy()), np.stack(pooled, axis=1))
+    # Among them additions that are no layers. The last ones first: the explained layer is near the end.
+    shapes = (activations.shape[1:], (*activations.shape[2:], activations.shape[1]))
+    same_size = [one for one in reversed(model.operations) if tuple(getattr(one.output, "shape", ()))[1:] in shapes]
+    for operation in sorted(same_size, key=lambda one: one.name != layer):
+        split = keras.Model(model.inputs, [operation.output, model.outputs[0]])
+        with tf.GradientTape(persistent=True) as tape:
+            maps, scores = split([images])
+            wanted = [tf.reduce_sum(scores[:, target]) for target in _TARGETS]
+        layout = _layout(maps.numpy(), activations)
+        if layout is not None and _error(layout(maps.numpy()), activations) < _RIGHT:
+            gradients = [layout(tape.gradient(one, maps).numpy()).astype(np.float64) for one in wanted]
+            pooled = np.stack([one.mean(axis=(2, 3)) for one in gradients], axis=1)
+            return scores.numpy(), (layout(maps.numpy()), pooled)
+    return model.predict(images, verbose=0), None
 
 
 # transformers and segmentation.

@@ -230,6 +230,9 @@ _POOLINGS: dict[str, tuple[Callable[[Any], Any], int]] = {
         lambda x: nn.AdaptiveAvgPool2d(1)(x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)).flatten(1),
         8,
     ),
+    "the standard deviation of dead maps": (lambda x: (x * (x > 9.5)).std((2, 3)) + x.mean((2, 3)), 8),
+    "a soft maximum": (lambda x: torch.logsumexp(x, (2, 3)), 8),
+    "a minimum": (lambda x: x.amin((2, 3)) + x.norm(1, (2, 3)), 8),
     "the number of images": (lambda x: x.view(x.shape[0], 8, -1).mean(2), 8),
 }
 

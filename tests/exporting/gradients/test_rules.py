@@ -216,6 +216,11 @@ _WRONG_RULES: dict[str, tuple[str, Vjp]] = {
     "lrn-as-identity": ("lrn", VJPS["Identity"]),
     "lp-pool-as-average": ("lp-pool", VJPS["AveragePool"]),
     "l2-as-sum": ("reduce-l2", VJPS["ReduceSum"]),
+    "l1-as-sum": ("reduce-l1", VJPS["ReduceSum"]),
+    "minimum-as-sum": ("reduce-min", VJPS["ReduceSum"]),
+    "square-as-norm": ("reduce-sum-square", VJPS["ReduceL2"]),
+    "log-sum-as-sum": ("reduce-log-sum", VJPS["ReduceSum"]),
+    "log-sum-exp-as-log-sum": ("reduce-log-sum-exp", VJPS["ReduceLogSum"]),
     "max-goes-everywhere": ("reduce-max", VJPS["ReduceSum"]),
     "expand-forgets-to-sum": ("expand", Vjp((lambda s: s.gradient, None))),
     "depth-to-space-in-the-other-order": ("depth-to-space-crd", _as_if("DepthToSpace", mode="DCR")),
@@ -281,6 +286,8 @@ def test_relu_and_relu6_are_flat_at_their_kinks() -> None:
 
 def test_what_has_no_slope_at_zero_is_flat_there() -> None:
     assert _gradients_at("Abs", [0, -2]) == [[0, -1]]
+    assert _gradients_at("Sqrt", [0, 4]) == [[0, 0.25]]
+    assert _gradients_at("ReduceL1", [[0, -2]], constants=(np.array([1]),)) == [[[0, -1]]]
     assert _gradients_at("ReduceL2", [[0, 0], [3, 4]], upstream=5, constants=(np.array([1]),)) == [[[0, 0], [3, 4]]]
     zero_and_one = [[[[0, 0, 1, 0]]]]
     assert _gradients_at("LpPool", zero_and_one, kernel_shape=[1, 2], strides=[1, 2]) == [zero_and_one]

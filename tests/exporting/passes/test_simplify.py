@@ -479,3 +479,29 @@ def test_other_splits_stay(split: list[int], rng: np.random.Generator) -> None:
         rng,
         {"Reshape": 2, "Transpose": 1, "Abs": 1},
     )
+
+
+@pytest.mark.parametrize(
+    ("op", "numbers"), [("Gather", [[2, -1]]), ("Slice", [[-2], [9]]), ("Slice", [[2], [4], [0], [1]])]
+)
+def test_sizes_that_are_chosen_from_a_shape_are_constants(
+    op: str, numbers: list[list[int]], rng: np.random.Generator
+) -> None:
+    net = NetworkBuilder(("batch", 2, 4, 5))
+    chosen = net.add(op, net.add("Shape", net.input), *map(net.constant, numbers))
+    count = net.add("Cast", net.add("ReduceProd", chosen, keepdims=0), to=1)
+    graph = net.build(net.add("Div", net.input, count))
+    _check(graph, rng, {"Div": 1})
+    assert 20 in [array.item() for array in graph.constants.values() if array.size == 1]
+
+
+@pytest.mark.parametrize("places", [[0, 2], [0]])
+def test_an_open_size_that_is_chosen_stays(places: list[int], rng: np.random.Generator) -> None:
+    net = NetworkBuilder(("batch", 2, 4, 5))
+    chosen = net.add("Gather", net.add("Shape", net.input), net.constant(places))
+    count = net.add("Cast", net.add("ReduceProd", chosen, keepdims=0), to=1)
+    _check(
+        net.build(net.add("Div", net.input, count)),
+        rng,
+        {"Shape": 1, "Gather": 1, "ReduceProd": 1, "Cast": 1, "Div": 1},
+    )

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from ..table import Step, defvjp
+from .common import one_for_zero
 
 # Element-wise, one input
 defvjp("Identity", lambda s: s.gradient)
@@ -43,7 +44,13 @@ for _op in ("Ceil", "Floor", "Round", "Sign"):
 defvjp("Abs", lambda s: s.times(s.emit("Sign", s.x[0])))
 
 
-defvjp("Sqrt", lambda s: s.emit("Div", s.gradient, s.emit("Mul", s.constant(2), s.y)))
+def _sqrt(s: Step) -> str:
+    """At 0 the slope is infinite; 0 makes that of a standard deviation or norm finite, as torch and TensorFlow do."""
+    slope = s.emit("Div", s.gradient, s.emit("Mul", s.constant(2), one_for_zero(s, s.y)))
+    return s.emit("Where", s.emit("Equal", s.y, s.constant(0)), s.constant(0), slope)
+
+
+defvjp("Sqrt", _sqrt)
 
 
 defvjp("Reciprocal", lambda s: s.emit("Neg", s.times(s.emit("Mul", s.y, s.y))))

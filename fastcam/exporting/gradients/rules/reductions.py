@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from ....graph import static_dims
 from ..table import Step, defvjp
@@ -39,16 +40,38 @@ def _reduce_mean(s: Step) -> str:
     return s.emit("Mul", _spread_over(s, axes), s.constant(1 / count))
 
 
-def _reduce_max(s: Step) -> str:
+def _reduce_extreme(s: Step) -> str:
     axes = _reduced_axes(s)
     first = first_equal(s, _with_reduced_axes(s, s.y, axes), axes)
     return s.emit("Where", first, _with_reduced_axes(s, s.gradient, axes), s.constant(0))
 
 
-def _reduce_l2(s: Step) -> str:
+def _reduce_log_sum(s: Step) -> str:
     axes = _reduced_axes(s)
-    norm, gradient = (_with_reduced_axes(s, value, axes) for value in (s.y, s.gradient))
-    return s.emit("Mul", s.x[0], s.emit("Div", gradient, one_for_zero(s, norm)))
+    share = s.emit("Div", s.gradient, s.emit("Exp", s.y))
+    return stretched(s, _with_reduced_axes(s, share, axes), s.x[0], axes)
+
+
+# Slopes of reductions by input and output, which keeps the reduced axes.
+_SLOPES: dict[str, Callable[[Step, str], str]] = {
+    "ReduceL1": lambda s, y: s.emit("Sign", s.x[0]),
+    "ReduceL2": lambda s, y: s.emit("Div", s.x[0], one_for_zero(s, y)),
+    "ReduceSumSquare": lambda s, y: s.emit("Mul", s.constant(2), s.x[0]),
+    "ReduceLogSumExp": lambda s, y: s.emit("Exp", s.emit("Sub", s.x[0], y)),
+}
+
+
+def _by_slope(slope: Callable[[Step, str], str]) -> Callable[[Step], str]:
+    def rule(s: Step) -> str:
+        axes = _reduced_axes(s)
+        y, gradient = (_with_reduced_axes(s, value, axes) for value in (s.y, s.gradient))
+        return s.emit("Mul", gradient, slope(s, y))
+
+    return rule
+
+
+for _op, _slope in _SLOPES.items():
+    defvjp(_op, _by_slope(_slope), None)
 
 
 defvjp("ReduceSum", _reduce_sum, None)
@@ -57,7 +80,8 @@ defvjp("ReduceSum", _reduce_sum, None)
 defvjp("ReduceMean", _reduce_mean, None)
 
 
-defvjp("ReduceMax", _reduce_max, None)
+for _op in ("ReduceMax", "ReduceMin"):
+    defvjp(_op, _reduce_extreme, None)
 
 
-defvjp("ReduceL2", _reduce_l2, None)
+defvjp("ReduceLogSum", _reduce_log_sum, None)
