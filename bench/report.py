@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md, its plots, and the README's table and plot, only from the results."""
+"""Writes docs/benchmarks.md, its plots, and the README's table, only from the results."""
 
 from __future__ import annotations
 
@@ -107,12 +107,11 @@ def _left_out(record: Record) -> str:
 
 
 def readme_part(record: Record) -> str:
-    """Return the README's section: one table and one plot."""
+    """Return the README's section: one table."""
     days = record.dates[-1]
     return (
         f"Heatmaps by fastcam and by its peers, the same weights and images; medians of interleaved runs, the peers as "
         f"times {FASTCAM}'s:\n\n{summary(record)}\n\n"
-        f"![The same as a bar chart](docs/benchmarks/peers.png)\n\n"
         f"*`python -m bench peers`, {days}, {record.machine['processors']} processors of {_article(record)}"
         f"{record.machine['processor']}. Other benchmarks, their commands and machines, wins and losses: "
         f"[docs/benchmarks.md](docs/benchmarks.md).*\n"

@@ -61,6 +61,8 @@ def name_batch_sizes(nodes: Iterable[onnx.NodeProto], shapes: Mapping[str, Shape
             times.update(_split(before[0], after, times))
         elif node.op_type in _BROADCASTING and len(before) == len(node.input):
             times.update(_broadcast(before, after, times))
+        elif node.op_type == "Expand" and before:
+            times.update(_broadcast(before[:1], after, times))
     return {str(size): multiple_of(batch, number) for size, number in times.items() if size != batch}
 
 

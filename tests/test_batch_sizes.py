@@ -38,6 +38,14 @@ def test_broadcasting_with_the_batch_is_the_batch() -> None:
     assert [graph.shape(name)[0] for name in ("split", "added", "product", "again")] == ["n"] * 4
 
 
+def test_what_is_expanded_along_other_axes_keeps_the_batch() -> None:
+    net = NetworkBuilder(("n", 4, 1))
+    merged = _reshaped(net, net.input, -1, 2, 1, name="merged")
+    target = net.add("Concat", net.add("Shape", merged, start=0, end=1), net.constant([2, 6]), axis=0)
+    graph = _typed(net, net.add("Expand", merged, target, name="y"))
+    assert graph.shape("y") == ("2*n", 2, 6)
+
+
 @pytest.mark.parametrize(("sizes", "shape"), [((-1, 5), 2), ((-1, 7, 24), 3)])
 def test_sizes_that_are_no_multiple_stay_unnamed(sizes: tuple[int, ...], shape: int) -> None:
     net = NetworkBuilder(("n", 4, 6))

@@ -28,8 +28,9 @@ from fastcam.explaining.methods import METHODS
 from fastcam.exporting.gradients.table import VJPS
 
 _README = Path(__file__).parents[1] / "README.md"
+_DOCS = [_README.parent / "docs" / f"{name}.md" for name in ("exporting", "rendering", "run-anywhere")]
 _TEXT = _README.read_text(encoding="utf-8")
-_PAGES = _TEXT + (_README.parent / "docs" / "exporting.md").read_text(encoding="utf-8")
+_PAGES = "".join(path.read_text(encoding="utf-8") for path in [_README, *_DOCS])
 _ALL_BLOCKS = re.findall(r"<!-- runs -->\n```python\n(.*?)```", _PAGES, re.DOTALL)
 _TORCH_BLOCKS = [block for block in _ALL_BLOCKS if "import torch" in block]
 _BLOCKS = [block for block in _ALL_BLOCKS if block not in _TORCH_BLOCKS]

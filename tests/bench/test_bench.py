@@ -312,7 +312,6 @@ def test_the_report_is_written_from_the_results(tmp_path: Path, monkeypatch: pyt
     ):
         assert said in text
     readme = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "docs/benchmarks/peers.png" in readme
     assert peers.summary(record) in readme
     before = (tmp_path / written[0]).read_bytes()
     report.write_report(tmp_path)
