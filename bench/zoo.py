@@ -274,7 +274,7 @@ def _keras_reference(
 
     # Among them additions that are no layers. The last ones first: the explained layer is near the end.
     shapes = (activations.shape[1:], (*activations.shape[2:], activations.shape[1]))
-    same_size = [one for one in reversed(model.operations) if tuple(getattr(one.output, "shape", ()))[1:] in shapes]
+    same_size = [one for one in reversed(model.operations) if any(_fits(one.output, shape) for shape in shapes)]
     for operation in sorted(same_size, key=lambda one: one.name != layer):
         split = keras.Model(model.inputs, [operation.output, model.outputs[0]])
         with tf.GradientTape(persistent=True) as tape:
@@ -286,6 +286,12 @@ def _keras_reference(
             pooled = np.stack([one.mean(axis=(2, 3)) for one in gradients], axis=1)
             return scores.numpy(), (layout(maps.numpy()), pooled)
     return model.predict(images, verbose=0), None
+
+
+def _fits(output: Any, shape: tuple[int, ...]) -> bool:
+    """Return whether an output of a Keras operation has this shape behind the batch, where it is known."""
+    found = tuple(getattr(output, "shape", ()))[1:]
+    return len(found) == len(shape) and all(one in (None, size) for one, size in zip(found, shape, strict=True))
 
 
 # transformers and segmentation.

@@ -6,6 +6,7 @@ Attention and windows merge the batch with other axes and split it again. Counti
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeAlias
 
@@ -18,20 +19,24 @@ Shape: TypeAlias = "tuple[Dim, ...]"
 _BROADCASTING = frozenset("Add And Div Equal Greater Less MatMul Max Min Mod Mul Or Pow Sub Where".split())
 
 
+# With spaces, which names that exporters give have not.
+_MULTIPLE = re.compile(r"(\d+) \* (.+)")
+
+
 def multiple_of(batch: str, times: int) -> str:
     """Return the name of a size that is so many times the batch size."""
-    return batch if times == 1 else f"{times}*{batch}"
+    return batch if times == 1 else f"{times} * {batch}"
 
 
 def factored(size: str) -> tuple[int, str]:
     """Return how many times which size a named size is."""
-    times, _, name = size.rpartition("*")
-    return int(times or 1), name
+    match = _MULTIPLE.fullmatch(size)
+    return (int(match[1]), match[2]) if match else (1, size)
 
 
 def is_multiple(size: Dim) -> bool:
     """Return whether a size is named as a multiple of the batch size, 2 or more times."""
-    return isinstance(size, str) and "*" in size
+    return isinstance(size, str) and _MULTIPLE.fullmatch(size) is not None
 
 
 def name_batch_sizes(nodes: Iterable[onnx.NodeProto], shapes: Mapping[str, Shape], batch: str) -> dict[str, str]:
