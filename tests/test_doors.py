@@ -80,7 +80,9 @@ def test_explainer_takes_anything(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the bounds on memory and time are POSIX's")
-@pytest.mark.parametrize("script", ["fuzz_export.py", "fuzz_explainer.py", "fuzz_images.py"])
+@pytest.mark.parametrize(
+    "script", ["fuzz_export.py", "fuzz_explainer.py", "fuzz_images.py", "fuzz_results.py", "fuzz_checkpoints.py"]
+)
 @pytest.mark.parametrize(
     ("first", "count"),
     [

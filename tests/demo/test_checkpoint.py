@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import struct
 import zipfile
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from checkpoints import REBUILD, VALUES, state_pickle, unzipped, zipped
 
 from fastcam.demo.checkpoint import read_state_dict
 from fastcam.errors import ModelError
@@ -19,50 +19,6 @@ from fastcam.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-VALUES = np.arange(6, dtype="<f4")
-
-# Hand-written pickle programs: the state dict {"w": 2x3 tensor over storage "0"}, with replaceable parts.
-REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
-HEAD = b"\x80\x02}X\x01\x00\x00\x00w" + REBUILD
-
-
-def _int(value: int) -> bytes:
-    size = value.bit_length() // 8 + 1
-    return b"\x8a" + bytes([size]) + value.to_bytes(size, "little", signed=True)
-
-
-def _ints(*values: int) -> bytes:
-    return b"(" + b"".join(map(_int, values)) + b"t"
-
-
-def _state_pickle(
-    storage: bytes = b"ctorch\nFloatStorage\n",
-    numel: int = 6,
-    offset: int = 0,
-    *,
-    size: tuple[int, ...] = (2, 3),
-    stride: tuple[int, ...] = (3, 1),
-    legacy: bool = False,
-) -> bytes:
-    persistent = b"(X\x07\x00\x00\x00storage" + storage + b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpu" + _int(numel)
-    persistent += (b"N" if legacy else b"") + b"tQ"
-    hooks = b"ccollections\nOrderedDict\n)R"
-    return HEAD + b"(" + persistent + _int(offset) + _ints(*size) + _ints(*stride) + b"\x89" + hooks + b"tRs."
-
-
-def _zip(path: Path, index: bytes, data: bytes = VALUES.tobytes(), **entries: bytes) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in {"data.pkl": index, "data/0": data, **entries}.items():
-            archive.writestr(f"archive/{name}", content)
-    return path
-
-
-def _legacy(path: Path, state: bytes, data: bytes = VALUES.tobytes(), claimed: int = 6, **info: Any) -> Path:
-    header = (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True, **info})
-    parts = [*(pickle.dumps(part, 2) for part in header), state, pickle.dumps(["0"], 2)]
-    path.write_bytes(b"".join(parts) + struct.pack("<Q", claimed) + data)
-    return path
 
 
 def _write(path: Path, content: bytes) -> Path:
@@ -76,14 +32,14 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_zip_format(path: Path) -> None:
-    state = read_state_dict(_zip(path, _state_pickle(), byteorder=b"little"))
+    state = read_state_dict(zipped(path, state_pickle(), byteorder=b"little"))
     assert list(state) == ["w"]
     np.testing.assert_array_equal(state["w"], [[0, 1, 2], [3, 4, 5]])
     assert state["w"].dtype == np.float32
 
 
 def test_legacy_format(path: Path) -> None:
-    state = read_state_dict(_legacy(path, _state_pickle(legacy=True)))
+    state = read_state_dict(unzipped(path, state_pickle(legacy=True)))
     np.testing.assert_array_equal(state["w"], [[0, 1, 2], [3, 4, 5]])
 
 
@@ -97,7 +53,7 @@ def test_legacy_format(path: Path) -> None:
     ],
 )
 def test_views_into_a_storage(path: Path, view: dict[str, Any], expected: Any) -> None:
-    np.testing.assert_array_equal(read_state_dict(_zip(path, _state_pickle(**view)))["w"], expected)
+    np.testing.assert_array_equal(read_state_dict(zipped(path, state_pickle(**view)))["w"], expected)
 
 
 @pytest.mark.parametrize("old_format", [False, True])
@@ -157,7 +113,7 @@ class _Runs:
         return os.system, (self.command,)
 
 
-@pytest.mark.parametrize("wrap", [_zip, _legacy, _write])
+@pytest.mark.parametrize("wrap", [zipped, unzipped, _write])
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_nothing_is_executed(path: Path, tmp_path: Path, wrap: Callable[[Path, bytes], Path], protocol: int) -> None:
     witness = tmp_path / "executed"
@@ -184,51 +140,71 @@ REFUSED: list[tuple[str, Callable[[Path], Path], str]] = [
         "unknown protocol 1002",
     ),
     ("empty zip", lambda path: _write(path, b"PK\x05\x06" + bytes(18)), "not a PyTorch state dict"),
-    ("list, not dict", lambda path: _zip(path, _hostile_state(b"]")), "holds a list"),
-    ("number inside", lambda path: _zip(path, pickle.dumps({"epoch": 3}, 2)), "entry 'epoch' is a int"),
+    ("list, not dict", lambda path: zipped(path, _hostile_state(b"]")), "holds a list"),
+    ("number inside", lambda path: zipped(path, pickle.dumps({"epoch": 3}, 2)), "entry 'epoch' is a int"),
     (
         "numbered entries",
-        lambda path: _zip(path, _state_pickle().replace(b"X\x01\x00\x00\x00w", b"K\x01")),
+        lambda path: zipped(path, state_pickle().replace(b"X\x01\x00\x00\x00w", b"K\x01")),
         "keys are not strings",
     ),
-    ("terabytes", lambda path: _zip(path, _state_pickle(numel=1 << 40)), "claim 4398046511104 bytes"),
+    ("terabytes", lambda path: zipped(path, state_pickle(numel=1 << 40)), "claim 4398046511104 bytes"),
     (
         "terabytes, legacy",
-        lambda path: _legacy(path, _state_pickle(numel=1 << 40, legacy=True), claimed=1 << 40),
+        lambda path: unzipped(path, state_pickle(numel=1 << 40, legacy=True), claimed=1 << 40),
         "damaged",
     ),
-    ("astronomic", lambda path: _zip(path, _state_pickle(numel=1 << 900)), "claim"),
-    ("negative storage", lambda path: _zip(path, _state_pickle(numel=-6)), "claim"),
-    ("other count", lambda path: _legacy(path, _state_pickle(legacy=True), claimed=7), "storage '0' of 7"),
-    ("beyond the end", lambda path: _zip(path, _state_pickle(size=(2, 4), stride=(4, 1))), "outside its storage"),
-    ("stretched", lambda path: _zip(path, _state_pickle(size=(1 << 40,), stride=(0,))), "outside its storage"),
-    ("wraps around", lambda path: _zip(path, _state_pickle(size=(5,), stride=(1 << 60,))), "outside its storage"),
-    ("before the start", lambda path: _zip(path, _state_pickle(offset=-1)), "outside its storage"),
-    ("negative stride", lambda path: _zip(path, _state_pickle(stride=(3, -1))), "outside its storage"),
-    ("ranks differ", lambda path: _zip(path, _state_pickle(size=(6,))), "damaged"),
-    ("truncated storage", lambda path: _zip(path, _state_pickle(), VALUES.tobytes()[:-4]), "storage '0' is truncated"),
-    ("truncated legacy", lambda path: _legacy(path, _state_pickle(legacy=True), b""), "truncated"),
-    ("big-endian zip", lambda path: _zip(path, _state_pickle(), byteorder=b"big"), "big-endian"),
+    ("astronomic", lambda path: zipped(path, state_pickle(numel=1 << 900)), "claim"),
+    ("negative storage", lambda path: zipped(path, state_pickle(numel=-6)), "claim"),
+    ("other count", lambda path: unzipped(path, state_pickle(legacy=True), claimed=7), "storage '0' of 7"),
+    (
+        "beyond the end",
+        lambda path: zipped(path, state_pickle(size=(2, 4), stride=(4, 1))),
+        "outside its storage",
+    ),
+    ("stretched", lambda path: zipped(path, state_pickle(size=(1 << 40,), stride=(0,))), "outside its storage"),
+    (
+        "wraps around",
+        lambda path: zipped(path, state_pickle(size=(5,), stride=(1 << 60,))),
+        "outside its storage",
+    ),
+    ("before the start", lambda path: zipped(path, state_pickle(offset=-1)), "outside its storage"),
+    ("negative stride", lambda path: zipped(path, state_pickle(stride=(3, -1))), "outside its storage"),
+    ("ranks differ", lambda path: zipped(path, state_pickle(size=(6,))), "damaged"),
+    (
+        "truncated storage",
+        lambda path: zipped(path, state_pickle(), VALUES.tobytes()[:-4]),
+        "storage '0' is truncated",
+    ),
+    ("truncated legacy", lambda path: unzipped(path, state_pickle(legacy=True), b""), "truncated"),
+    ("big-endian zip", lambda path: zipped(path, state_pickle(), byteorder=b"big"), "big-endian"),
     (
         "big-endian legacy",
-        lambda path: _legacy(path, _state_pickle(legacy=True), little_endian=False),
+        lambda path: unzipped(path, state_pickle(legacy=True), little_endian=False),
         "big-endian",
     ),
     (
         "unknown dtype",
-        lambda path: _zip(path, _state_pickle(b"ctorch\nBFloat16Storage\n")),
+        lambda path: zipped(path, state_pickle(b"ctorch\nBFloat16Storage\n")),
         r"'torch\.BFloat16Storage'",
     ),
-    ("dtype of objects", lambda path: _zip(path, _state_pickle(b"ccollections\nOrderedDict\n")), "unknown storage"),
-    ("memo of gigabytes", lambda path: _zip(path, _hostile_state(b"}r\xff\xff\xff\x7f")), "memo index 2147483647"),
+    (
+        "dtype of objects",
+        lambda path: zipped(path, state_pickle(b"ccollections\nOrderedDict\n")),
+        "unknown storage",
+    ),
+    (
+        "memo of gigabytes",
+        lambda path: zipped(path, _hostile_state(b"}r\xff\xff\xff\x7f")),
+        "memo index 2147483647",
+    ),
     (
         "gigabytes of bytes",
-        lambda path: _zip(path, _hostile_state(b"\x96" + b"\xff" * 7 + b"\x00")),
+        lambda path: zipped(path, _hostile_state(b"\x96" + b"\xff" * 7 + b"\x00")),
         "damaged|rejected",
     ),
     (
         "changes a global",
-        lambda path: _zip(path, _hostile_state(REBUILD + b"}X\x01\x00\x00\x00aK\x01sb")),
+        lambda path: zipped(path, _hostile_state(REBUILD + b"}X\x01\x00\x00\x00aK\x01sb")),
         "no attribute",
     ),
 ]
@@ -243,7 +219,7 @@ def test_hostile_files_are_refused(path: Path, make: Callable[[Path], Path], mes
 
 def test_compressed_entries_are_refused(path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", _state_pickle())
+        archive.writestr("archive/data.pkl", state_pickle())
     with pytest.raises(ModelError, match="compressed entry"):
         read_state_dict(path)
 
@@ -251,9 +227,9 @@ def test_compressed_entries_are_refused(path: Path) -> None:
 def test_every_truncation_is_refused(path: Path) -> None:
     whole = io.BytesIO()
     with zipfile.ZipFile(whole, "w") as archive:
-        archive.writestr("archive/data.pkl", _state_pickle())
+        archive.writestr("archive/data.pkl", state_pickle())
         archive.writestr("archive/data/0", VALUES.tobytes())
-    legacy = _legacy(path, _state_pickle(legacy=True)).read_bytes()
+    legacy = unzipped(path, state_pickle(legacy=True)).read_bytes()
     for content in (whole.getvalue(), legacy):
         for length in range(len(content)):
             path.write_bytes(content[:length])

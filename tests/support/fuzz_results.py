@@ -1,0 +1,110 @@
+"""Mutated folders of results given to what reads them again, in a separate process, like `fuzz_export`.
+
+``python tests/support/fuzz_results.py FOLDER FIRST COUNT`` prints how many were read and how many refused.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fuzz_export import SECONDS_EACH, limit_memory
+from mutations import flip_bytes
+from networks import small_classifier
+from PIL import Image
+
+import fastcam
+
+_ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    2**70,
+    1e400,
+    float("nan"),
+    "",
+    "\u202e<script>",
+    "../..",
+    [],
+    {},
+    [[[]]],
+    {"a": {"b": []}},
+]
+_FILES = ("results.jsonl", "run.json")
+
+
+def _job(folder: Path) -> Path:
+    """Return a folder of results with one picture in each of two shards."""
+    photos = folder / "photos"
+    photos.mkdir()
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(photos / f"{number}.png")
+    fastcam.export(small_classifier().to_model(), folder / "m.onnx", preprocess="scale", classes=list("abcde"))
+    fastcam.explain_files(folder / "m.onnx", photos, folder / "sound")
+    return folder / "sound"
+
+
+def _change_value(value: Any, pick: random.Random) -> Any:
+    """Return JSON with one of its values replaced or removed."""
+    if isinstance(value, dict) and value and pick.random() < 0.8:
+        key = pick.choice(list(value))
+        if pick.random() < 0.15:
+            return {name: one for name, one in value.items() if name != key}
+        return {**value, key: _change_value(value[key], pick)}
+    if isinstance(value, list) and value and pick.random() < 0.8:
+        place = pick.randrange(len(value))
+        return [*value[:place], _change_value(value[place], pick), *value[place + 1 :]]
+    return pick.choice(_ODD)
+
+
+def _mutate(folder: Path, pick: random.Random) -> None:
+    path = folder / pick.choice(_FILES)
+    data = path.read_bytes()
+    if pick.random() < 0.3:
+        path.write_bytes(flip_bytes(data, pick))
+        return
+    lines = data.splitlines() if path.suffix == ".jsonl" else [data]
+    place = pick.randrange(len(lines))
+    lines[place] = json.dumps(_change_value(json.loads(lines[place]), pick)).encode()
+    path.write_bytes(b"\n".join(lines) + b"\n")
+
+
+_READERS: dict[str, Callable[[Path, Path, Path], object]] = {
+    "report": lambda bad, sound, out: fastcam.write_report(bad),
+    "drift": lambda bad, sound, out: fastcam.compare_results(sound, bad),
+    "merge": lambda bad, sound, out: fastcam.merge_results([bad], out),
+}
+
+
+def run(folder: Path, first: int, count: int) -> tuple[int, int]:
+    """Read mutations number ``first`` and following; return how many were read and how many rejected."""
+    sound = _job(folder)
+    bad, out = folder / "bad", folder / "merged"
+    read = refused = 0
+    for seed in range(first, first + count):
+        (folder / "seed").write_text(str(seed), encoding="utf-8")
+        signal.alarm(SECONDS_EACH)
+        pick = random.Random(seed)
+        for other in (bad, out):
+            shutil.rmtree(other, ignore_errors=True)
+        shutil.copytree(sound, bad)
+        _mutate(bad, pick)
+        try:
+            _READERS[pick.choice(list(_READERS))](bad, sound, out)
+            read += 1
+        except fastcam.FastcamError:
+            refused += 1
+    return read, refused
+
+
+if __name__ == "__main__":
+    limit_memory()
+    print(*run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
