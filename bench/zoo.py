@@ -494,7 +494,9 @@ def _apart(source: str, name: str, minutes: float) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return {"verdict": "failed", "reason": f"took more than {minutes:g} minutes"}
     if done.returncode:
-        return {"verdict": "failed", "reason": (done.stderr.strip() or str(done.returncode)).splitlines()[-1]}
+        # The error, and not what torch's exporter says of missing packages.
+        said = [line for line in done.stderr.splitlines() if re.match(r"\w*(Error|Exception)\b|`pip", line)]
+        return {"verdict": "failed", "reason": said[-1] if said else f"exit status {done.returncode}"}
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
@@ -531,8 +533,8 @@ in torch or TensorFlow. Made by `python -m bench.zoo --write`; see its docstring
 - **inexact**: below 1e-1
 - **unchecked**: exported, but no module of the network has the explained layer as its output
 - **refused**: `export` raises an error that says why
-- **untraceable**: refused, and torch's own exporter fails as well
-- **failed**: the network itself could not be built or run with these settings"""
+- **untraceable**: refused, and torch's own exporter fails as well, for example because the network does not take images
+- **failed**: the network could not be built, for want of another package or of settings"""
 
 
 def _summary(known: dict[tuple[str, str], dict[str, Any]]) -> str:
