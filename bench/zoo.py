@@ -39,6 +39,7 @@ import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,7 @@ def _trained(model: Any) -> Any:
 
 
 def _torch_reference(
-    model: Any, images: _Floats, activations: _Floats, layer: str
+    model: Any, images: _Floats, activations: _Floats, layer: str, table: Callable[[Any], Any] = lambda scores: scores
 ) -> tuple[_Floats, tuple[_Floats, _Floats] | None]:
     import torch
 
@@ -202,7 +203,7 @@ def _torch_reference(
     output = model(torch.tensor(images))
     for hook in hooks:
         hook.remove()
-    scores = output if isinstance(output, torch.Tensor) else output[0]
+    scores = table(output if isinstance(output, torch.Tensor) else output[0])
     best: tuple[_Floats, _Floats] | None = None
     for tensor in {id(one): one for one in kept}.values():
         layout = _layout(tensor.detach().numpy(), activations)
@@ -347,31 +348,19 @@ def _segmentation_build(name: str) -> tuple[Any, _Floats, dict[str, Any]]:
     return model, images, {"score": "segmentation"}
 
 
-def _segmentation_reference(
-    model: Any, images: _Floats, activations: _Floats, layer: str
-) -> tuple[_Floats, tuple[_Floats, _Floats] | None]:
+def _region_scores(logits: Any) -> Any:
+    """Return the mean logit of each class over the pixels where it is predicted (SEG-GRAD-CAM)."""
     import torch
 
-    class Regions(torch.nn.Module):
-        """The mean logit of each class over the pixels where it is predicted (SEG-GRAD-CAM)."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, batch: Any) -> Any:
-            logits = self.model(batch)
-            regions = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1]).permute(0, 3, 1, 2)
-            return (logits * regions).sum((2, 3)) / regions.sum((2, 3)).clamp(min=1)
-
-    return _torch_reference(Regions().eval(), images, activations, layer)
+    regions = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1]).permute(0, 3, 1, 2)
+    return (logits * regions).sum((2, 3)) / regions.sum((2, 3)).clamp(min=1)
 
 
 SOURCES: dict[str, Source] = {
     "timm": Source(_timm_names, _timm_build, _torch_reference),
     "keras": Source(_keras_names, _keras_build, _keras_reference),
     "transformers": Source(_transformers_names, _transformers_build, _torch_reference),
-    "segmentation": Source(lambda: _SEGMENTERS, _segmentation_build, _segmentation_reference),
+    "segmentation": Source(lambda: _SEGMENTERS, _segmentation_build, partial(_torch_reference, table=_region_scores)),
 }
 
 
