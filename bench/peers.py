@@ -189,15 +189,16 @@ def comparison(record: Record) -> str:
 
 
 def summary(record: Record) -> str:
-    """Return the README's table: medians only."""
+    """Return the README's table: medians only, of the peers that took part."""
     keys = peer_cases(record)
-    header = ["", PLAIN, f"**{FASTCAM}**", *(name for name in PEERS if name != FASTCAM)]
+    peers = [name for name in PEERS if name != FASTCAM and any(name in record.medians(key) for key in keys)]
+    header = ["", PLAIN, f"**{FASTCAM}**", *peers]
     rows: list[list[object]] = []
     for key in keys:
         medians = record.medians(key)
         mine = medians[FASTCAM]
         cells: list[object] = [key, f"{figures(medians[PLAIN] * 1e3)} ms", f"**{figures(mine * 1e3)} ms**"]
-        cells += [f"{medians[name] / mine:.2f}x" if name in medians else "-" for name in PEERS if name != FASTCAM]
+        cells += [f"{medians[name] / mine:.2f}x" if name in medians else "-" for name in peers]
         rows.append(cells)
     return markdown(header, rows)
 

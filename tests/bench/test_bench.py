@@ -251,10 +251,13 @@ def test_peers_are_told_as_times_fastcams_median_losses_too() -> None:
     assert "0.50 times as fast as the fastest peer (captum) and 6.00 times as fast as the textbook code" in text
     assert "| captum | 1.0e-07 | 2.0e-07 |" in text
     assert "| xplique | - |" in text
+    # Peers that took part in no case have no column.
     summary = peers.summary(record).splitlines()[-1]
-    assert (
-        summary == "| VGG16, batch 1, 1 class | 100 ms | **100 ms** | 1.50x | 1.20x | 0.50x | - | - | 6.00x | - | - |"
-    )
+    assert summary == "| VGG16, batch 1, 1 class | 100 ms | **100 ms** | 1.50x | 1.20x | 0.50x | 6.00x |"
+    fewer = {name: samples for name, samples in _PEERS.items() if name != "captum"}
+    record = _record("peers", **{"VGG16, batch 1, 1 class": _PEERS, "small, batch 1, 1 class": fewer})
+    summary = peers.summary(record).splitlines()[-1]
+    assert summary == "| small, batch 1, 1 class | 100 ms | **100 ms** | 1.50x | 1.20x | - | 6.00x |"
 
 
 def test_overhead_is_the_ratio_of_medians() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import re
 from pathlib import Path
 from typing import Any
 
@@ -367,14 +366,3 @@ def test_refusals_on_the_device(shim: ShimKernels, device: FakeDevice, rng: np.r
     with pytest.raises(NonFiniteError) as caught:
         fastcam.render(_OnDevice(device, activations), second)
     assert caught.value.image == 2
-
-
-def test_the_readmes_hooks_run() -> None:
-    pytest.importorskip("torch", reason="needs torch: pip install fastcam[torch]")
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"<!-- runs -->\n```python\n(.*?)```", readme, re.DOTALL)
-    (block,) = (block for block in blocks if "fastcam.render" in block)
-    names: dict[str, Any] = {}
-    exec(block, names)
-    assert names["found"].overlays.shape == (4, 1, 224, 224, 3)
-    assert names["found"].maps.max() == 1

@@ -6,6 +6,7 @@ import onnx
 
 from ...graph import Graph, operator
 from .affine import value_and_constant
+from .each import rewrite_each
 
 
 def join_matmul_and_bias(graph: Graph) -> bool:
@@ -16,11 +17,7 @@ def join_matmul_and_bias(graph: Graph) -> bool:
     bool
         Whether anything changed.
     """
-    changed = False
-    for add in graph.nodes:
-        if operator(add) == "Add":
-            changed |= _join(graph, add)
-    return changed
+    return rewrite_each(graph, "Add", _join)
 
 
 def _join(graph: Graph, add: onnx.NodeProto) -> bool:

@@ -13,6 +13,7 @@ import onnx
 
 from ...arrays import Array
 from ...graph import Graph, attribute, operator
+from .each import rewrite_each
 
 Pattern: TypeAlias = "str | tuple[Any, ...]"
 Bindings: TypeAlias = "dict[str, str]"
@@ -49,11 +50,7 @@ def join_layer_normalizations(graph: Graph) -> bool:
     bool
         Whether anything changed.
     """
-    changed = False
-    for node in graph.nodes:
-        if operator(node) == "Add":
-            changed |= _join(graph, node)
-    return changed
+    return rewrite_each(graph, "Add", _join)
 
 
 def _join(graph: Graph, node: onnx.NodeProto) -> bool:

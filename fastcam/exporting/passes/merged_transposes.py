@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import onnx
 
 from ...graph import Dim, Graph, attribute, operator
+from .each import rewrite_each
 
 
 def join_merged_transposes(graph: Graph) -> bool:
@@ -17,11 +18,7 @@ def join_merged_transposes(graph: Graph) -> bool:
     bool
         Whether anything changed.
     """
-    changed = False
-    for node in graph.nodes:
-        if operator(node) == "Reshape":
-            changed |= _join(graph, node)
-    return changed
+    return rewrite_each(graph, "Reshape", _join)
 
 
 def _join(graph: Graph, split: onnx.NodeProto) -> bool:

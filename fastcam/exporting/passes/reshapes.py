@@ -10,6 +10,7 @@ import onnx
 from ...arrays import Array
 from ...batch_sizes import factored, is_multiple, multiple_of
 from ...graph import Dim, Graph, attribute, operator
+from .each import rewrite_each
 
 
 def settle_reshapes(graph: Graph) -> bool:
@@ -23,15 +24,11 @@ def settle_reshapes(graph: Graph) -> bool:
     bool
         Whether any target became constant.
     """
-    changed = False
-    for node in graph.nodes:
-        if operator(node) == "Reshape" and graph.rank(node.input[0]) is not None:
-            changed |= _settle(graph, node)
-    return changed
+    return rewrite_each(graph, "Reshape", _settle)
 
 
 def _settle(graph: Graph, node: onnx.NodeProto) -> bool:
-    if graph.rank(node.output[0]) is None:
+    if graph.rank(node.input[0]) is None or graph.rank(node.output[0]) is None:
         return False
     if graph.shape(node.input[0]) == () and graph.rank(node.output[0]) == 1:
         graph.rewrite(node, "Unsqueeze", [node.input[0], graph.emit_integers(0)])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from ...graph import Graph, attribute, operator
+from ...graph import Graph, attribute
+from .each import rewrite_each
 
 
 def settle_resizes(graph: Graph) -> bool:
@@ -18,14 +19,12 @@ def settle_resizes(graph: Graph) -> bool:
     bool
         Whether anything changed.
     """
-    changed = False
-    for node in graph.nodes:
-        if operator(node) == "Resize" and len(node.input) >= 4 and not attribute(node, "axes"):
-            changed |= _settle(graph, node)
-    return changed
+    return rewrite_each(graph, "Resize", _settle)
 
 
 def _settle(graph: Graph, node: onnx.NodeProto) -> bool:
+    if len(node.input) < 4 or attribute(node, "axes"):
+        return False
     before, after = (graph.shape(name) if graph.rank(name) else () for name in (node.input[0], node.output[0]))
     axes = [axis for axis, size in enumerate(before) if isinstance(size, int)]
     if not axes or not all(isinstance(after[axis], int) for axis in axes):

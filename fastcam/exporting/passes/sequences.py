@@ -7,6 +7,7 @@ import onnx
 from onnx import helper
 
 from ...graph import Graph, attribute, operator
+from .each import rewrite_each
 
 
 def join_sequences(graph: Graph) -> bool:
@@ -17,11 +18,7 @@ def join_sequences(graph: Graph) -> bool:
     bool
         Whether anything changed.
     """
-    changed = False
-    for node in graph.nodes:
-        if operator(node) == "SplitToSequence":
-            changed |= _join(graph, node)
-    return changed
+    return rewrite_each(graph, "SplitToSequence", _join)
 
 
 def _join(graph: Graph, node: onnx.NodeProto) -> bool:

@@ -9,6 +9,7 @@ import onnx
 
 from ...arrays import Array
 from ...graph import Graph, attribute, operator
+from .each import rewrite_each
 from .reshapes import open_length, row_size
 
 
@@ -37,14 +38,12 @@ def read_strided_copies(graph: Graph) -> bool:
     bool
         Whether anything changed.
     """
-    changed = False
-    for node in graph.nodes:
-        if operator(node) == "Gather" and attribute(node, "axis", 0) == 0 and node.input[1] not in graph.constants:
-            changed |= _read(graph, node)
-    return changed
+    return rewrite_each(graph, "Gather", _read)
 
 
 def _read(graph: Graph, node: onnx.NodeProto) -> bool:
+    if attribute(node, "axis", 0) != 0 or node.input[1] in graph.constants:
+        return False
     flat = graph.producer(node.input[0])
     if flat is None or operator(flat) != "Reshape" or graph.rank(flat.output[0]) != 1:
         return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 
 from ...graph import Graph, operator
+from .each import rewrite_each
 
 
 def join_rows_of_tokens(graph: Graph) -> bool:
@@ -15,11 +16,7 @@ def join_rows_of_tokens(graph: Graph) -> bool:
     bool
         Whether anything changed.
     """
-    changed = False
-    for back in graph.nodes:
-        if operator(back) == "Reshape":
-            changed |= _join(graph, back)
-    return changed
+    return rewrite_each(graph, "Reshape", _join)
 
 
 def _join(graph: Graph, back: onnx.NodeProto) -> bool:
