@@ -225,7 +225,7 @@ def _run(
 
     try:
         found = {run: session.run(["logits", *weights], feeds(count)) for run, count in runs.items()}
-    except Exception as error:  # noqa: BLE001  # as above
+    except Exception as error:  # noqa: BLE001  # the runtime has its own exception classes, by version
         return {"reason" if _is_short_of_memory(error) else "error": _short(error)}
     silent = [not array.any() for array in found["many"][1:]]
     return {**{run: outputs[0] for run, outputs in found.items()}, "silent": np.array(silent, bool)}

@@ -1,20 +1,14 @@
-"""Mutated state dicts given to our reader, in a separate process, like `fuzz_export`.
-
-``python tests/support/fuzz_checkpoints.py FOLDER FIRST COUNT`` prints how many were read and how many refused.
-"""
+"""Mutated state dicts given to our reader: see `fuzzing`."""
 
 from __future__ import annotations
 
 import random
-import signal
-import sys
 from pathlib import Path
 
 from checkpoints import state_pickle, unzipped, zipped
-from fuzz_export import SECONDS_EACH, limit_memory
+from fuzzing import Attempt, fuzz
 from mutations import flip_bytes
 
-import fastcam
 from fastcam.demo.checkpoint import read_state_dict
 
 # Opcodes that push, repeat, store and call; some exist only in newer protocols.
@@ -40,21 +34,16 @@ def _checkpoint(path: Path, pick: random.Random) -> None:
         path.write_bytes(flip_bytes(path.read_bytes(), pick))
 
 
-def run(folder: Path, first: int, count: int) -> tuple[int, int]:
-    """Read mutations number ``first`` and following; return how many were read and how many rejected."""
-    read = refused = 0
-    for seed in range(first, first + count):
-        (folder / "seed").write_text(str(seed), encoding="utf-8")
-        signal.alarm(SECONDS_EACH)
-        _checkpoint(folder / "w.pth", random.Random(seed))
-        try:
-            read_state_dict(folder / "w.pth")
-            read += 1
-        except fastcam.FastcamError:
-            refused += 1
-    return read, refused
+def prepare(folder: Path) -> Attempt:
+    """Return what reads a mutation."""
+
+    def attempt(seed: int, pick: random.Random) -> bool:
+        _checkpoint(folder / "w.pth", pick)
+        read_state_dict(folder / "w.pth")
+        return True
+
+    return attempt
 
 
 if __name__ == "__main__":
-    limit_memory()
-    print(*run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
+    fuzz(prepare)

@@ -1,29 +1,22 @@
-"""Mutated models given to the ONNX importer, in a separate process: a crash or hang ends it, and the seed is known.
-
-``python tests/support/fuzz_export.py FOLDER FIRST COUNT`` prints how many were exported and how many refused.
-"""
+"""Mutated models given to the ONNX importer: see `fuzzing`."""
 
 from __future__ import annotations
 
 import random
-import resource
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import opset_networks
+from fuzzing import Attempt, fuzz
 from mutations import STRUCTURAL, flip_bytes, residual
 from networks import small_classifier
 from onnx import external_data_helper, helper
 from small_networks import SOUND_NETWORKS
 
 import fastcam
-
-SECONDS_EACH = 60
-_MEMORY = 12 * 2**30
 
 
 def _add_function(model: onnx.ModelProto, pick: random.Random) -> None:
@@ -143,38 +136,30 @@ def mutated(data: bytes, pick: random.Random) -> bytes | None:
         return None
 
 
-def limit_memory() -> None:
-    """Limit this process, so that a model that asks for everything is rejected before it exhausts the machine."""
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-
-
-def run(folder: Path, first: int, count: int) -> tuple[int, int]:
-    """Export mutations number ``first`` and following; return how many were exported and how many rejected."""
+def prepare(folder: Path) -> Attempt:
+    """Return what exports a mutation."""
     models = [model.SerializeToString() for model in sources()]
-    exported = refused = 0
-    for seed in range(first, first + count):
-        (folder / "seed").write_text(str(seed), encoding="utf-8")
-        signal.alarm(SECONDS_EACH)
-        pick = random.Random(seed)
+    destination = folder / "out" / "out.onnx"
+
+    def attempt(seed: int, pick: random.Random) -> bool:
         data = mutated(pick.choice(models), pick)
         if data is None:
-            continue
+            return False
         (folder / "in.onnx").write_bytes(flip_bytes(data, pick) if seed % 4 == 0 else data)
-        destination = folder / "out" / "out.onnx"
+        options: dict[str, Any] = {}
+        if seed % 5 == 0:
+            options = {"gradients": pick.choice(["pooled", "full"]), "input_size": (12, 12)}
         try:
-            fastcam.export(
-                folder / "in.onnx", destination, gradients=pick.choice(["pooled", "full"]), input_size=(12, 12)
-            ) if seed % 5 == 0 else fastcam.export(folder / "in.onnx", destination)
-            exported += 1
+            fastcam.export(folder / "in.onnx", destination, **options)
             destination.unlink()
-        except fastcam.FastcamError:
-            refused += 1
-        left = [file.name for file in destination.parent.iterdir()]
-        if left:
-            raise AssertionError(f"seed {seed} left {left}")
-    return exported, refused
+        finally:
+            left = [file.name for file in destination.parent.iterdir()]
+            if left:
+                raise AssertionError(f"seed {seed} left {left}")
+        return True
+
+    return attempt
 
 
 if __name__ == "__main__":
-    limit_memory()
-    print(*run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
+    fuzz(prepare)

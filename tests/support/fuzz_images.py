@@ -1,19 +1,14 @@
-"""Mutated pictures given to Explainer, in a separate process, like `fuzz_export`.
-
-``python tests/support/fuzz_images.py FOLDER FIRST COUNT`` prints how many were explained and how many refused.
-"""
+"""Mutated pictures given to Explainer: see `fuzzing`."""
 
 from __future__ import annotations
 
 import io
 import random
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuzz_export import SECONDS_EACH, limit_memory
+from fuzzing import Attempt, fuzz
 from mutations import flip_bytes
 from networks import small_classifier
 from PIL import Image, features
@@ -81,27 +76,21 @@ def mutated(data: bytes, pick: random.Random) -> bytes:
     return bytes(changed)
 
 
-def run(folder: Path, first: int, count: int) -> tuple[int, int]:
-    """Explain mutations number ``first`` and following; return how many were explained and how many rejected."""
+def prepare(folder: Path) -> Attempt:
+    """Return what explains a mutation."""
     fastcam.export(small_classifier().to_model(), folder / "m.onnx", preprocess="scale")
     explainer = fastcam.Explainer(folder / "m.onnx", threads=1)
     sound = pictures()
-    explained = refused = 0
-    for seed in range(first, first + count):
-        (folder / "seed").write_text(str(seed), encoding="utf-8")
-        signal.alarm(SECONDS_EACH)
-        pick = random.Random(seed)
+
+    def attempt(seed: int, pick: random.Random) -> bool:
         (folder / "in.jpg").write_bytes(mutated(sound[seed % len(sound)], pick))
-        try:
-            image = explainer(folder / "in.jpg")[0]
-            if image.image is None or image.image.ndim != 3 or not np.isfinite(image.heatmaps).all():
-                raise AssertionError(f"seed {seed}: no picture came of it")
-            explained += 1
-        except fastcam.FastcamError:
-            refused += 1
-    return explained, refused
+        image = explainer(folder / "in.jpg")[0]
+        if image.image is None or image.image.ndim != 3 or not np.isfinite(image.heatmaps).all():
+            raise AssertionError(f"seed {seed}: no picture came of it")
+        return True
+
+    return attempt
 
 
 if __name__ == "__main__":
-    limit_memory()
-    print(*run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
+    fuzz(prepare)

@@ -1,21 +1,16 @@
-"""Mutated folders of results given to what reads them again, in a separate process, like `fuzz_export`.
-
-``python tests/support/fuzz_results.py FOLDER FIRST COUNT`` prints how many were read and how many refused.
-"""
+"""Mutated folders of results given to what reads them again: see `fuzzing`."""
 
 from __future__ import annotations
 
 import json
 import random
 import shutil
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuzz_export import SECONDS_EACH, limit_memory
+from fuzzing import Attempt, fuzz
 from mutations import flip_bytes
 from networks import small_classifier
 from PIL import Image
@@ -41,7 +36,7 @@ _FILES = ("results.jsonl", "run.json")
 
 
 def _job(folder: Path) -> Path:
-    """Return a folder of results with one picture in each of two shards."""
+    """Return a folder with the results of four pictures."""
     photos = folder / "photos"
     photos.mkdir()
     for number in range(4):
@@ -84,27 +79,20 @@ _READERS: dict[str, Callable[[Path, Path, Path], object]] = {
 }
 
 
-def run(folder: Path, first: int, count: int) -> tuple[int, int]:
-    """Read mutations number ``first`` and following; return how many were read and how many rejected."""
-    sound = _job(folder)
-    bad, out = folder / "bad", folder / "merged"
-    read = refused = 0
-    for seed in range(first, first + count):
-        (folder / "seed").write_text(str(seed), encoding="utf-8")
-        signal.alarm(SECONDS_EACH)
-        pick = random.Random(seed)
+def prepare(folder: Path) -> Attempt:
+    """Return what reads a mutation."""
+    sound, bad, out = _job(folder), folder / "bad", folder / "merged"
+
+    def attempt(seed: int, pick: random.Random) -> bool:
         for other in (bad, out):
             shutil.rmtree(other, ignore_errors=True)
         shutil.copytree(sound, bad)
         _mutate(bad, pick)
-        try:
-            _READERS[pick.choice(list(_READERS))](bad, sound, out)
-            read += 1
-        except fastcam.FastcamError:
-            refused += 1
-    return read, refused
+        _READERS[pick.choice(list(_READERS))](bad, sound, out)
+        return True
+
+    return attempt
 
 
 if __name__ == "__main__":
-    limit_memory()
-    print(*run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
+    fuzz(prepare)
