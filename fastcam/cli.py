@@ -31,7 +31,7 @@ from .files import writing
 from .folders.drift import write_drift_page
 from .folders.jobs import FORMATS
 from .folders.sources import find_sources
-from .metadata import FITS, PICTURES, PRECISIONS, SCORE_ACTIVATIONS, SCORES
+from .metadata import EVIDENCE, FITS, PICTURES, PRECISIONS, SCORE_ACTIVATIONS, SCORES
 from .preprocessing import Preprocessing
 from .web.runtime import PACKAGE
 from .web.site import build_site
@@ -152,6 +152,14 @@ class _Command(click.Command):
 @click.version_option(package_name="fastcam", message="fastcam %(version)s")
 def commands() -> None:
     """Scores and Grad-CAM heatmaps from one forward pass of an exported image classifier."""
+
+
+_background = click.option(
+    "--background",
+    multiple=True,
+    metavar="INPUT",
+    help="Pictures or a folder to compare with, for expectedgradients, like those of the training; repeatable.",
+)
 
 
 @commands.command(
@@ -314,6 +322,12 @@ def train(data_dir: Path, weights: str, **options: Any) -> None:
     "[default: pooled; full for boxes]",
 )
 @click.option(
+    "--evidence",
+    multiple=True,
+    type=click.Choice(list(EVIDENCE)),
+    help="A further output for single methods, see docs/methods.md; repeatable.",
+)
+@click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
     default="fp32",
@@ -414,6 +428,7 @@ def export(model: Path, out: Path, layer: Sequence[str], preprocess: str | None,
     type=_Setting(),
     help="A setting of the method, such as masks=4000 for rise; repeatable. See docs/methods.md.",
 )
+@_background
 @click.option(
     "--layer",
     multiple=True,
@@ -468,6 +483,7 @@ def explain(
     target: Sequence[str],
     layer: Sequence[str],
     settings: Sequence[tuple[str, float]],
+    background: Sequence[str],
     as_json: bool,
     **options: Any,
 ) -> int:
@@ -500,6 +516,7 @@ def explain(
         target=list(target) or None,
         layer=_one_or_list(layer),
         settings=dict(settings) or None,
+        background=background or None,
         progress=progress,
         **options,
     )
@@ -581,6 +598,7 @@ def drift(reference: Path, new: Path, out: Path, region: tuple[float, float, flo
     type=_Setting(),
     help="A setting of a metric, such as steps=50; repeatable. See docs/evaluation.md.",
 )
+@_background
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Images per batch.")
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="Device to run the model on.")
 def evaluate(
@@ -592,6 +610,7 @@ def evaluate(
     masks: Path | None,
     target: str | None,
     settings: Sequence[tuple[str, float]],
+    background: Sequence[str],
     batch_size: int,
     device: str,
 ) -> None:
@@ -603,7 +622,8 @@ def evaluate(
       evaluation.json   every number, and the settings
     """  # noqa: D301 - the escape tells click to keep the lines
     photos = [Path(source.path) for source in find_sources(inputs, [out])]
-    explainer = fastcam.Explainer(model, device=device)
+    compared = [source.path for source in find_sources(background)] if background else None
+    explainer = fastcam.Explainer(model, device=device, background=compared)
     bar = _Count("img")
     found = fastcam.evaluate(
         explainer,
@@ -1040,7 +1060,7 @@ def _facts(found: fastcam.ModelInfo) -> Iterator[tuple[str, str]]:
     yield (
         "methods",
         ", ".join(found.methods)
-        + ("" if len(found.methods) == len(METHODS) else " (others need export --gradients full, or image)"),
+        + ("" if len(found.methods) == len(METHODS) else " (others need export --gradients or --evidence)"),
     )
     yield "parameters", f"{found.parameters:,}, plus {found.gradient_parameters:,} for the gradients"
     share = found.gradient_macs / found.macs if found.macs else 0

@@ -376,6 +376,13 @@ class Graph:
         self.append(helper.make_node(op, list(inputs), [output], name=output, **attributes))
         return output
 
+    def append_copy(self, node: onnx.NodeProto, inputs: Sequence[str], stem: str) -> list[str]:
+        """Append a copy of a node that reads other values, and return the names of its outputs; "" stays ""."""
+        outputs = [self.unused_name(f"{stem}/{output}") if output else "" for output in node.output]
+        attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+        self.append(helper.make_node(node.op_type, inputs, outputs, name=outputs[0], domain=node.domain, **attributes))
+        return outputs
+
     def emit_constant(self, array: npt.ArrayLike, *, stem: str = "constant") -> str:
         """Add a constant and return its name; an equal small constant is shared."""
         value = np.asarray(array)

@@ -50,8 +50,11 @@ _PREFIX = "fastcam."
 _LARGEST_SIDE = 2**15
 
 
-# The output that holds the gradients of the scores in the model's input.
+# Outputs for single methods, which run the model again, and their ranks: the session for other methods leaves them out.
+# The gradients of the scores in the model's input; those of guided backpropagation; the maps of FullGrad; attention
+# rollout; and LeGrad.
 IMAGE_GRADIENTS = "image_gradients"
+EVIDENCE = {IMAGE_GRADIENTS: 5, "guided_gradients": 5, "bias_maps": 4, "rollout_maps": 4, "legrad_maps": 4}
 
 
 class LayerOutputs(NamedTuple):
@@ -107,8 +110,8 @@ class Metadata:
         Number of classes of a detector, whose table of scores has an entry for each anchor and class; else 0.
     mask_size : (int, int) or None
         Height and width of the scores of a segmentation, and so of the input ``mask``.
-    image_gradients : bool
-        Whether the file gives the gradients of the scores in its input.
+    evidence : tuple of str
+        The outputs for single methods that the file has, see `EVIDENCE`.
     """
 
     layers: tuple[str, ...]
@@ -128,7 +131,7 @@ class Metadata:
     fit: str = "stretch"
     box_classes: int = 0
     mask_size: tuple[int, int] | None = None
-    image_gradients: bool = False
+    evidence: tuple[str, ...] = ()
 
     @property
     def overflow_advice(self) -> str:
@@ -165,7 +168,7 @@ class Metadata:
             "notes": json.dumps([[note.kind, note] for note in self.notes], ensure_ascii=False),
             **drawing,
             **scores,
-            **({IMAGE_GRADIENTS: "true"} if self.image_gradients else {}),
+            **({"evidence": json.dumps(self.evidence)} if self.evidence else {}),
         }
         return {_PREFIX + key: value for key, value in entries.items()}
 
@@ -187,6 +190,9 @@ class Metadata:
                 "Update fastcam, or export the model again"
             )
         known = _DEFAULTS | dict(properties)
+        if known.get(_PREFIX + IMAGE_GRADIENTS):
+            # Files from before there were others.
+            known[_PREFIX + "evidence"] = json.dumps([IMAGE_GRADIENTS])
         found = cls(**{key: _entry(known, key, read, name) for key, read in _READERS.items()})
         if not found.layers and version != SCORES_ONLY_VERSION:
             raise FileFormatError(f"{name}: its metadata entry 'fastcam.layers' is empty: export the model again")
@@ -237,6 +243,10 @@ def _flag(text: str) -> bool:
     return bool(_one_of("", "true")(text))
 
 
+def _evidence(text: str) -> tuple[str, ...]:
+    return tuple(_one_of(*EVIDENCE)(name) for name in _names(text))
+
+
 def _notes(text: str) -> tuple[Note, ...]:
     return tuple(Note(kind, note) for kind, note in json.loads(text))
 
@@ -259,7 +269,7 @@ _READERS: dict[str, Any] = {
     "fit": _one_of(*FITS),
     "box_classes": lambda text: min(int(text), 2**31),
     "mask_size": lambda text: _size(text) if text else None,
-    IMAGE_GRADIENTS: _flag,
+    "evidence": _evidence,
 }
 # Older files of this format lack these entries.
 _DEFAULTS = {
@@ -275,6 +285,6 @@ _DEFAULTS = {
         "fit": "stretch",
         "box_classes": "0",
         "mask_size": "",
-        IMAGE_GRADIENTS: "",
+        "evidence": "[]",
     }.items()
 }

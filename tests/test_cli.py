@@ -33,6 +33,7 @@ from fastcam import cli
 from fastcam.errors import WriteError
 from fastcam.explaining.methods import METHODS
 from fastcam.folders.jobs import FORMATS
+from fastcam.metadata import EVIDENCE
 
 # A test run in the background of a script ignores Ctrl-C, and so would its children.
 _HEARING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
@@ -277,7 +278,7 @@ def test_export_writes_what_the_function_writes(tmp_path: Path) -> None:
     assert f"layers: {explainer.layer}\n" in result.output
     assert "classes: 5: beagle, pug, boxer, collie, husky\n" in result.output
     assert explainer.preprocessing == fastcam.Preprocessing("BGR", (1, 2, 3), (1, 1, 0.5))
-    assert explainer.methods == tuple(name for name, row in METHODS.items() if row.reads != "image_gradients")
+    assert explainer.methods == tuple(name for name, row in METHODS.items() if EVIDENCE.keys().isdisjoint(row.reads))
     fastcam.export(
         small_classifier().to_model(),
         tmp_path / "same.onnx",
@@ -329,7 +330,7 @@ def test_options_reach_the_job(model: Path, photos: Path, tmp_path: Path, monkey
     monkeypatch.setattr(fastcam, "explain_files", explain_files)
     arguments = """--target pug --target 3 --method layercam --set a_b=0.5
         --layer a --layer b --format npy --size 50x60 --alpha 0.25
-        --colormap magma --batch-size 4 --threads 2 --device cpu --no-report --resume --top-k 4""".split()
+        --colormap magma --batch-size 4 --threads 2 --device cpu --no-report --resume --top-k 4 --background trained""".split()
     result = _invoke("explain", model, photos, "list.txt", "-o", tmp_path / "out", *arguments)
     assert result.exit_code == 0, result.output
     del called["progress"]
@@ -341,6 +342,7 @@ def test_options_reach_the_job(model: Path, photos: Path, tmp_path: Path, monkey
         "threshold": None,
         "method": "layercam",
         "settings": {"a_b": 0.5},
+        "background": ("trained",),
         "layer": ["a", "b"],
         "format": "npy",
         "size": (50, 60),
@@ -522,7 +524,7 @@ def test_info_says_what_inspect_found(model: Path) -> None:
     assert lines["parameters"] == f"{found.parameters:,}, plus {found.gradient_parameters:,} for the gradients"
     assert lines["multiply-adds"].startswith(f"{found.macs / 1e6:,.1f} million per image")
     assert lines["methods"].startswith("gradcam, eigencam, ")
-    assert lines["methods"].endswith(", occlusion (others need export --gradients full, or image)")
+    assert lines["methods"].endswith(", occlusion (others need export --gradients or --evidence)")
     output = _invoke("info", model).output
     (name, (channels, height, width)) = next(iter(found.layers.items()))
     assert f"explained layer {name}: {channels} channels of {height} x {width}\n" in output

@@ -62,11 +62,14 @@ class Sessions(Protocol):
     def runner(self) -> ModelRunner:
         """Runs the model."""
 
-    def image_gradients(self) -> ModelRunner:
-        """Return what runs the model with the gradients of the image."""
+    def gives(self, name: str) -> ModelRunner:
+        """Return what runs the model with an output for single methods."""
 
     def head(self, position: int) -> Head:
         """Return the head of a layer."""
+
+    def background(self) -> Floats | None:
+        """Return the images to compare with, as the model takes them, if there are any."""
 
 
 class ImageEvidence:
@@ -129,10 +132,27 @@ class ImageEvidence:
     def image_gradients(self, images: Rows, count: int, weights: Doubles) -> Doubles:
         """See `methods.Evidence`."""
         total = np.zeros((len(self._asked.targets), *self.image.shape))
-        runner = self._sessions.image_gradients()
+        runner = self._sessions.gives(IMAGE_GRADIENTS)
         for rows, (gradients,) in self._answers(runner, [IMAGE_GRADIENTS], images, count):
-            total += np.einsum("m,mk...->k...", weights[rows], gradients.astype(np.float64))
+            total += np.einsum("m...,mk...->k...", weights[rows], gradients.astype(np.float64))
         return total
+
+    def output(self, name: str) -> Doubles:
+        """See `methods.Evidence`."""
+        runner = self._sessions.gives(name)
+        ((_, (found,)),) = self._answers(runner, [name], lambda rows: self.image[None], 1)
+        return np.asarray(found[0], np.float64)
+
+    @property
+    def background(self) -> Floats:
+        """See `methods.Evidence`."""
+        found = self._sessions.background()
+        if found is None:
+            raise ArgumentError(
+                "the method compares the image with a background, such as some hundred training images: pass "
+                f"background= to Explainer({str(self._model.path)!r}, ...), or --background"
+            )
+        return found
 
     def layer_gradients(self, images: Rows, count: int) -> tuple[Doubles, Doubles, Doubles]:
         """See `methods.Evidence`."""

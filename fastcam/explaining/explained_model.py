@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ArgumentError, FileFormatError
-from ..metadata import IMAGE_GRADIENTS, LARGEST_BATCH, MASK, REFERENCE, Metadata, layer_outputs
+from ..metadata import EVIDENCE, IMAGE_GRADIENTS, LARGEST_BATCH, MASK, REFERENCE, Metadata, layer_outputs
 from .methods import METHODS, Method, Reads, find_method
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _PER_TARGET = (
     "boxes",
     "box",
     "similarity",
-    "image_gradients",
+    *EVIDENCE,
 )
 _LAYER_OUTPUTS = {"activations": ("float", 4), "weights": ("float", 3)}
 # For a file that draws its own heatmaps.
@@ -138,11 +138,11 @@ class ExplainedModel:
         elif self._layer_outputs:
             holds |= {"weights", "activations"}
         holds |= {"gradients"} if self.has_gradients else set()
-        holds |= {"image_gradients"} if self.metadata.image_gradients else set()
+        holds |= set(self.metadata.evidence)
         # Methods that run the network again change its input, which takes floats.
         holds |= {"scores"} if self.metadata.picture is None else set()
         for name, row in METHODS.items():
-            if row.reads in holds and (row.reruns is None or self.metadata.picture is None):
+            if holds.issuperset(row.reads) and (row.reruns is None or self.metadata.picture is None):
                 yield name
 
     @property
@@ -187,11 +187,11 @@ class ExplainedModel:
         row = find_method(method)
         if method not in self.methods:
             raise ArgumentError(self._refusal(method, row))
-        if row.reads in ("scores", "image_gradients"):
+        if row.of_image:
             return (*_OUTPUTS, *self.descriptions)
         if self.draws_only:
             return (*_OUTPUTS, "maps")
-        second = "gradients" if row.reads == "gradients" and row.reruns is None else "weights"
+        second = "gradients" if "gradients" in row.reads and row.reruns is None else "weights"
         layers = [self._layer_outputs[position] for position in positions]
         explained = (name for layer in layers for name in (layer.activations, getattr(layer, second)))
         return (*_OUTPUTS, *explained, *self.descriptions)
@@ -213,10 +213,12 @@ class ExplainedModel:
                 f"method={method!r} needs a layer, and {self.path} gives only scores: choose from "
                 f'{", ".join(self.methods)}, or export the model again without gradients="none"'
             )
-        if row.reads == "image_gradients":
+        missing = [name for name in row.reads if name in EVIDENCE and name not in self.metadata.evidence]
+        if missing:
+            way = 'gradients="image"' if missing == [IMAGE_GRADIENTS] else f"evidence={missing[0]!r}"
             return (
-                f"method={method!r} needs the gradients of the image, which {self.path} does not hold: export the "
-                'model again with gradients="image"'
+                f"method={method!r} needs the output {missing[0]!r}, which {self.path} does not hold: export the model "
+                f"again with {way}"
             )
         return (
             f"method={method!r} needs the full gradients, but {self.path} holds pooled ones: "
@@ -245,8 +247,7 @@ class ExplainedModel:
             expected |= {getattr(layer, name): type_ for name, type_ in _LAYER_OUTPUTS.items()}
             if self.has_gradients:
                 expected[layer.gradients] = ("float", 5)
-        if IMAGE_GRADIENTS in self.outputs:
-            expected[IMAGE_GRADIENTS] = ("float", 5)
+        expected |= {name: ("float", rank) for name, rank in EVIDENCE.items() if name in self.outputs}
         for name, (kind, rank) in expected.items():
             found = self.outputs.get(name)
             known = found is not None and found.type == f"tensor({kind})" and len(found.shape) == rank

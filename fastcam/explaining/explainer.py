@@ -107,6 +107,9 @@ class Explainer:
         Kernels of the convolutions on the CPU: "auto" uses fastcam's own for the layers where they are faster,
         "onnxruntime" uses ONNX Runtime's for all layers. Results differ in the sixth digit. `describe` lists the
         layers.
+    background : images, optional
+        What method "expectedgradients" compares images with, in a form that a call takes: images like those that the
+        model was trained on, some hundred of them. They are prepared once and kept in memory.
 
     Raises
     ------
@@ -118,6 +121,8 @@ class Explainer:
         The device or provider is not available.
     MissingExtraError
         ONNX Runtime is not installed.
+    ImageError
+        An image of the background cannot be read, or there is none.
 
     Notes
     -----
@@ -139,6 +144,7 @@ class Explainer:
         providers: Sequence[Any] | None = None,
         threads: int | None = None,
         convolutions: str = "auto",
+        background: Images | None = None,
     ) -> None:
         self._arguments = {
             "path": path,
@@ -146,17 +152,19 @@ class Explainer:
             "providers": providers,
             "threads": threads,
             "convolutions": convolutions,
+            "background": background,
         }
         self._threads = _checked_threads(threads)
         opened = open_engine(Path(path), ask(device, providers), self._threads, _checked_convolutions(convolutions))
-        self._model, self._session, self._engine, self._convolutions, open_image_gradients = opened
+        self._model, self._session, self._engine, self._convolutions, open_evidence = opened
         self._targets = (
             BoxTargets(str(path), self._model.table_size)
             if self.has_boxes
             else Targets(str(path), self.classes, self.class_count)
         )
         self._image_shape = self._model.image_shape
-        self._reruns = RerunEngine(self._model, self._session, open_image_gradients, self._threads)
+        prepared = None if background is None else self._prepared_background(background)
+        self._reruns = RerunEngine(self._model, self._session, open_evidence, self._threads, prepared)
         method = self._model.default_method
         self._default_look = _Look(method, *self._looked_at(method, None))
 
@@ -709,6 +717,12 @@ class Explainer:
             similarity=results.similarity,
         )
 
+    def _prepared_background(self, background: Images) -> Floats:
+        pictures, inputs = self._read(background, None)
+        if not pictures:
+            raise ImageError("background= holds no images: give some, or omit it")
+        return np.asarray(inputs.tensor(slice(0, len(inputs))), np.float32)
+
     def _read(self, images: Any, value_range: ValueRange) -> tuple[list[Pixels | None], Inputs]:
         """Return the pictures (None for images not given as host pictures) and the engine's input."""
         images = on_host(images)
@@ -750,10 +764,9 @@ class Explainer:
     def _looked_at(self, method: str, layer: str | Sequence[str] | None) -> tuple[Sequence[int], tuple[str, ...]]:
         """Return the numbers of the explained layers, and the outputs from which a method explains them."""
         row = find_method(method)
-        of_image = row.reads in ("scores", "image_gradients")
-        if layer is not None and of_image:
+        if layer is not None and row.of_image:
             raise ArgumentError(f"method={method!r} looks at the image, not at a layer: omit layer=")
-        named = [0] if of_image else self._model.default_positions(method)
+        named = [0] if row.of_image else self._model.default_positions(method)
         positions = named if layer is None else self._positions(layer)
         return positions, self._model.fetched(positions, method)
 

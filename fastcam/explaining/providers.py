@@ -21,7 +21,7 @@ from ..arguments import shown
 from ..errors import ArgumentError, DeviceError, FastcamError, MissingExtraError, ModelError
 from . import tensorrt
 from .devices import NO_KERNELS, find_backend
-from .pruning import without_image_gradients
+from .pruning import only_evidence, without_evidence
 
 Provider: TypeAlias = "tuple[str, dict[str, Any]]"
 
@@ -163,12 +163,12 @@ def _place_on_cpu(request: Request, path: Path, stream: int) -> Placement:
     providers = request.providers or [(CPU, {})]
     if any(name not in _KEEP_DEFAULTS for name, _ in providers):
         return Placement(without_default(path), providers)
-    return Placement(without_image_gradients(path) or path, providers)
+    return Placement(without_evidence(path) or path, providers)
 
 
-def place_image_gradients(request: Request, path: Path) -> Placement:
-    """Return how to open the session of a request on the CPU that gives the gradients of the image."""
-    return Placement(path, request.providers or [(CPU, {})])
+def place_evidence(request: Request, path: Path, name: str) -> Placement:
+    """Return how to open the session of a request on the CPU that gives an output for single methods, and no other."""
+    return Placement(only_evidence(path, name) or path, request.providers or [(CPU, {})])
 
 
 def without_default(path: Path) -> Path | bytes:

@@ -178,7 +178,7 @@ def _targets_first(activations: tuple[int, ...], weights: tuple[int, ...], metho
             f"weights_or_gradients: shape {weights}; activations {activations} need weights {(n, 'K', rest[0])} or "
             f"{(n, rest[0])}, or gradients {(n, 'K', *rest)} or {activations} (channels first)".replace("'K'", "K")
         )
-    if len(shape) == 3 and find_method(method).reads == "gradients":
+    if len(shape) == 3 and "gradients" in find_method(method).reads:
         raise ArgumentError(f"method={method!r} needs the full gradients, but weights {weights} are pooled")
     return shape
 

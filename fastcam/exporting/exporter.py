@@ -15,16 +15,17 @@ from ..errors import ArgumentError, FastcamError, ModelError
 from ..files import check_writable
 from ..graph import Graph, static_dims
 from ..labels import class_names
-from ..metadata import FITS, PRECISIONS, SCORE_ACTIVATIONS, SCORES, Metadata
+from ..metadata import EVIDENCE, FITS, IMAGE_GRADIENTS, PRECISIONS, SCORE_ACTIVATIONS, SCORES, Metadata
 from ..notes import Note
 from ..preprocessing import Layout, Preprocessing
 from .classifier import Classifier, open_classifier
 from .drawing import DrawingPlan
+from .evidence import BUILDERS, add_evidence
 from .expectation import NO_SELFTEST, expect
 from .float16 import halve, round_weights
 from .importers import ImportedModel, ImportOptions, ModelSource
 from .importers.imported import image_layout
-from .outputs import add_explanation, forward_outputs
+from .outputs import Asked, add_explanation, forward_outputs
 from .pixels import find_preprocessing
 from .probabilities import Settled, settle_names, settle_scores
 from .score_kinds import ScoreRequest
@@ -89,6 +90,7 @@ class ExportResult:
     score=check_text,
     fit=optional(check_text),
     gradients=optional(check_text),
+    evidence=check_names,
     precision=check_text,
     draw=optional(check_text),
     method=check_text,
@@ -113,6 +115,7 @@ def export(
     score: str = "classes",
     fit: str | None = None,
     gradients: str | None = None,
+    evidence: str | Sequence[str] = (),
     precision: str = "fp32",
     score_activation: str | None = None,
     draw: str | None = None,
@@ -184,6 +187,11 @@ def export(
         for every layer. "image" also adds ``image_gradients`` (N,K, and the image's axes), d logits[n,target] /
         d image, which methods at the image need. "none" writes only the scores, of any model with scores, also where no
         layer has a map or an op has no gradient: methods that ask for nothing else, "rise" and "occlusion", explain it.
+    evidence : str or sequence of str
+        Further outputs, which single methods need: "guided_gradients" (N,K, and the image's axes) for "guidedbackprop"
+        and "guidedgradcam", in networks with ReLU; "bias_maps" (N,K,H,W) for "fullgrad"; in transformers whose tokens
+        all attend to each other "rollout_maps" (N,K,h,w) for "attentionrollout", and "legrad_maps" (N,K,h,w) for
+        "legrad"; and "image_gradients", as with ``gradients="image"``.
     precision : {"fp32", "fp16"}
         "fp16" makes the network compute in float16, for GPUs: half the file size and half the memory traffic.
         Inputs, outputs and gradients (those of the float16 network) stay float32, and so do ops that float16 would harm
@@ -256,47 +264,31 @@ def export(
     plan = DrawingPlan(draw, method, signed, picture, target, raw_outputs, contrast)
     has_boxes = score == "boxes"
     gradients, fit = gradients or ("full" if has_boxes else "pooled"), fit or ("letterbox" if has_boxes else "stretch")
+    outputs, gradients = _wanted_outputs(evidence, gradients)
     _check_kind(score, fit, precision, draw, gradients, layers)
+    _check_evidence(outputs, score, precision, draw, gradients)
     chosen_preprocessing = None if preprocess is None else Preprocessing.of(preprocess)
     names = None if classes is None else class_names(classes)
     check_writable(destination)
 
     name_count = None if names is None else len(names)
-    options = ImportOptions(
-        output,
-        input_size,
-        example_input,
-        name_count if score == "classes" else None,
-        custom_objects,
-        inputs,
-        all_outputs=has_boxes,
-    )
+    known = name_count if score == "classes" else None
+    options = ImportOptions(output, input_size, example_input, known, custom_objects, inputs, all_outputs=has_boxes)
     with _understood():
         request = ScoreRequest(score, score_activation, name_count, name_count is not None)
         classifier = open_classifier(model, layers, options, token_grid, request, wants_layers=gradients != "none")
         graph, imported = classifier.graph, classifier.imported
-        names, notes = _known_names(graph, names, classifier)
+        names, notes = _known_names(names, classifier)
         scores = _settle(classifier, score, score_activation, names)
-        class_count = classifier.scores.class_count or static_dims(graph, graph.outputs[0], [1])[0]
+        class_count = _class_count(classifier)
         layout = _input_layout(graph, imported)
-        notes += [*_notes(imported, precision), *scores.notes]
-        preprocessing = chosen_preprocessing or imported.preprocessing
-        if preprocessing is None:
-            preprocessing, guesses = find_preprocessing(graph, _channels(graph, layout), imported.guess)
-            notes += guesses
+        preprocessing, guesses = _preprocessing(chosen_preprocessing, classifier, layout)
+        notes += [*_notes(imported, precision), *scores.notes, *guesses]
         _check_channels(graph, layout, preprocessing)
         plan.check(classifier.layers, preprocessing)
         if precision == "fp16":
             notes += round_weights(graph)
-        image = next(iter(graph.inputs))
-        add_explanation(
-            graph,
-            classifier.layers,
-            full=gradients in ("full", "image") or plan.needs_gradients,
-            image=image if gradients == "image" else None,
-            required=plan.target == "required",
-            table=classifier.scores.table,
-        )
+        _explain(classifier, outputs, gradients, plan, layout, token_grid)
         graph.prune()
         graph.infer_types()
         if precision == "fp16":
@@ -322,7 +314,7 @@ def export(
         fit=fit,
         box_classes=classifier.scores.class_count or 0,
         mask_size=classifier.scores.mask_size,
-        image_gradients=gradients == "image",
+        evidence=outputs,
     )
     trial = Trial(
         input_name,
@@ -349,6 +341,29 @@ def export(
         bytes=size,
         notes=metadata.notes,
     )
+
+
+def _explain(
+    classifier: Classifier,
+    outputs: Sequence[str],
+    gradients: str,
+    plan: DrawingPlan,
+    layout: Layout,
+    grid: tuple[int, int] | None,
+) -> None:
+    """Add the target, and the outputs that explain its scores, to the classifier's graph."""
+    graph, table = classifier.graph, classifier.scores.table
+    image = next(iter(graph.inputs))
+    targets = add_explanation(
+        graph,
+        classifier.layers,
+        full=gradients == "full" or plan.needs_gradients,
+        image=image if IMAGE_GRADIENTS in outputs else None,
+        required=plan.target == "required",
+        table=table,
+    )
+    further = [name for name in outputs if name in BUILDERS]
+    add_evidence(graph, further, Asked(graph.outputs[0], table, *targets, image, layout, grid))
 
 
 def _write(graph: Graph, destination: Path, metadata: Metadata, trial: Trial) -> tuple[Metadata, int]:
@@ -417,10 +432,29 @@ def _check_kind(
             'gradients="none" writes the scores of classes or values, and no layer: omit layer= and draw=, or give '
             "another gradients="
         )
-    if gradients == "image" and (precision != "fp32" or draw is not None):
-        raise ArgumentError(
-            'gradients="image" is for files that compute in fp32 and do not draw: omit precision= and draw='
-        )
+
+
+def _wanted_outputs(evidence: str | Sequence[str], gradients: str) -> tuple[tuple[str, ...], str]:
+    """Return the further outputs that are asked for, in the order of `EVIDENCE`, and the gradients of the layers."""
+    names = [evidence] if isinstance(evidence, str) else list(evidence)
+    for name in names:
+        _check_choice("evidence", name, tuple(EVIDENCE))
+    if gradients == "image":
+        names, gradients = [*names, IMAGE_GRADIENTS], "full"
+    return tuple(name for name in EVIDENCE if name in names), gradients
+
+
+def _check_evidence(outputs: Sequence[str], score: str, precision: str, draw: str | None, gradients: str) -> None:
+    """Reject combinations of further outputs that no file can have."""
+    if not outputs:
+        return
+    asked = " and ".join('gradients="image"' if name == IMAGE_GRADIENTS else f"evidence={name!r}" for name in outputs)
+    if precision != "fp32" or draw is not None:
+        raise ArgumentError(f"{asked} is for files that compute in fp32 and do not draw: omit precision= and draw=")
+    if gradients == "none":
+        raise ArgumentError(f'{asked} needs gradients, which gradients="none" leaves out: omit one of them')
+    if "legrad_maps" in outputs and score not in ("classes", "values"):
+        raise ArgumentError(f'evidence="legrad_maps" is for classes and values: omit it for score={score!r}')
 
 
 def _settle(classifier: Classifier, score: str, wanted: str | None, names: list[str] | None) -> Settled:
@@ -429,16 +463,19 @@ def _settle(classifier: Classifier, score: str, wanted: str | None, names: list[
         return settle_scores(classifier.graph, classifier.score_activation, wanted, names)
     if wanted is not None and score != "boxes":
         raise ArgumentError(f"score_activation={wanted!r}: scores of kind {score!r} have no probabilities: omit it")
-    count = classifier.scores.class_count or static_dims(classifier.graph, classifier.graph.outputs[0], [1])[0]
-    return settle_names("probabilities" if score == "boxes" else "none", names, count)
+    return settle_names("probabilities" if score == "boxes" else "none", names, _class_count(classifier))
 
 
-def _known_names(graph: Graph, names: list[str] | None, classifier: Classifier) -> tuple[list[str] | None, list[Note]]:
+def _class_count(classifier: Classifier) -> int:
+    return classifier.scores.class_count or static_dims(classifier.graph, classifier.graph.outputs[0], [1])[0]
+
+
+def _known_names(names: list[str] | None, classifier: Classifier) -> tuple[list[str] | None, list[Note]]:
     """Return the caller's class names, or the model's own if there is one for each score."""
     imported = classifier.imported
     if names is not None or imported.classes is None:
         return names, []
-    count = classifier.scores.class_count or static_dims(graph, graph.outputs[0], [1])[0]
+    count = _class_count(classifier)
     if len(imported.classes) != count and (len(imported.classes), count) != (2, 1):
         text = f"The model holds {len(imported.classes)} class names for {count} scores: they were ignored."
         return None, [Note("classes", text)]
@@ -457,6 +494,16 @@ def _understood() -> Iterator[None]:
             f"the model is malformed, or of a kind that fastcam does not support ({type(error).__name__}: {error}). "
             "Check it with onnx.checker.check_model(model, full_check=True)"
         ) from error
+
+
+def _preprocessing(
+    chosen: Preprocessing | None, classifier: Classifier, layout: Layout
+) -> tuple[Preprocessing | None, list[Note]]:
+    """Return how a picture becomes the input, and notes on it if it was guessed."""
+    known = chosen or classifier.imported.preprocessing
+    if known is not None:
+        return known, []
+    return find_preprocessing(classifier.graph, _channels(classifier.graph, layout), classifier.imported.guess)
 
 
 def _check_channels(graph: Graph, layout: Layout, preprocessing: Preprocessing | None) -> None:

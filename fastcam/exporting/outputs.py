@@ -3,14 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import ModelError
 from ..graph import Graph, TensorType, static_dims
 from ..metadata import IMAGE_GRADIENTS, LARGEST_BATCH, MAXIMUM_RANK, layer_outputs
+from ..preprocessing import Layout
 from .gradients.pooling import pooled_gradients
 from .score_kinds import CLASSES, ScoreTable
+
+
+class Asked(NamedTuple):
+    """What is asked about the scores of an explained graph.
+
+    Attributes
+    ----------
+    logits : str
+        The table of scores, (N,M).
+    table : ScoreTable
+    targets : str
+        The targets (N,K), existing ones where a class that does not exist is asked for.
+    valid : str or None
+        Which targets exist, bool (N,K); None where ONNX Runtime rejects runs with other targets.
+    image : str
+        The network's input.
+    layout : {"NHWC", "NCHW"}
+    grid : (int, int) or None
+        Rows and columns of a transformer's patches, where the caller gave them.
+    """
+
+    logits: str
+    table: ScoreTable
+    targets: str
+    valid: str | None
+    image: str
+    layout: Layout
+    grid: tuple[int, int] | None = None
+
+    def differentiate(self, graph: Graph, logits: str | None = None) -> tuple[str, str]:
+        """Return a value, and the gradient of the targets' scores in it; of a copy of the table if one is named."""
+        return _differentiate(graph, self.table, logits or self.logits, self.targets)
 
 
 def add_explanation(
@@ -21,7 +55,7 @@ def add_explanation(
     required: bool = False,
     table: ScoreTable = CLASSES,
     image: str | None = None,
-) -> None:
+) -> tuple[str, str | None]:
     """Add ``target`` and, for every layer, ``activations``, ``weights`` and, if asked, ``gradients`` to the graph.
 
     Parameters
@@ -39,6 +73,12 @@ def add_explanation(
         How the scores are ranked, differentiated and described.
     image : str, optional
         The input whose gradients become the output ``image_gradients``.
+
+    Returns
+    -------
+    targets : str
+    valid : str or None
+        See `Asked`.
     """
     scores = graph.outputs[0]
     for name in (scores, *values):
@@ -48,7 +88,7 @@ def add_explanation(
     logits, *explained = graph.outputs = _rename_all(graph, [scores, *values], forward_outputs(values))
     chosen, valid = _add_targets(graph, logits, table, required=required)
     if not values:
-        return
+        return chosen, valid
     local = table.localize(graph, chosen, explained)
     if local is None:
         pooled, whole = _everywhere(graph, logits, table, chosen, explained, explained if full else (), image)
@@ -57,11 +97,12 @@ def add_explanation(
         if image is not None:
             whole += _everywhere(graph, logits, table, chosen, (), (), image)[1]
     for output, gradient in zip(names, pooled, strict=True):
-        name_output(graph, _only_valid(graph, gradient, valid, axes=[2]), output.weights)
+        name_output(graph, only_valid(graph, gradient, valid, axes=[2]), output.weights)
     for output, gradient in zip(names, whole if full else (), strict=False):
-        name_output(graph, _only_valid(graph, gradient, valid, axes=[2, 3, 4]), output.gradients)
+        name_output(graph, only_valid(graph, gradient, valid, axes=[2, 3, 4]), output.gradients)
     if image is not None:
-        name_output(graph, _only_valid(graph, whole[-1], valid, axes=[2, 3, 4]), IMAGE_GRADIENTS)
+        name_output(graph, only_valid(graph, whole[-1], valid, axes=[2, 3, 4]), IMAGE_GRADIENTS)
+    return chosen, valid
 
 
 def _everywhere(
@@ -74,8 +115,7 @@ def _everywhere(
     image: str | None,
 ) -> tuple[list[str], list[str]]:
     """Return pooled gradients (N,K,C), and full ones (N,K,C,h,w), that of the image last, by one reverse pass."""
-    by_target = graph.emit("Transpose", targets, perm=[1, 0], stem="target/by_target")
-    value, gradient = table.differentiate(graph, logits, by_target)
+    value, gradient = _differentiate(graph, table, logits, targets)
     whole = [*full, image] if image is not None else full
     # Not the same name: the file format gives it to one of them.
     stems = [IMAGE_GRADIENTS if name == image else "gradients" for name in whole]
@@ -89,12 +129,17 @@ def _everywhere(
     )
 
 
+def _differentiate(graph: Graph, table: ScoreTable, logits: str, targets: str) -> tuple[str, str]:
+    by_target = graph.emit("Transpose", targets, perm=[1, 0], stem="target/by_target")
+    return table.differentiate(graph, logits, by_target)
+
+
 def _pooled(graph: Graph, whole: list[str]) -> tuple[list[str], list[str]]:
     axes = graph.emit_integers(3, 4)
     return [graph.emit("ReduceMean", one, axes, keepdims=0, stem="weights") for one in whole], whole
 
 
-def _only_valid(graph: Graph, value: str, valid: str | None, axes: Sequence[int]) -> str:
+def only_valid(graph: Graph, value: str, valid: str | None, axes: Sequence[int]) -> str:
     """Return ``value``, or NaN where its target is not valid."""
     if valid is None:
         return value

@@ -216,6 +216,7 @@ def explain_files(
     threshold: float | None = None,
     method: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    background: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     layer: str | Sequence[str] | None = None,
     format: str = "jpg",  # noqa: A002 - its name on the command line
     colormap: str = "jet",
@@ -256,6 +257,8 @@ def explain_files(
         The lowest probability of a box to explain, for a detector; 0.25 by default.
     method, settings, layer
         As in `Explainer.__call__`.
+    background : path or sequence of paths, optional
+        Pictures and folders as in ``inputs``, for method "expectedgradients": see `Explainer`.
     format : {"jpg", "png", "webp", "npy"}
         Overlays in a picture format, or heatmaps as float32 (H,W) arrays in 0..1. A detector's overlay shows all boxes
         of a picture, and at each pixel the strongest of their maps.
@@ -314,7 +317,8 @@ def explain_files(
     if shard is not None:
         sources = sources[shard[0] - 1 :: shard[1]]
     streams = max(1, min(threads, _MOST_STREAMS, -(-len(sources) // batch_size)))
-    explainer = Explainer(model, device=device, threads=threads // streams)
+    compared = [source.path for source in find_sources(_listed(background))] if background is not None else None
+    explainer = Explainer(model, device=device, threads=threads // streams, background=compared)
     drawing = _Drawing(folder, format, colormap, alpha, _fixed_size(size, explainer), report)
     method = explainer.default_method if method is None else method
     wanted = f"top{top_k or (_BOXES if explainer.has_boxes else 1)}" if target is None else target
@@ -335,6 +339,7 @@ def explain_files(
         "report": report,
         **({} if threshold is None else {"threshold": threshold}),
         **({} if not settings else {"settings": settings}),
+        **({} if compared is None else {"background_sha256": [digest_file(path) for path in compared]}),
         **({} if shard is None else {"shard": list(shard)}),
     }
     with open_journal(folder, _plain(record), resume=resume) as journal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from networks import Array, NetworkBuilder, relative_error, small_classifier
 from PIL import Image
 
 import fastcam
-from fastcam.errors import ArgumentError
+from fastcam.errors import ArgumentError, ImageError
 from fastcam.explaining.methods import METHODS
 
-_RERUNS = [name for name, row in METHODS.items() if row.reruns is not None]
+# Those of transformers: `oracles/test_transformers.py`.
+_ATTENTION = ("attentionrollout", "legrad")
+_RERUNS = [name for name, row in METHODS.items() if row.reruns is not None and name not in _ATTENTION]
+_BACKGROUND = np.random.default_rng(8).normal(size=(3, 3, 12, 12)).astype(np.float32)
 # Few runs, so that the tests are fast.
 _FEW: dict[str, dict[str, Any]] = {
     "sscam": {"samples": 2},
@@ -28,19 +32,30 @@ _FEW: dict[str, dict[str, Any]] = {
     "smoothgrad": {"samples": 3},
     "smoothgradcam++": {"samples": 3},
     "integratedgradients": {"steps": 5},
+    "expectedgradients": {"samples": 5},
 }
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("reruns") / "small.onnx"
-    fastcam.export(small_classifier().to_model(), path, gradients="image", preprocess="imagenet")
+    _export(path)
     return path
+
+
+def _export(path: Path, **options: Any) -> None:
+    evidence = ["guided_gradients", "bias_maps"]
+    model = small_classifier(**options).to_model()
+    fastcam.export(model, path, gradients="image", evidence=evidence, preprocess="imagenet")
+
+
+def _open(path: Path) -> fastcam.Explainer:
+    return fastcam.Explainer(path, device="cpu", threads=1, background=_BACKGROUND)
 
 
 @pytest.fixture(scope="module")
 def explainer(path: Path) -> fastcam.Explainer:
-    return fastcam.Explainer(path, device="cpu", threads=1)
+    return _open(path)
 
 
 @pytest.fixture
@@ -224,11 +239,42 @@ def test_from_many_threads_as_from_one(explainer: fastcam.Explainer, batch: Arra
         np.testing.assert_array_equal(maps, expected[method])
 
 
-def test_the_plain_session_does_not_compute_image_gradients(explainer: fastcam.Explainer) -> None:
+def test_the_plain_session_computes_no_output_for_single_methods(explainer: fastcam.Explainer) -> None:
     """They would cost every call more than the network itself."""
-    assert "image_gradients" in [output.name for output in _session(explainer.path).get_outputs()]
-    assert "image_gradients" not in explainer.signature[1]
-    assert "saliency" in explainer.methods
+    outputs = {"image_gradients", "guided_gradients", "bias_maps"}
+    assert outputs <= {output.name for output in _session(explainer.path).get_outputs()}
+    assert outputs.isdisjoint(explainer.signature[1])
+    assert {"saliency", "guidedgradcam", "fullgrad"} <= set(explainer.methods)
+
+
+def test_the_session_of_an_output_computes_no_other(explainer: fastcam.Explainer, batch: Array) -> None:
+    explainer(batch, method="fullgrad")
+    session = explainer._reruns.gives("bias_maps")._session
+    assert [output.name for output in session.get_outputs()] == ["bias_maps"]
+
+
+def test_a_background_without_images_is_refused(path: Path) -> None:
+    with pytest.raises(ImageError, match="background= holds no images"):
+        fastcam.Explainer(path, device="cpu", background=[])
+
+
+def test_backgrounds_survive_pickling(explainer: fastcam.Explainer, batch: Array) -> None:
+    copy = pickle.loads(pickle.dumps(explainer))
+    found, expected = (one(batch, 1, method="expectedgradients").maps for one in (copy, explainer))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_files_from_before_evidence_had_names(path: Path, batch: Array, tmp_path: Path) -> None:
+    """They say "image_gradients": "true"."""
+    model = onnx.load(path)
+    for entry in model.metadata_props:
+        if entry.key == "fastcam.evidence":
+            entry.key, entry.value = "fastcam.image_gradients", "true"
+    onnx.save(model, tmp_path / "old.onnx")
+    old = fastcam.Explainer(tmp_path / "old.onnx", device="cpu")
+    assert "saliency" in old.methods
+    assert "fullgrad" not in old.methods
+    np.testing.assert_allclose(old(batch, method="saliency").maps, _open(path)(batch, method="saliency").maps)
 
 
 def test_image_gradients_of_boxes_are_finite_differences(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -398,16 +444,13 @@ def test_files_that_only_draw_are_explained_by_their_scores(tmp_path: Path, batc
 
 @pytest.mark.parametrize("method", _RERUNS)
 def test_files_of_a_fixed_batch(tmp_path: Path, batch: Array, method: str) -> None:
-    model = small_classifier(batch=2, keeps_batch=True).to_model()
-    fastcam.export(model, tmp_path / "two.onnx", gradients="image", preprocess="imagenet")
-    explainer = fastcam.Explainer(tmp_path / "two.onnx", device="cpu")
+    _export(tmp_path / "two.onnx", batch=2, keeps_batch=True)
+    explainer = _open(tmp_path / "two.onnx")
     if method in ("cam", "ablationcam"):
         with pytest.raises(ArgumentError, match="takes batches of exactly 2 images, and so does its head"):
             explainer(batch, 1, method=method)
         return
-    fastcam.export(small_classifier().to_model(), tmp_path / "any.onnx", gradients="image", preprocess="imagenet")
-    expected = fastcam.Explainer(tmp_path / "any.onnx", device="cpu")(
-        batch, 1, method=method, settings=_FEW.get(method)
-    )
+    _export(tmp_path / "any.onnx")
+    expected = _open(tmp_path / "any.onnx")(batch, 1, method=method, settings=_FEW.get(method))
     found = explainer(batch, 1, method=method, settings=_FEW.get(method))
     assert relative_error(found.maps, expected.maps) < 1e-5

@@ -469,6 +469,23 @@ def test_wrong_options_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_jobs_compare_with_a_background(photos: Path, tmp_path: Path) -> None:
+    """The heatmaps are Explainer's with the same background; a resumed job needs the same pictures."""
+    fastcam.export(small_classifier().to_model(), tmp_path / "m.onnx", preprocess="symmetric", gradients="image")
+    first, second = sorted(photos.glob("*.png"))[:2]
+    options: dict[str, Any] = {"method": "expectedgradients", "settings": {"samples": 3}, "format": "npy"}
+    fastcam.explain_files(tmp_path / "m.onnx", first, tmp_path / "out", background=second, size="input", **options)
+    (entry,) = _entries(tmp_path / "out")
+    found = np.load(tmp_path / "out" / entry["classes"][0]["file"])
+    explainer = fastcam.Explainer(tmp_path / "m.onnx", background=[second])
+    expected = explainer(first, method="expectedgradients", settings={"samples": 3})
+    np.testing.assert_allclose(found, expected.heatmaps[0, 0], atol=1e-6)
+    with pytest.raises(ArgumentError, match="the earlier run had other settings .*background_sha256"):
+        fastcam.explain_files(
+            tmp_path / "m.onnx", first, tmp_path / "out", background=photos, size="input", resume=True, **options
+        )
+
+
 @pytest.mark.parametrize(
     ("inputs", "out"), [(None, "out"), (b"x", "out"), ("x.jpg", "a\0b"), ("x.jpg", None), ("", "out")]
 )

@@ -11,6 +11,7 @@ from networks import relative_error
 
 import fastcam
 from bench import shims
+from fastcam.explaining.methods import METHODS
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install fastcam[peers]")
 
@@ -74,9 +75,17 @@ def explainer(tmp_path_factory: pytest.TempPathFactory, images: Any) -> fastcam.
     return _explainer(_vgg_like(), tmp_path_factory.mktemp("methods"), images)
 
 
-def _explainer(network: Any, folder: Path, images: Any) -> fastcam.Explainer:
-    fastcam.export(network, folder / "small.onnx", example_input=images[:1], gradients="image", layer=_LAYER)
-    return fastcam.Explainer(folder / "small.onnx", device="cpu")
+def _explainer(network: Any, folder: Path, images: Any, **options: Any) -> fastcam.Explainer:
+    evidence = ["guided_gradients", "bias_maps"]
+    fastcam.export(
+        network,
+        folder / "small.onnx",
+        example_input=images[:1],
+        gradients="image",
+        evidence=evidence,
+        layer=_LAYER,
+    )
+    return fastcam.Explainer(folder / "small.onnx", device="cpu", **options)
 
 
 def _maps(explainer: fastcam.Explainer, images: Any, method: str, **settings: Any) -> Any:
@@ -270,3 +279,138 @@ def test_occlusion_is_captums(explainer: fastcam.Explainer, images: Any) -> None
     ).maps[:, 0]
     expected = expected[:, 0].numpy()
     assert relative_error(found, expected / np.abs(expected).max(axis=(1, 2), keepdims=True)) < 1e-4
+
+
+def test_guided_backpropagation_is_captums(explainer: fastcam.Explainer, images: Any) -> None:
+    attributions = _peer("captum.attr").GuidedBackprop(_vgg_like()).attribute(images.clone(), target=_CLASS)
+    expected = attributions.abs().max(dim=1).values.detach().numpy()
+    assert relative_error(_maps(explainer, images, "guidedbackprop"), expected) < 1e-5
+
+
+def test_guided_backpropagation_through_relu6_drops_negative_gradients(images: Any, tmp_path: Path) -> None:
+    """By a ReLU6 of our own whose reverse pass is the paper's: captum knows only ReLU."""
+
+    class Guided(torch.autograd.Function):  # type: ignore[misc, name-defined]  # torch has no types where lint runs
+        @staticmethod
+        def forward(context: Any, x: Any) -> Any:
+            context.save_for_backward(x)
+            return x.clamp(0, 6)
+
+        @staticmethod
+        def backward(context: Any, gradient: Any) -> Any:
+            (x,) = context.saved_tensors
+            return gradient.clamp(min=0) * ((x > 0) & (x < 6))
+
+    network = _vgg_like()
+    for place in (1, 4, 8):
+        network[place] = torch.nn.ReLU6()
+    # Large enough to be cut at 6.
+    large = images * 40
+    found = _maps(_explainer(network, tmp_path, images), large, "guidedbackprop")
+    image = large.clone().requires_grad_()
+    x = image
+    for layer in network:
+        x = Guided.apply(x) if isinstance(layer, torch.nn.ReLU6) else layer(x)
+    x[:, _CLASS].sum().backward()
+    assert relative_error(found, image.grad.abs().max(dim=1).values.numpy()) < 1e-5
+
+
+def test_guided_grad_cam_is_captums(explainer: fastcam.Explainer, images: Any) -> None:
+    network = _vgg_like()
+    peer = _peer("captum.attr").GuidedGradCam(network, network[int(_LAYER)])
+    expected = peer.attribute(images.clone(), target=_CLASS, interpolate_mode="bilinear").abs().max(dim=1).values
+    assert relative_error(_maps(explainer, images, "guidedgradcam"), expected.detach().numpy()) < 1e-5
+
+
+def test_networks_without_relu_have_no_guided_gradients(images: Any, tmp_path: Path) -> None:
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.SiLU(), torch.nn.Flatten(), torch.nn.Linear(1936, 5)
+    )
+    with pytest.raises(fastcam.ModelError, match="the network has no ReLU"):
+        fastcam.export(network, tmp_path / "no.onnx", example_input=images[:1], evidence="guided_gradients")
+    assert not list(tmp_path.iterdir())
+
+
+def test_expected_gradients_follow_the_background(images: Any, tmp_path: Path) -> None:
+    """Autograd at the points that the seed gives."""
+    network = _vgg_like()
+    background = torch.rand(3, 3, _SIDE, _SIDE, generator=torch.Generator().manual_seed(9)).numpy()
+    explainer = _explainer(network, tmp_path, images, background=background)
+    settings = {"samples": 7, "seed": 5}
+    found = explainer(
+        images[:1].numpy(), _CLASS, method="expectedgradients", normalize="signed", size="layer", settings=settings
+    ).maps[0, 0]
+    random = np.random.default_rng(5)
+    order = np.concatenate([random.permutation(3) for _ in range(3)])[:7]
+    shares = random.random(7)
+    expected = torch.zeros(_SIDE, _SIDE)
+    for number, share in zip(order, shares, strict=True):
+        start = torch.tensor(background[number])
+        point = (start + float(share) * (images[0] - start)).requires_grad_()
+        network(point[None])[0, _CLASS].backward()
+        expected += ((images[0] - start) * point.grad).sum(dim=0)
+    assert relative_error(found, (expected / expected.abs().max()).numpy()) < 1e-4
+
+
+def test_expected_gradients_add_up_to_the_difference_from_the_background(images: Any, tmp_path: Path) -> None:
+    """Their sum is the score minus its mean over the background (Erion et al. 2021, section 2), within their noise."""
+    network = _vgg_like()
+    background = torch.rand(4, 3, _SIDE, _SIDE, generator=torch.Generator().manual_seed(9)) - 0.4
+    explainer = _explainer(network, tmp_path, images, background=background.numpy())
+    evidence, _ = explainer.evidence(images[:1].numpy(), _CLASS)
+    found = METHODS["expectedgradients"].rerun(evidence, {"samples": 4000, "seed": 0}).sum()
+    with torch.no_grad():
+        expected = float(network(images[:1])[0, _CLASS] - network(background)[:, _CLASS].mean())
+    assert found == pytest.approx(expected, rel=0.02)
+
+
+def test_expected_gradients_need_a_background(explainer: fastcam.Explainer, images: Any) -> None:
+    with pytest.raises(
+        fastcam.ArgumentError, match=r"compares the image with a background.*pass background= to Explainer"
+    ):
+        explainer(images.numpy(), _CLASS, method="expectedgradients")
+
+
+def _scaled_sum(values: Any) -> Any:
+    """psi of FullGrad for one image: magnitudes scaled to 0..1 over channels and pixels, enlarged and added up."""
+    sizes = values.abs()
+    sizes = (sizes - sizes.min()) / (sizes.max() - sizes.min())
+    large = torch.nn.functional.interpolate(sizes[None], size=(_SIDE, _SIDE), mode="bilinear")
+    return large[0].sum(dim=0)
+
+
+def test_full_gradients_add_up_to_the_score_and_make_the_map(images: Any, tmp_path: Path) -> None:
+    """Input times gradient, and each bias times its gradient (Srinivas and Fleuret 2019, eq. 2 and 6), by autograd.
+
+    The batch normalisation is folded into the convolution before it when the model is exported: its bias is one.
+    """
+    nn = torch.nn
+    network = _vgg_like()
+    network[3] = nn.Sequential(nn.Conv2d(8, 10, 3, padding=1, bias=False), nn.BatchNorm2d(10)).eval()
+    norm = network[3][1]
+    for values in (norm.running_mean, norm.weight.data, norm.bias.data):
+        values.copy_(torch.randn(10) * 0.3 + 0.5)
+    explainer = _explainer(network, tmp_path, images)
+    found = _maps(explainer, images, "fullgrad")
+    for number, image in enumerate(images):
+        x = image[None].clone().requires_grad_()
+        kept = []
+        value = x
+        for layer in network:
+            value = layer(value)
+            if isinstance(layer, nn.Conv2d | nn.Sequential | nn.Linear):
+                value.retain_grad()
+                kept.append((layer, value))
+        value[0, _CLASS].backward()
+        shift = norm.bias - norm.running_mean * norm.weight / (norm.running_var + norm.eps).sqrt()
+        products = [x.grad[0] * x.detach()[0]]
+        total = products[0].sum()
+        for layer, output in kept:
+            bias = (shift if isinstance(layer, nn.Sequential) else layer.bias).detach()
+            product = output.grad[0] * bias.reshape(-1, *[1] * (output.ndim - 2))
+            total += product.sum()
+            products += [product] if product.ndim == 3 else []
+        assert float(total) == pytest.approx(float(value[0, _CLASS]), rel=1e-4)
+        assert len(products) == 3
+        expected = sum(_scaled_sum(product) for product in products)
+        assert relative_error(found[number], expected.numpy()) < 1e-4

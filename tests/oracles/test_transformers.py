@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from networks import Array, relative_error
+from networks import Array, relative_error, small_classifier
 
 import fastcam
-from fastcam.errors import LayerError
+from fastcam.errors import LayerError, ModelError
 
 _TARGETS = [0, 3]
 _CHANNELS, _CLASSES = 8, 5
@@ -164,24 +164,113 @@ def _autograd(model: Any, module: Any, image: Array, prefix: int) -> tuple[Array
     return np.stack(maps), scores.detach().numpy()
 
 
-@pytest.mark.parametrize("opset", [18, 23])
-@pytest.mark.parametrize(
+_TOKENS = pytest.mark.parametrize(
     ("prefix", "pooled"), [(1, False), (5, False), (0, True)], ids=["class token", "four registers", "mean"]
 )
+
+
+@pytest.mark.parametrize("opset", [18, 23])
+@_TOKENS
 @pytest.mark.filterwarnings("ignore")
 def test_tokens_of_a_torch_model_are_maps(prefix: int, pooled: bool, opset: int, tmp_path: Path) -> None:
     model = _torch_transformer(prefix, pooled)
-    import torch
-
     image = _image(channels_first=True)
-    batch = torch.export.Dim("batch")
-    example = torch.zeros(2, 3, *_IMAGE)
-    torch.onnx.export(
-        model, (example,), tmp_path / "source.onnx", dynamic_shapes=({0: batch},), opset_version=opset, verbose=False
-    )
+    _export_source(model, tmp_path / "source.onnx", opset)
     result = fastcam.export(tmp_path / "source.onnx", tmp_path / "explained.onnx", token_grid=_GRID)
     source = onnx.load(tmp_path / "source.onnx")
     produced = {output: node.op_type for node in source.graph.node for output in node.output}
     assert produced[result.layer] == "LayerNormalization"
     module = model.norm if pooled else model.blocks[1].norm1
     _check(tmp_path / "explained.onnx", image, *_autograd(model, module, image, prefix))
+
+
+def _export_source(model: Any, path: Path, opset: int) -> None:
+    import torch
+
+    batch = torch.export.Dim("batch")
+    example = torch.zeros(2, 3, *_IMAGE)
+    torch.onnx.export(model, (example,), path, dynamic_shapes=({0: batch},), opset_version=opset, verbose=False)
+
+
+def _attention_by_hand(model: Any, image: Array) -> tuple[list[Any], list[Any]]:
+    """Return the attention weights (N,heads,T,T) of every block, and the tokens (N,T,C) after it."""
+    import torch
+
+    x = model.patches(torch.tensor(image)).flatten(2).transpose(1, 2)
+    x = torch.cat([model.prefix.expand(len(x), -1, -1), x], dim=1)
+    weights, states = [], []
+    for block in model.blocks:
+        n, t, c = x.shape
+        q, k, v = block.attention.qkv(block.norm1(x)).reshape(n, t, 3, 2, c // 2).permute(2, 0, 3, 1, 4)
+        attention = torch.softmax(q @ k.transpose(-1, -2) / (c // 2) ** 0.5, dim=-1)
+        x = x + block.attention.out((attention @ v).transpose(1, 2).reshape(n, t, c))
+        x = x + block.mlp(block.norm2(x))
+        weights.append(attention)
+        states.append(x)
+    return weights, states
+
+
+@pytest.mark.parametrize("opset", [18, 23])
+@_TOKENS
+@pytest.mark.filterwarnings("ignore")
+def test_attention_of_a_torch_model(prefix: int, pooled: bool, opset: int, tmp_path: Path) -> None:
+    """Rollout: rows of a product of matrices. LeGrad: autograd of each block's own score (Bousselham et al., eq. 5)."""
+    model = _torch_transformer(prefix, pooled)
+    import torch
+
+    _export_source(model, tmp_path / "source.onnx", opset)
+    evidence = ["rollout_maps", "legrad_maps"]
+    fastcam.export(tmp_path / "source.onnx", tmp_path / "explained.onnx", token_grid=_GRID, evidence=evidence)
+    explainer = fastcam.Explainer(tmp_path / "explained.onnx", device="cpu")
+    batch = np.concatenate([_image(channels_first=True), -_image(channels_first=True)])
+    weights, states = _attention_by_hand(model, batch)
+    rollout = torch.eye(weights[0].shape[-1])
+    for attention in weights:
+        rollout = (attention.mean(dim=1) / 2 + torch.eye(len(rollout[0])) / 2) @ rollout
+    read = rollout.mean(dim=1) if pooled else rollout[:, 0]
+    expected = read[:, prefix:].reshape(2, 1, *_GRID).detach().numpy()
+    options: Any = {"size": "layer", "normalize": None}
+    found = explainer(batch, _TARGETS, method="attentionrollout", **options).maps
+    assert relative_error(found, np.broadcast_to(expected, found.shape)) < 1e-5
+
+    def scores_of(state: Any) -> Any:
+        normed = model.norm(state)
+        return model.head(normed.mean(dim=1) if pooled else normed[:, 0])
+
+    found = explainer(batch, _TARGETS, method="legrad", **options).maps
+    for number, target in enumerate(_TARGETS):
+        total = torch.zeros(2, weights[0].shape[-1])
+        for attention, state in zip(weights, states, strict=True):
+            score = scores_of(state)[:, target].sum()
+            (gradient,) = torch.autograd.grad(score, attention, retain_graph=True)
+            total += gradient.clamp(min=0).mean(dim=(1, 2))
+        assert relative_error(found[:, number], total[:, prefix:].reshape(2, *_GRID).numpy()) < 1e-4
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_attention_of_a_keras_model(class_token: bool, tmp_path: Path) -> None:
+    model, image = _keras_transformer(class_token), _image()
+    import keras
+
+    evidence = ["rollout_maps", "legrad_maps"]
+    fastcam.export(model, tmp_path / "explained.onnx", evidence=evidence)
+    explainer = fastcam.Explainer(tmp_path / "explained.onnx", device="cpu")
+    inner = keras.Model(model.inputs, [model.get_layer(f"norm1_{block}").output for block in range(2)])
+    scores = [
+        model.get_layer(f"attention_{block}")(one, one, return_attention_scores=True)[1].numpy()[0].mean(axis=0)
+        for block, one in enumerate(inner([image]))
+    ]
+    identity = np.eye(len(scores[0]))
+    first, second = ((one + identity) / 2 for one in scores)
+    rows = second @ first
+    prefix = int(class_token)
+    read = rows[0] if class_token else rows.mean(axis=0)
+    found = explainer(image, method="attentionrollout", size="layer", normalize=None).maps[0, 0]
+    assert relative_error(found, read[prefix:].reshape(_GRID)) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["rollout_maps", "legrad_maps"])
+def test_networks_without_attention_over_all_tokens_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=f"evidence='{name}' is for transformers .* the network has no attention"):
+        fastcam.export(small_classifier().to_model(), tmp_path / "no.onnx", evidence=name)
+    assert not list(tmp_path.iterdir())

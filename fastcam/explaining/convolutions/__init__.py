@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..providers import import_onnxruntime
-from ..pruning import drop_image_gradients
+from ..pruning import drop_evidence
 from ..stored import StoredModel, StoredTensor, read_stored
 from . import costs
 from .planning import DenseLayer, Layer, Network, find_dense_layers, read_network
@@ -155,7 +155,7 @@ def _rewrite(path: Path, state: tuple[int, ...], stored: StoredModel, threads: i
 
     try:
         model = onnx.ModelProto.FromString(stored.message)
-        drop_image_gradients(model)
+        drop_evidence(model)
         network = read_network(model, stored)
     except Exception as error:  # noqa: BLE001 - protobuf and shape inference raise their own
         return Convolutions(reason=f"the file cannot be read: {error}")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ...errors import DeviceError
-from ...metadata import IMAGE_GRADIENTS
 from .. import devices, providers
 from ..convolutions import Convolutions, Rewritten, rewrite
 from ..explained_model import ExplainedModel
@@ -35,7 +34,7 @@ class Opened(NamedTuple):
     session: Session
     engine: Engine
     convolutions: Convolutions
-    open_image_gradients: Callable[[], Session]
+    open_evidence: Callable[[str], Session]
 
 
 def open_engine(path: Path, request: providers.Request, threads: int | None, convolutions: str = "auto") -> Opened:
@@ -78,18 +77,18 @@ def _open_on_cpu(path: Path, request: providers.Request, threads: int | None, co
     model = ExplainedModel(path, session)
     found = rewritten.convolutions if isinstance(rewritten, Rewritten) else rewritten
 
-    def open_image_gradients() -> Session:
-        if IMAGE_GRADIENTS in model.outputs:
+    def open_evidence(name: str) -> Session:
+        if name in model.outputs:
             return session
-        return open_session(path, providers.place_image_gradients(request, path), threads)
+        return open_session(path, providers.place_evidence(request, path, name), threads)
 
-    return Opened(model, session, CpuEngine(model, session, threads), found, open_image_gradients)
+    return Opened(model, session, CpuEngine(model, session, threads), found, open_evidence)
 
 
 def _with_host_engine(path: Path, session: Session, threads: int | None, runs_on: str) -> Opened:
     model = ExplainedModel(path, session)
     reason = Convolutions(reason=f"the model runs on {runs_on}")
-    return Opened(model, session, CpuEngine(model, session, threads), reason, lambda: session)
+    return Opened(model, session, CpuEngine(model, session, threads), reason, lambda name: session)
 
 
 def _rewritten(path: Path, placement: providers.Placement, threads: int | None) -> Rewritten | Convolutions:
@@ -132,4 +131,4 @@ def _open_on_device(path: Path, request: providers.Request, threads: int | None)
         largest_targets=placement.largest_targets,
     )
     reason = Convolutions(reason=f"the model runs on {placement.providers[0][0]}")
-    return Opened(model, session, engine, reason, lambda: session)
+    return Opened(model, session, engine, reason, lambda name: session)

@@ -43,15 +43,17 @@ class RerunEngine:
         self,
         model: ExplainedModel,
         session: Session,
-        open_image_gradients: Callable[[], Session],
+        open_evidence: Callable[[str], Session],
         threads: int | None,
+        background: Floats | None = None,
     ) -> None:
         self._model = model
         self._runner = ModelRunner(model, session)
-        self._open_image_gradients = open_image_gradients
-        self._image_gradients: ModelRunner | None = None
+        self._open_evidence = open_evidence
+        self._runners: dict[str, ModelRunner] = {}
         self._pen = HostPen(model, threads)
         self._threads = threads
+        self._background = background
         self._heads: dict[int, Head] = {}
         self._opening = threading.Lock()
 
@@ -109,12 +111,16 @@ class RerunEngine:
         """Runs the model."""
         return self._runner
 
-    def image_gradients(self) -> ModelRunner:
-        """Return what runs the model with the gradients of the image, which is opened when it is first needed."""
+    def gives(self, name: str) -> ModelRunner:
+        """Return what runs the model with an output for single methods, which is opened when it is first needed."""
         with self._opening:
-            if self._image_gradients is None:
-                self._image_gradients = ModelRunner(self._model, self._open_image_gradients())
-            return self._image_gradients
+            if name not in self._runners:
+                self._runners[name] = ModelRunner(self._model, self._open_evidence(name))
+            return self._runners[name]
+
+    def background(self) -> Floats | None:
+        """Return the images to compare with, as the model takes them, if there are any."""
+        return self._background
 
     def head(self, position: int) -> Head:
         """Return the head of a layer, which is opened when it is first needed."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...errors import ArgumentError, suggest
-from . import ablation, components, masking, sensitivity, weighted
+from . import ablation, attention, components, masking, sensitivity, weighted
 from .table import Evidence, Method, Reads, Setting
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ METHODS: dict[str, Method] = {
     **ablation.METHODS,
     **masking.METHODS,
     **sensitivity.METHODS,
+    **attention.METHODS,
 }
 
 FORMULAS = tuple(name for name, row in METHODS.items() if row.reruns is None)

@@ -38,8 +38,8 @@ def _class_weights(evidence: Evidence, settings: Settings) -> Doubles:
 METHODS = {
     "cam": Method(
         "Zhou et al. 2016, Learning Deep Features for Discriminative Localization, eq. 2",
-        reads="weights",
+        reads=("weights",),
         reruns=_class_weights,
     ),
-    "ablationcam": Method("Ramaswamy et al. 2020, Ablation-CAM, eq. 3 and 4", reads="activations", reruns=_ablation),
+    "ablationcam": Method("Ramaswamy et al. 2020, Ablation-CAM, eq. 3 and 4", reads=("activations",), reruns=_ablation),
 }

@@ -62,9 +62,9 @@ def _kernel_principal(activations: Floats, second: Floats) -> Floats:
 
 
 METHODS = {
-    "eigencam": Method("Muhammad and Yeasin 2020, Eigen-CAM", reads="activations", maps=_principal),
+    "eigencam": Method("Muhammad and Yeasin 2020, Eigen-CAM", reads=("activations",), maps=_principal),
     "kpcacam": Method(
-        "Karmani et al. 2024, KPCA-CAM, with the sigmoid kernel", reads="activations", maps=_kernel_principal
+        "Karmani et al. 2024, KPCA-CAM, with the sigmoid kernel", reads=("activations",), maps=_kernel_principal
     ),
     "eigengradcam": Method("Gildenblat 2021, EigenGradCAM of pytorch-grad-cam", maps=_principal_of_products),
 }

@@ -146,10 +146,10 @@ def _chunks(count: int) -> Iterator[slice]:
 
 
 METHODS = {
-    "scorecam": Method("Wang et al. 2020, Score-CAM, algorithm 1", reads="activations", reruns=_score_cam),
+    "scorecam": Method("Wang et al. 2020, Score-CAM, algorithm 1", reads=("activations",), reruns=_score_cam),
     "sscam": Method(
         "Wang et al. 2020, SS-CAM, eq. 4",
-        reads="activations",
+        reads=("activations",),
         reruns=_smoothed_score_cam,
         settings={
             "samples": Setting(10, 1, 1000, "noisy copies of each mask"),
@@ -159,13 +159,13 @@ METHODS = {
     ),
     "iscam": Method(
         "Naidu et al. 2020, IS-CAM, eq. 4",
-        reads="activations",
+        reads=("activations",),
         reruns=_integrated_score_cam,
         settings={"samples": Setting(10, 1, 1000, "strengths of each mask")},
     ),
     "rise": Method(
         "Petsiuk et al. 2018, RISE, eq. 6, minus its mean",
-        reads="scores",
+        reads=("scores",),
         reruns=_rise,
         settings={
             "masks": Setting(1000, 1, 1_000_000, "random masks"),
@@ -176,7 +176,7 @@ METHODS = {
     ),
     "occlusion": Method(
         "Zeiler and Fergus 2014, Visualizing and Understanding Convolutional Networks, section 4.2",
-        reads="scores",
+        reads=("scores",),
         reruns=_occlusion,
         settings={
             "window": Setting(0.15, 0.001, 1.0, "sides of the window, as a share of the image's"),

@@ -16,9 +16,11 @@ from ...preprocessing import Layout
 if TYPE_CHECKING:
     from ...kernels.boundary import Weighting
 
-Reads: TypeAlias = Literal["weights", "gradients", "activations", "image_gradients", "scores"]
-"""What a method starts from: pooled gradients, full ones, nothing but the activations, gradients of the image, or
-nothing but scores."""
+Reads: TypeAlias = str
+"""What a method starts from: "weights", the pooled gradients of a layer, "gradients", its full ones, "activations",
+nothing but these, "scores", nothing else; or an output of its own, a name of `metadata.EVIDENCE`."""
+
+_OF_A_LAYER = frozenset(["weights", "gradients", "activations"])
 
 Rows: TypeAlias = Callable[[slice], Floats]
 """Makes rows of a batch only when they are needed: all of them may not fit into memory."""
@@ -51,6 +53,10 @@ class Evidence(Protocol):
     activations: Floats
     weights: Floats
 
+    @property
+    def background(self) -> Floats:
+        r"""Images to compare with, (B,\*image) float32; raises ArgumentError if there are none."""
+
     def resize(self, maps: Floats, size: tuple[int, int]) -> Floats:
         """Return maps (M,h,w) at another size, bilinear."""
 
@@ -70,7 +76,10 @@ class Evidence(Protocol):
         """Return whether the scores are an affine function of the means of the activations over the map."""
 
     def image_gradients(self, images: Rows, count: int, weights: Doubles) -> Doubles:
-        r"""Return the weighted sum of M images' gradients of the scores, (K,\*image)."""
+        r"""Return the sum of M images' gradients of the scores, (K,\*image), with weights (M,) or (M,\*image)."""
+
+    def output(self, name: str) -> Doubles:
+        r"""Return an output for single methods, (K,\*shape), of the image."""
 
     def layer_gradients(self, images: Rows, count: int) -> tuple[Doubles, Doubles, Doubles]:
         """Return the means over M images of the gradients (K,C,h,w) in the activations, of their squares and cubes."""
@@ -109,7 +118,7 @@ class Method:
     ----------
     source : str
         Paper, and equation.
-    reads : {"weights", "gradients", "activations", "image_gradients", "scores"}
+    reads : tuple of str
         What the method starts from, see `Reads`.
     weights : callable or None
         Of activations (N,C,h,w) and gradients (N,K,C,h,w), both float32.
@@ -132,7 +141,7 @@ class Method:
     """
 
     source: str
-    reads: Reads = "gradients"
+    reads: tuple[Reads, ...] = ("gradients",)
     weights: Callable[[Floats, Floats], Floats] | None = None
     weighting: Literal["channel", "element"] = "channel"
     maps: Callable[[Floats, Floats], Floats] | None = None
@@ -141,6 +150,11 @@ class Method:
     fused: Weighting | None = None
     linear: bool = False
     merge: Literal["mean", "product"] = "mean"
+
+    @property
+    def of_image(self) -> bool:
+        """Whether the method looks at the image alone, and at no layer."""
+        return _OF_A_LAYER.isdisjoint(self.reads)
 
     def weigh(self, activations: Floats, second: Floats) -> tuple[Floats, Floats, Literal["channel", "element"]]:
         """Return activations, weights and weighting whose weighted sums are the maps before their ReLU.

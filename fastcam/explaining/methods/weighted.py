@@ -47,7 +47,7 @@ def _each_positive(activations: Floats, gradients: Floats) -> Floats:
 
 METHODS = {
     "gradcam": Method(
-        "Selvaraju et al. 2017, Grad-CAM, eq. 1", reads="weights", weights=_mean, fused="pooled", linear=True
+        "Selvaraju et al. 2017, Grad-CAM, eq. 1", reads=("weights",), weights=_mean, fused="pooled", linear=True
     ),
     "gradcam++": Method("Chattopadhay et al. 2018, Grad-CAM++, eq. 5 and 19", weights=_second_order),
     "xgradcam": Method("Fu et al. 2020, Axiom-based Grad-CAM (XGrad-CAM)", weights=_activation_share, linear=True),

@@ -15,7 +15,7 @@ import onnx
 
 from ...errors import UnsupportedOpError
 from ...graph import Graph, attribute, dependents, needed_nodes, operator, static_dims
-from .table import VJPS, Step
+from .table import VJPS, Step, Vjp
 
 
 def target_gradients(graph: Graph, logits: str, target: str) -> tuple[str, str]:
@@ -84,7 +84,12 @@ def _one_hot(graph: Graph, logits: str, target: str) -> str:
 
 
 def backpropagate(
-    graph: Graph, gradients: Mapping[str, str], values: Sequence[str], *, independent: bool = False
+    graph: Graph,
+    gradients: Mapping[str, str],
+    values: Sequence[str],
+    *,
+    independent: bool = False,
+    rules: Mapping[str, Vjp] = VJPS,
 ) -> list[str]:
     r"""Append the nodes of the reverse pass, one for all values.
 
@@ -99,6 +104,8 @@ def backpropagate(
     independent : bool
         Whether the values count as independent of each other: partial derivatives, without what reaches a value
         through another one.
+    rules : mapping of str to Vjp
+        The rules by op.
 
     Returns
     -------
@@ -123,7 +130,7 @@ def backpropagate(
         step = Step(graph, node, tuple(totals))
         for index, name in enumerate(node.input):
             if name in on_path:
-                collected.setdefault(name, []).append(_input_gradient(step, index, value))
+                collected.setdefault(name, []).append(_input_gradient(step, index, value, rules))
     for value in values:
         if value not in found:
             found[value] = _add_up(graph, collected.get(value, [])) or _refuse_independent(gradients, value)
@@ -163,9 +170,9 @@ def _refuse_independent(gradients: Mapping[str, str], value: str) -> NoReturn:
     raise UnsupportedOpError(f"{', '.join(gradients)} do not depend on value {value!r}: it has no gradient")
 
 
-def _input_gradient(step: Step, index: int, value: str) -> str:
+def _input_gradient(step: Step, index: int, value: str, rules: Mapping[str, Vjp]) -> str:
     node = step.node
-    vjp = VJPS.get(operator(node))
+    vjp = rules.get(operator(node))
     if vjp is None:
         raise UnsupportedOpError(_message(node, "there is no gradient rule for it", value))
     rule = vjp.rule(index)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from ...graph import Graph, TensorType, attribute, operator, static_dims
@@ -262,10 +261,7 @@ def _copied(graph: Graph, level: Level, start: str, mask: str) -> str:
         inputs = [names.get(name, name) for name in node.input]
         if operator(node) == "Conv" and inputs[0] not in bounded:
             inputs[0] = graph.emit("Mul", inputs[0], mask, stem="window/bounded")
-        names.update({output: graph.unused_name(f"window/{output}") for output in node.output if output})
-        outputs = [names.get(output, output) for output in node.output]
-        attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
-        graph.append(helper.make_node(node.op_type, inputs, outputs, name=outputs[0], domain=node.domain, **attributes))
+        names.update(zip(node.output, graph.append_copy(node, inputs, "window"), strict=True))
     return names[level.scores]
 
 
