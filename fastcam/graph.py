@@ -383,6 +383,14 @@ class Graph:
         self.append(helper.make_node(node.op_type, inputs, outputs, name=outputs[0], domain=node.domain, **attributes))
         return outputs
 
+    def append_copies(self, nodes: Sequence[onnx.NodeProto], names: Mapping[str, str], stem: str) -> dict[str, str]:
+        """Append copies of nodes that read other values, by name; return what became of ``names`` and the outputs."""
+        found = dict(names)
+        for node in nodes:
+            outputs = self.append_copy(node, [found.get(name, name) for name in node.input], stem)
+            found.update(zip(node.output, outputs, strict=True))
+        return found
+
     def emit_constant(self, array: npt.ArrayLike, *, stem: str = "constant") -> str:
         """Add a constant and return its name; an equal small constant is shared."""
         value = np.asarray(array)

@@ -52,9 +52,16 @@ _LARGEST_SIDE = 2**15
 
 # Outputs for single methods, which run the model again, and their ranks: the session for other methods leaves them out.
 # The gradients of the scores in the model's input; those of guided backpropagation; the maps of FullGrad; attention
-# rollout; and LeGrad.
+# rollout; LeGrad; and the second-order term of Shapley-CAM.
 IMAGE_GRADIENTS = "image_gradients"
-EVIDENCE = {IMAGE_GRADIENTS: 5, "guided_gradients": 5, "bias_maps": 4, "rollout_maps": 4, "legrad_maps": 4}
+EVIDENCE = {
+    IMAGE_GRADIENTS: 5,
+    "guided_gradients": 5,
+    "bias_maps": 4,
+    "rollout_maps": 4,
+    "legrad_maps": 4,
+    "curvatures": 3,
+}
 
 
 class LayerOutputs(NamedTuple):

@@ -330,7 +330,8 @@ def test_options_reach_the_job(model: Path, photos: Path, tmp_path: Path, monkey
     monkeypatch.setattr(fastcam, "explain_files", explain_files)
     arguments = """--target pug --target 3 --method layercam --set a_b=0.5
         --layer a --layer b --format npy --size 50x60 --alpha 0.25
-        --colormap magma --batch-size 4 --threads 2 --device cpu --no-report --resume --top-k 4 --background trained""".split()
+        --colormap magma --batch-size 4 --threads 2 --device cpu --no-report --resume --top-k 4
+        --background trained""".split()
     result = _invoke("explain", model, photos, "list.txt", "-o", tmp_path / "out", *arguments)
     assert result.exit_code == 0, result.output
     del called["progress"]

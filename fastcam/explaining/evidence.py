@@ -87,7 +87,7 @@ class ImageEvidence:
     def __init__(self, model: ExplainedModel, sessions: Sessions, position: int, asked: Asked) -> None:
         self._model = model
         self._sessions = sessions
-        self._position = position
+        self.position = position
         self._asked = asked
         self.image = asked.image
         self.scores = asked.scores
@@ -156,7 +156,7 @@ class ImageEvidence:
 
     def layer_gradients(self, images: Rows, count: int) -> tuple[Doubles, Doubles, Doubles]:
         """See `methods.Evidence`."""
-        name = layer_outputs(self._position).gradients
+        name = layer_outputs(self.position).gradients
         totals = [np.zeros(()) for _ in range(3)]
         for _, (gradients,) in self._answers(self._sessions.runner, [name], images, count):
             doubles = gradients.astype(np.float64)
@@ -170,7 +170,7 @@ class ImageEvidence:
                 f"{self._model.path} takes batches of exactly {self._model.fixed_batch} images, and so does its head: "
                 "export it with a dynamic batch, or choose another method"
             )
-        return self._sessions.head(self._position)
+        return self._sessions.head(self.position)
 
     def _of_targets(self, table: Floats, probabilities: bool = False) -> Doubles:
         """Return the targets' columns (M,K) of tables of scores (M,T)."""

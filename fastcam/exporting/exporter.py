@@ -191,7 +191,7 @@ def export(
         Further outputs, which single methods need: "guided_gradients" (N,K, and the image's axes) for "guidedbackprop"
         and "guidedgradcam", in networks with ReLU; "bias_maps" (N,K,H,W) for "fullgrad"; in transformers whose tokens
         all attend to each other "rollout_maps" (N,K,h,w) for "attentionrollout", and "legrad_maps" (N,K,h,w) for
-        "legrad"; and "image_gradients", as with ``gradients="image"``.
+        "legrad"; "curvatures" (N,K,C) for "shapleycam"; and "image_gradients", as with ``gradients="image"``.
     precision : {"fp32", "fp16"}
         "fp16" makes the network compute in float16, for GPUs: half the file size and half the memory traffic.
         Inputs, outputs and gradients (those of the float16 network) stay float32, and so do ops that float16 would harm

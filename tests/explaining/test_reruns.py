@@ -44,7 +44,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _export(path: Path, **options: Any) -> None:
-    evidence = ["guided_gradients", "bias_maps"]
+    evidence = ["guided_gradients", "bias_maps", "curvatures"]
     model = small_classifier(**options).to_model()
     fastcam.export(model, path, gradients="image", evidence=evidence, preprocess="imagenet")
 
@@ -69,7 +69,7 @@ def _linear(path: Path, rng: np.random.Generator) -> tuple[fastcam.Explainer, Ar
     weights = rng.normal(size=(192, 2)).astype(np.float32)
     layer = net.add("Identity", net.add("Mul", net.input, net.constant(np.float32(1))), name="layer")
     net.build(net.add("MatMul", net.add("Flatten", layer), net.constant(weights)))
-    fastcam.export(net.graph.to_model(), path, layer="layer", gradients="image", score="values")
+    fastcam.export(net.graph.to_model(), path, layer="layer", gradients="image", evidence="bias_maps", score="values")
     return fastcam.Explainer(path, device="cpu", threads=1), weights.T.reshape(2, 3, 8, 8)
 
 
@@ -94,6 +94,18 @@ def test_the_image_gradient_of_a_linear_score_is_its_weight(tmp_path: Path, rng:
     batch = rng.normal(size=(2, 3, 8, 8)).astype(np.float32)
     found = explainer(batch, [0, 1], method="saliency", normalize=None, size="layer").maps
     assert relative_error(found, np.broadcast_to(np.abs(weights).max(axis=1), found.shape)) < 1e-6
+
+
+def test_full_gradients_of_a_linear_score_are_its_scaled_products(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Without biases: W x, whose magnitudes are scaled to 0..1 over channels and pixels (eq. 6)."""
+    explainer, weights = _linear(tmp_path / "linear.onnx", rng)
+    # Far from 0, so that the smallest product counts.
+    batch = (np.sign(weights[:1]) / (0.5 + np.abs(weights[:1]))).astype(np.float32)
+    sizes = np.abs(weights * batch)
+    low, high = (one(sizes, axis=(1, 2, 3), keepdims=True) for one in (np.min, np.max))
+    assert low[0] > 0.01
+    found = explainer(batch, [0, 1], method="fullgrad", normalize=None, size="layer").maps[0]
+    assert relative_error(found, ((sizes - low) / (high - low)).sum(axis=1)) < 1e-5
 
 
 def test_integrated_gradients_add_up_to_the_score(tmp_path: Path, rng: np.random.Generator) -> None:

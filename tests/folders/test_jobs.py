@@ -480,7 +480,7 @@ def test_jobs_compare_with_a_background(photos: Path, tmp_path: Path) -> None:
     explainer = fastcam.Explainer(tmp_path / "m.onnx", background=[second])
     expected = explainer(first, method="expectedgradients", settings={"samples": 3})
     np.testing.assert_allclose(found, expected.heatmaps[0, 0], atol=1e-6)
-    with pytest.raises(ArgumentError, match="the earlier run had other settings .*background_sha256"):
+    with pytest.raises(ArgumentError, match=r"the earlier run had other settings .*background_sha256"):
         fastcam.explain_files(
             tmp_path / "m.onnx", first, tmp_path / "out", background=photos, size="input", resume=True, **options
         )

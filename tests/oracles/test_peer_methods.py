@@ -414,3 +414,62 @@ def test_full_gradients_add_up_to_the_score_and_make_the_map(images: Any, tmp_pa
         assert len(products) == 3
         expected = sum(_scaled_sum(product) for product in products)
         assert relative_error(found[number], expected.numpy()) < 1e-4
+
+
+def _smooth_head() -> Any:
+    """A head with curvature: convolution, batch normalisation, pooling, SiLU, GELU, and a softmax in the middle."""
+    nn = torch.nn
+    torch.manual_seed(5)
+    return nn.Sequential(
+        *list(_averaged())[:5],
+        nn.Conv2d(10, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.SiLU(),
+        nn.MaxPool2d(2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 12),
+        nn.GELU(),
+        nn.LayerNorm(12),
+        nn.Linear(12, 8),
+        nn.Softmax(dim=1),
+        nn.Linear(8, 5),
+    ).eval()
+
+
+@pytest.mark.parametrize("build", [_smooth_head, _vgg_like, _averaged])
+def test_shapley_cam_is_that_of_pytorch_grad_cam(build: Any, images: Any, tmp_path: Path) -> None:
+    """In double precision on their side: products of Hessians lose digits."""
+    network = build()
+    fastcam.export(network, tmp_path / "m.onnx", example_input=images[:1], evidence="curvatures", layer=_LAYER)
+    explainer = fastcam.Explainer(tmp_path / "m.onnx", device="cpu")
+    targets = [_CLASS, 4]
+    options: Any = {"size": "layer", "normalize": "signed"}
+    found = explainer(images.numpy() * 3, targets, method="shapleycam", **options).maps
+    plain = explainer(images.numpy() * 3, targets, **options).maps
+    network = network.double()
+    layer = network[int(_LAYER)]
+    for column, target in enumerate(targets):
+        with _peer("pytorch_grad_cam").ShapleyCAM(model=network, target_layers=[layer]) as cam:
+            wanted = [_peer("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget(target)] * 2
+            cam.outputs = cam.activations_and_grads(images.double() * 3)
+            loss = sum(score(output) for score, output in zip(wanted, cam.outputs, strict=True))
+            network.zero_grad()
+            torch.autograd.grad(loss, cam.activations_and_grads.activations, retain_graph=True, create_graph=True)
+            activations = cam.activations_and_grads.activations[0]
+            (gradients,) = torch.autograd.grad(loss, activations, retain_graph=True, create_graph=True)
+            weights = cam.get_cam_weights(None, layer, wanted, activations, gradients)
+            expected = np.einsum("nc,nchw->nhw", weights, activations.detach().numpy())
+        expected = expected / np.abs(expected).max(axis=(1, 2), keepdims=True)
+        assert relative_error(found[:, column], expected) < 1e-4
+    # A head of ReLUs and dense layers has none.
+    assert (relative_error(found, plain) > 1e-2) == (build is _smooth_head)
+
+
+def test_shapley_cam_explains_the_first_layer(images: Any, tmp_path: Path) -> None:
+    fastcam.export(
+        _smooth_head(), tmp_path / "m.onnx", example_input=images[:1], evidence="curvatures", layer=["4", "1"]
+    )
+    explainer = fastcam.Explainer(tmp_path / "m.onnx", device="cpu")
+    with pytest.raises(fastcam.ArgumentError, match="explains the first layer of a file"):
+        explainer(images.numpy(), layer="1", method="shapleycam")

@@ -1,4 +1,4 @@
-"""Methods that run the head of the network again, or look at its weights."""
+"""Methods that look into the head of the network: they run it again, or read its weights or its curvature."""
 
 from __future__ import annotations
 
@@ -35,11 +35,20 @@ def _class_weights(evidence: Evidence, settings: Settings) -> Doubles:
     return np.asarray((weights @ evidence.activations.reshape(c, h * w)).reshape(-1, h, w))
 
 
+def _shapley(evidence: Evidence, settings: Settings) -> Doubles:
+    """Weigh each channel by its Shapley value to second order, mean(g - H A / 2)."""
+    if evidence.position:
+        raise ArgumentError('method="shapleycam" explains the first layer of a file: omit layer=')
+    weights = evidence.weights - evidence.output("curvatures") / 2
+    return np.asarray(np.einsum("kc,chw->khw", weights, evidence.activations))
+
+
 METHODS = {
     "cam": Method(
         "Zhou et al. 2016, Learning Deep Features for Discriminative Localization, eq. 2",
         reads=("weights",),
         reruns=_class_weights,
     ),
+    "shapleycam": Method("Cai 2025, Shapley-CAM, arXiv 2501.06261", reads=("weights", "curvatures"), reruns=_shapley),
     "ablationcam": Method("Ramaswamy et al. 2020, Ablation-CAM, eq. 3 and 4", reads=("activations",), reruns=_ablation),
 }

@@ -44,6 +44,8 @@ class Evidence(Protocol):
         (C,h,w) float32, of the explained layer.
     weights : ndarray
         (K,C) float32, its pooled gradients.
+    position : int
+        Number of the explained layer.
     """
 
     image: Floats
@@ -52,6 +54,7 @@ class Evidence(Protocol):
     scores: Doubles
     activations: Floats
     weights: Floats
+    position: int
 
     @property
     def background(self) -> Floats:

@@ -12,6 +12,7 @@ from ...graph import Graph
 from ..outputs import Asked, name_output, only_valid
 from .attention import legrad_maps, rollout_maps
 from .biases import bias_maps
+from .curvature import curvatures
 from .guided import guided_gradients
 
 # Of the graph and what is asked: a value with the batch on axis 0 and the targets on axis 1, or 1 there.
@@ -20,6 +21,7 @@ BUILDERS: dict[str, Callable[[Graph, Asked], str]] = {
     "bias_maps": bias_maps,
     "rollout_maps": rollout_maps,
     "legrad_maps": legrad_maps,
+    "curvatures": curvatures,
 }
 
 

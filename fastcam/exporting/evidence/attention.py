@@ -82,11 +82,7 @@ def _score_state(graph: Graph, head: Sequence[onnx.NodeProto], last: str, state:
     """Return the scores of a state: a copy of the head that reads it instead of the last one."""
     if state == last:
         return logits
-    names = {last: state}
-    for node in head:
-        outputs = graph.append_copy(node, [names.get(name, name) for name in node.input], "legrad")
-        names.update(zip(node.output, outputs, strict=True))
-    return names[logits]
+    return graph.append_copies(head, {last: state}, "legrad")[logits]
 
 
 def _read_transformer(graph: Graph, asked: Asked, name: str) -> _Transformer:

@@ -137,6 +137,16 @@ def backpropagate(
     return [found[value] for value in values]
 
 
+def depends_on(graph: Graph, output: str, value: str) -> bool:
+    """Return whether an output has a gradient in a value, other than 0 for the way it is computed."""
+    needed = {id(node) for node in needed_nodes(graph, [output])}
+    reached = {value}
+    for node in graph.nodes:
+        if id(node) in needed and reached.intersection(node.input):
+            reached.update(name for name in node.output if _varies(graph, node, name))
+    return output in reached
+
+
 def _path(
     graph: Graph, values: Sequence[str], gradients: Mapping[str, str], *, independent: bool
 ) -> list[tuple[onnx.NodeProto, str]]:
