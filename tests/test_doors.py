@@ -80,9 +80,7 @@ def test_explainer_takes_anything(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the bounds on memory and time are POSIX's")
-@pytest.mark.parametrize(
-    "script", ["fuzz_export.py", "fuzz_explainer.py", "fuzz_images.py", "fuzz_results.py", "fuzz_checkpoints.py"]
-)
+@pytest.mark.parametrize("script", sorted(path.name for path in Path(__file__).with_name("support").glob("fuzz_*.py")))
 @pytest.mark.parametrize(
     ("first", "count"),
     [

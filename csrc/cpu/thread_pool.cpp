@@ -38,7 +38,8 @@ public:
     void wait() {
         std::unique_lock<std::mutex> lock(mutex_);
         all_done_.wait(lock, [this] { return done_ == tasks_; });
-        if (error_) std::rethrow_exception(error_);
+        // Taken out: the last worker to leave destroys the job while the caller may still look at the exception.
+        if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
     }
 
 private:

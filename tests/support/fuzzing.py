@@ -6,9 +6,9 @@ many were used and how many refused.
 
 from __future__ import annotations
 
+import faulthandler
 import random
 import resource
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +32,8 @@ def fuzz(prepare: Callable[[Path], Attempt]) -> None:
     used = refused = 0
     for seed in range(first, first + count):
         (folder / "seed").write_text(str(seed), encoding="utf-8")
-        signal.alarm(_SECONDS_EACH)
+        # Ends the process, and says where it hung.
+        faulthandler.dump_traceback_later(_SECONDS_EACH, exit=True)
         try:
             used += attempt(seed, random.Random(seed))
         except fastcam.FastcamError:

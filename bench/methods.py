@@ -1,0 +1,185 @@
+"""Which method to trust, and what it costs: `python -m bench.methods --weights FILE`.
+
+Three networks (`bench.stamp_networks`) explain cut-out photos (Debian's package tuxpaint-stamps-default) whose masks
+are known. For each network: a sheet of every method on the same six pictures; every method by every metric, with 95 %
+intervals, beside the baselines; the time of one heatmap; and faithfulness over time as a plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+import fastcam
+from bench.harness import RESULTS
+from bench.stamp_networks import Photos, explained, write_photos
+from fastcam.evaluating.baselines import BASELINES
+
+NETWORKS = {"vgg16": "VGG16", "efficientnet": "EfficientNet-Lite0", "transformer": "a transformer on its middle"}
+_METRICS = ("insertion", "deletion", "average_drop", "road", "sparseness", "pointing", "energy", "iou")
+_SIDE, _MARGIN, _HEAD, _GROUPS = 96, 3, 15, 3
+_PICTURES, _LEAST = 6, 3
+# Fewer runs than by default where one picture would take minutes.
+_SETTINGS: dict[str, dict[str, float]] = {
+    "sscam": {"samples": 2},
+    "iscam": {"samples": 3},
+    "rise": {"masks": 500},
+    "expectedgradients": {"samples": 50},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stamps", type=Path, default=Path("/usr/share/tuxpaint/stamps"), help="folder of cut-outs")
+    parser.add_argument("--weights", default="imagenet", help="'imagenet', or VGG16's notop weights file")
+    parser.add_argument(
+        "--work", type=Path, default=RESULTS / "methods", help="folder for pictures, models and results"
+    )
+    parser.add_argument("--network", action="append", choices=list(NETWORKS), help="repeatable; all by default")
+    parser.add_argument("--evaluate", type=int, default=4, help="pictures per class; 0: times again")
+    parser.add_argument("--skip", action="append", default=[], help="a method that is not evaluated; repeatable")
+    parser.add_argument("--no-sheets", dest="sheets", action="store_false", help="do not draw the sheets")
+    options = parser.parse_args()
+    learned, held_out = write_photos(options.work, options.stamps, 32, 16)
+    opened = {
+        name: fastcam.Explainer(
+            explained(name, learned, options.work, options.weights), device="cpu", background=learned.paths[::6]
+        )
+        for name in options.network or NETWORKS
+    }
+    if options.sheets:
+        _draw_sheets(opened, held_out, options.work)
+    for name, explainer in opened.items():
+        path = options.work / f"{name}.json"
+        if options.evaluate:
+            _evaluate(explainer, held_out, name, options).save(path)
+        if path.exists():
+            record = json.loads(path.read_text())
+            record["milliseconds"] = _times(explainer, held_out.paths[0], record["summary"])
+            path.write_text(json.dumps(record))
+            print(_table(record))
+            _plot(record, NETWORKS[name], options.work / f"{name}-cost.png")
+
+
+def _draw_sheets(opened: Mapping[str, fastcam.Explainer], photos: Photos, folder: Path) -> None:
+    """Draw the methods of each network on pictures of different classes that all of them classify correctly."""
+    right = np.ones(len(photos.paths), bool)
+    for name, explainer in opened.items():
+        correct = explainer(photos.paths).targets[:, 0] == photos.labels
+        print(f"{name}: {correct.mean():.1%} of {len(correct)} held-out pictures are classified correctly", flush=True)
+        right &= correct
+    first = [np.flatnonzero(right & (photos.labels == label))[:1] for label in range(len(photos.classes))]
+    chosen = [photos.paths[index] for index in np.concatenate(first)[:_PICTURES]]
+    for name, explainer in opened.items():
+        _sheet(explainer, chosen).save(folder / f"{name}.jpg", quality=80)
+
+
+def _evaluate(
+    explainer: fastcam.Explainer, photos: Photos, name: str, options: argparse.Namespace
+) -> fastcam.Evaluation:
+    of_class = [np.flatnonzero(photos.labels == label) for label in range(len(photos.classes))]
+    numbers = [int(index) for indices in of_class for index in indices[: options.evaluate]]
+    methods = [method for method in _methods(explainer) if method not in options.skip]
+    return fastcam.evaluate(
+        explainer,
+        [photos.paths[index] for index in numbers],
+        methods=methods,
+        metrics=list(_METRICS),
+        masks=[photos.masks[index] for index in numbers],
+        method_settings={key: value for key, value in _SETTINGS.items() if key in methods},
+        progress=lambda done, count: print(f"{name}: {done} of {count}", flush=True),
+    )
+
+
+def _methods(explainer: fastcam.Explainer) -> list[str]:
+    """Return what the file offers; "cam" only where the head is linear."""
+    evidence, _ = explainer.evidence(
+        np.zeros((1, *explainer.signature[0][next(iter(explainer.signature[0]))][1:]), np.float32)
+    )
+    return [name for name in explainer.methods if name != "cam" or evidence.has_linear_head()]
+
+
+def _sheet(explainer: fastcam.Explainer, paths: Sequence[Path]) -> Image.Image:
+    """Return the methods in groups of rows, each with its overlays of the pictures side by side."""
+    methods = _methods(explainer)
+    lines = -(-len(methods) // _GROUPS)
+    width, height = len(paths) * (_SIDE + _MARGIN) + 3 * _MARGIN, _SIDE + _HEAD + _MARGIN
+    sheet = Image.new("RGB", (_GROUPS * width, lines * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, name in enumerate(methods):
+        left, top = index // lines * width, index % lines * height
+        draw.text((left + 2, top + 1), name, fill="black")
+        found = explainer(list(paths), method=name, settings=_SETTINGS.get(name))
+        for place, image in enumerate(found):
+            overlay = Image.fromarray(image.overlay()).resize((_SIDE, _SIDE))
+            sheet.paste(overlay, (left + place * (_SIDE + _MARGIN), top + _HEAD))
+    return sheet
+
+
+def _times(explainer: fastcam.Explainer, path: Path, summary: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the median time of one heatmap by each method; slow ones run once."""
+    found = {}
+    for name in dict.fromkeys(row["method"] for row in summary):
+        if name in BASELINES:
+            continue
+        samples: list[float] = []
+        while len(samples) < _LEAST and sum(samples) < 3:
+            begin = time.perf_counter()
+            explainer(path, method=name, settings=_SETTINGS.get(name))
+            samples.append((time.perf_counter() - begin) * 1e3)
+        found[name] = statistics.median(samples)
+    return found
+
+
+def _table(record: Mapping[str, Any]) -> str:
+    """Return a row for each method and baseline: means with intervals, and the time."""
+    cells = {(row["method"], row["metric"]): row for row in record["summary"]}
+    names = dict.fromkeys(row["method"] for row in record["summary"] if row["metric"] == _METRICS[0])
+    lines = ["| method | " + " | ".join(_METRICS) + " | ms |", "|---|" + "---:|" * (len(_METRICS) + 1)]
+    for name in names:
+        numbers = (cells[name, metric] for metric in _METRICS)
+        texts = [f"{row['mean']:.3f} ({row['low']:.3f}-{row['high']:.3f})" for row in numbers]
+        time_taken = record["milliseconds"].get(name)
+        lines.append(f"| {name} | {' | '.join(texts)} | {'' if time_taken is None else f'{time_taken:.0f}'} |")
+    return "\n".join(lines)
+
+
+def _plot(record: Mapping[str, Any], title: str, path: Path) -> None:
+    """Draw insertion with its interval over the time of one heatmap."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axis = figure.subplots()
+    for row in record["summary"]:
+        if row["metric"] != "insertion":
+            continue
+        name = row["method"]
+        if name in BASELINES:
+            axis.axhline(row["mean"], color="#b9bec6", linewidth=1, zorder=0)
+            axis.annotate(
+                name, (1, row["mean"]), xycoords=("axes fraction", "data"), ha="right", fontsize=8, color="#777"
+            )
+            continue
+        at = record["milliseconds"][name]
+        axis.plot([at, at], [row["low"], row["high"]], color="#1f6fb4", linewidth=0.8, alpha=0.5)
+        axis.plot(at, row["mean"], "o", color="#1f6fb4", markersize=4)
+        axis.annotate(name, (at, row["mean"]), (4, 2), textcoords="offset points", fontsize=7)
+    axis.set_xscale("log")
+    axis.set_xlabel("milliseconds per heatmap")
+    axis.set_ylabel("insertion: area under the class's probability")
+    axis.set_title(f"{title}: faithfulness over time, 95 % intervals, baselines in grey", fontsize=10, loc="left")
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    figure.savefig(path, dpi=100)
+
+
+if __name__ == "__main__":
+    main()
