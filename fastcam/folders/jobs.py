@@ -75,7 +75,7 @@ _THUMBNAIL_SIDE = 240
 _FINEST_MAP = 56
 _TOP = 5
 # Boxes that are explained by default.
-_BOXES = 10
+BOXES = 10
 # A probability that float32 tells from 0, so that its logarithm is finite.
 _TINY = 1e-12
 # Each stream needs memory for a batch and the model's buffers.
@@ -146,18 +146,35 @@ class JobResult:
 
 
 @dataclass(frozen=True)
-class _Drawing:
-    """How an image's heatmaps are drawn; ``size`` is None for the picture's own size."""
+class Drawing:
+    """How an image's heatmaps are drawn.
+
+    Attributes
+    ----------
+    folder : Path
+    format : str or None
+        One of `FORMATS`; None for no files.
+    colormap : str
+    alpha : float
+    size : (int, int) or None
+        Of the drawings; None for the picture's own size.
+    report : bool
+        Whether each line gets the maps that the report draws.
+    thumbnails : bool
+        Whether it also gets a thumbnail.
+    """
 
     folder: Path
-    format: str
+    format: str | None
     colormap: str
     alpha: float
     size: tuple[int, int] | None
     report: bool
+    thumbnails: bool = True
 
     @property
     def subfolder(self) -> str:
+        """Where the drawings go."""
         return "heatmaps" if self.format == "npy" else "overlays"
 
 
@@ -316,14 +333,14 @@ def explain_files(
     sources = find_sources(_listed(inputs), [folder / name for name in FOLDERS], stdin)
     if shard is not None:
         sources = sources[shard[0] - 1 :: shard[1]]
-    streams = max(1, min(threads, _MOST_STREAMS, -(-len(sources) // batch_size)))
+    streams = max(1, min(streams_of(threads), -(-len(sources) // batch_size)))
     compared = [source.path for source in find_sources(_listed(background))] if background is not None else None
     explainer = Explainer(model, device=device, threads=threads // streams, background=compared)
-    drawing = _Drawing(folder, format, colormap, alpha, _fixed_size(size, explainer), report)
+    drawing = Drawing(folder, format, colormap, alpha, fixed_size(size, explainer), report)
     method = explainer.default_method if method is None else method
-    wanted = f"top{top_k or (_BOXES if explainer.has_boxes else 1)}" if target is None else target
+    wanted = f"top{top_k or (BOXES if explainer.has_boxes else 1)}" if target is None else target
     lowest = check_threshold(threshold, has_boxes=explainer.has_boxes)
-    job = _Job(explainer, wanted, method, settings, layer, drawing, lowest)
+    job = PictureJob(explainer, wanted, method, settings, layer, drawing, lowest)
     job.try_out()
     record = {
         "fastcam": version("fastcam"),
@@ -342,12 +359,17 @@ def explain_files(
         **({} if compared is None else {"background_sha256": [digest_file(path) for path in compared]}),
         **({} if shard is None else {"shard": list(shard)}),
     }
-    with open_journal(folder, _plain(record), resume=resume) as journal:
+    with open_journal(folder, plain_settings(record), resume=resume) as journal:
         return _run(job, sources, journal, batch_size, streams, progress)
 
 
+def streams_of(threads: int) -> int:
+    """Return how many streams read, explain and write side by side, on so many processors."""
+    return max(1, min(threads, _MOST_STREAMS))
+
+
 def _run(
-    job: _Job,
+    job: PictureJob,
     sources: Sequence[Source],
     journal: Journal,
     batch: int,
@@ -410,8 +432,8 @@ def _todo(sources: Sequence[Source], done: Container[str], journal: Journal, bat
             yield left
 
 
-class _Job:
-    """How each image is read, explained and written."""
+class PictureJob:
+    """How each image is read, explained and written: for each the line of ``results.jsonl``, and files."""
 
     def __init__(
         self,
@@ -420,7 +442,7 @@ class _Job:
         method: str,
         settings: Mapping[str, Any] | None,
         layer: str | Sequence[str] | None,
-        drawing: _Drawing,
+        drawing: Drawing,
         threshold: float | None,
     ) -> None:
         self.explainer = explainer
@@ -517,9 +539,12 @@ class _Job:
         pixels = read_picture(image.source.path).pixels if image.pixels is None else image.pixels
         maps = item.explanation.picture_maps
         entry: Entry = {"image_size": list(pixels.shape[:2]), **self._scores(item.explanation)}
-        if self.explainer.has_boxes and self.drawing.format != "npy":
+        files: Iterator[str]
+        if self.drawing.format is None:
+            files = iter(())
+        elif self.explainer.has_boxes and self.drawing.format != "npy":
             entry["overlay"] = self._write_boxes(image.source, pixels, item.explanation, entry["classes"])
-            files: Iterator[str] = repeat(entry["overlay"])
+            files = repeat(entry["overlay"])
         else:
             files = self._write_drawings(image.source, pixels, maps, entry)
         for described, file in zip(entry["classes"], files, strict=False):
@@ -603,6 +628,8 @@ class _Job:
             maps = kernels.resize(maps[None], size, threads=1)[0]
         for described, single in zip(classes, maps, strict=True):
             described["map"] = b64encode(np.rint(single * 255).astype(np.uint8).tobytes()).decode()
+        if not self.drawing.thumbnails:
+            return {"map_size": list(maps.shape[1:])}
         name = f"thumbnails/{source.id}.jpg"
         _write_file(
             self.drawing.folder / name,
@@ -657,7 +684,8 @@ def _ahead(
         yield pending.popleft().result()
 
 
-def _fixed_size(size: Any, explainer: Explainer) -> tuple[int, int] | None:
+def fixed_size(size: Any, explainer: Explainer) -> tuple[int, int] | None:
+    """Return the size of drawings, None for that of each picture; raises ArgumentError."""
     if isinstance(size, str):
         sizes = {"image": None, "input": explainer.input_size}
         if size not in sizes:
@@ -701,7 +729,7 @@ def _write_file(path: Path, data: memoryview) -> None:
         file.write(data)
 
 
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+def plain_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings as JSON reads them back, with NumPy numbers as Python numbers."""
     try:
         plain: dict[str, Any] = json.loads(json.dumps(settings, default=lambda value: value.tolist()))

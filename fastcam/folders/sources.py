@@ -43,6 +43,11 @@ class Source(NamedTuple):
     id: str
 
 
+def named_source(name: str) -> Source:
+    """Return the source of a picture that is not a file here, by its name or address."""
+    return Source(name, _id(name))
+
+
 def find_sources(
     inputs: Iterable[str | os.PathLike[str]], exclude: Iterable[Path] = (), stdin: BinaryIO | None = None
 ) -> list[Source]:

@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 import pytest
 from networks import Array, NetworkBuilder, small_classifier
+from photo_folders import make_photos
 from PIL import Image
 
 import fastcam
@@ -42,18 +43,6 @@ def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     make_photos(folder, 11)
     return folder
-
-
-def make_photos(folder: Path, count: int) -> None:
-    """Write small pictures, the same in every run, half of them in a subfolder under the same names."""
-    (folder / "more").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for number in range(count):
-        coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
-        size = (int(rng.integers(20, 40)), int(rng.integers(20, 40)))
-        coarse.resize(size, Image.Resampling.BICUBIC).save(
-            folder / ("more" if number % 2 else "") / f"photo{number // 2:04}.png"
-        )
 
 
 def _entries(out: Path) -> list[dict[str, Any]]:

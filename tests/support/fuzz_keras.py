@@ -15,7 +15,10 @@ from mutations import flip_bytes
 
 import fastcam
 
-_VALUES: tuple[Any, ...] = (None, True, -1, 0, 1, 2, 3.5, 2**31, 2**62, "", "relu", "nonsense", [], [1, 2], {}, {"class_name": "Dense"})
+_VALUES: tuple[Any, ...] = (
+    *(None, True, -1, 0, 1, 2, 3.5, 2**31, 2**62, "", "relu", "nonsense"),
+    *([], [1, 2], {}, {"class_name": "Dense"}),
+)
 
 
 def _network() -> Any:

@@ -1,4 +1,4 @@
-"""Small folders of photos whose class is easy to see, for the tests of training."""
+"""Small folders of pictures: of noise, and of photos whose class is easy to see, for the tests of training."""
 
 from __future__ import annotations
 
@@ -27,3 +27,15 @@ def _photo(generator: np.random.Generator, colour: tuple[int, int, int]) -> np.t
     top, left = generator.integers(0, 16), generator.integers(0, 32)
     photo[top : top + 24, left : left + 24] = colour
     return photo
+
+
+def make_photos(folder: Path, count: int) -> None:
+    """Write small pictures, the same in every run, half of them in a subfolder under the same names."""
+    (folder / "more").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+        size = (int(rng.integers(20, 40)), int(rng.integers(20, 40)))
+        coarse.resize(size, Image.Resampling.BICUBIC).save(
+            folder / ("more" if number % 2 else "") / f"photo{number // 2:04}.png"
+        )

@@ -16,6 +16,7 @@ from typing import Any
 
 from ...errors import FastcamError, ModelError
 from ...labels import MEMBER as LABELS
+from .quarantine import QUARANTINE, CrashError
 
 # Weights compress by less: float32 noise not at all, quantised or pruned weights somewhat.
 _LARGEST_RATIO = 64
@@ -117,26 +118,54 @@ def _refuse_bomb(path: Path, claimed: int, size: int, what: str) -> None:
 
 
 def _check_hdf5(path: Path, weights: Path, size: int) -> int | None:
-    """Check the sizes in the headers of an HDF5 file; return how many numbers it holds."""
+    """Check the sizes in the headers of an HDF5 file; return how many numbers it holds.
+
+    A child process reads the file first: the HDF5 library crashes on some damaged files.
+    """
+    try:
+        found = json.loads(QUARANTINE(f"{__name__}:read_hdf5", str(weights).encode(), size=size))
+    except CrashError as error:
+        raise ModelError(f"{path}: the HDF5 library crashes on this file: it is damaged") from error
+    except ModelError as error:
+        raise ModelError(f"{path}: the HDF5 library cannot read this file: {error}") from error
+    if found is None:
+        return None
+    _refuse_bomb(path, found["claimed"], size, "its arrays claim")
+    if found["config"] is not None:
+        _check_config(path, json.loads(found["config"]), found["elements"])
+    return int(found["elements"])
+
+
+def read_hdf5(name: bytes) -> bytes:
+    """Read all of an HDF5 file that may crash the library; return, as JSON, what it claims and Keras' configuration.
+
+    Chunks are read last, and only if the sizes in the headers are plausible: those of other arrays are mere bytes.
+    """
     import h5py
 
-    if not h5py.is_hdf5(weights):
-        return None
-    claimed, elements = 0, 0
+    path = Path(name.decode())
+    if not h5py.is_hdf5(path):
+        return b"null"
+    arrays: list[Any] = []
 
-    def count(_: str, item: Any) -> None:
-        nonlocal claimed, elements
+    def visit(_: str, item: Any) -> None:
+        for key in item.attrs:
+            item.attrs[key]
         if isinstance(item, h5py.Dataset):
-            elements += math.prod(item.shape or ())
-            claimed += math.prod(item.shape or ()) * item.dtype.itemsize
+            arrays.append(item)
 
-    with h5py.File(weights, "r") as file:
-        file.visititems(count)
-        _refuse_bomb(path, claimed, size, "its arrays claim")
+    with h5py.File(path, "r") as file:
+        visit("", file)
+        file.visititems(visit)
+        sizes = [math.prod(array.shape or ()) for array in arrays]
+        claimed = sum(count * array.dtype.itemsize for count, array in zip(sizes, arrays, strict=True))
+        if claimed <= _LARGEST_RATIO * path.stat().st_size + _SMALL:
+            for array in arrays:
+                if array.chunks is not None:
+                    array[()]
         config = file.attrs.get("model_config")
-        if config is not None:
-            _check_config(path, json.loads(config), elements)
-    return elements
+    text = config.decode() if isinstance(config, bytes) else config
+    return json.dumps({"claimed": claimed, "elements": sum(sizes), "config": text}).encode()
 
 
 def _check_config(path: Path, config: Any, elements: int | None) -> None:

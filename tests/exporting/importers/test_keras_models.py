@@ -15,7 +15,8 @@ from networks import relative_error
 
 import fastcam
 from fastcam.errors import LayerError, MissingExtraError, ModelError
-from fastcam.exporting.importers import ImportOptions, import_model
+from fastcam.exporting.importers import ImportOptions, import_model, keras_files
+from fastcam.exporting.importers.quarantine import CrashError
 from fastcam.exporting.passes.simplify import simplify
 from fastcam.preprocessing import Preprocessing
 
@@ -159,6 +160,26 @@ def test_a_damaged_keras_file_is_refused(tmp_path: Path, content: bytes, suffix:
     (tmp_path / f"broken{suffix}").write_bytes(content)
     with pytest.raises(ModelError, match=rf"broken\{suffix}: Keras cannot load"):
         import_model(tmp_path / f"broken{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_files_that_crash_the_hdf5_library_are_refused(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library meets the file in a child process first: here one that the same file always kills."""
+    keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 3), keras.layers.Flatten()]).save(
+        tmp_path / f"m{suffix}"
+    )
+    works = []
+
+    def crash(work: str, data: bytes, *, size: int) -> bytes:
+        works.append((work, size))
+        raise CrashError("died", late=False)
+
+    monkeypatch.setattr(keras_files, "QUARANTINE", crash)
+    with pytest.raises(ModelError, match=f"m{suffix}: the HDF5 library crashes on this file: it is damaged"):
+        fastcam.export(tmp_path / f"m{suffix}", tmp_path / "out.onnx")
+    assert works == [("fastcam.exporting.importers.keras_files:read_hdf5", (tmp_path / f"m{suffix}").stat().st_size)]
 
 
 def test_an_archive_with_a_damaged_member_is_refused(tmp_path: Path) -> None:
