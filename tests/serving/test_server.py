@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import http.client
 import io
 import json
 import logging
@@ -13,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
@@ -510,7 +513,9 @@ class _running:  # noqa: N801 - used as a function
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         command = [sys.executable, "-m", "fastcam", "serve", *map(str, paths), "--port", str(self.port), *options]
-        self.process = subprocess.Popen([*command, "--threads", "1"], stderr=subprocess.PIPE, text=True)
+        # Not a pipe: it would be full after some hundred requests.
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by `__exit__`
+        self.process = subprocess.Popen([*command, "--threads", "1"], stderr=self._log)
 
     def __enter__(self) -> str:
         address = f"http://127.0.0.1:{self.port}"
@@ -519,11 +524,17 @@ class _running:  # noqa: N801 - used as a function
             with suppress(OSError), urllib.request.urlopen(f"{address}/v2/health/ready"):
                 return address
             time.sleep(0.05)
-        raise AssertionError(self.process.communicate()[1])
+        raise AssertionError(self.log())
+
+    def log(self) -> str:
+        """Return what the process has written so far."""
+        self._log.seek(0)
+        return self._log.read()
 
     def __exit__(self, *_: object) -> None:
         self.process.send_signal(signal.SIGTERM)
-        self.process.communicate(timeout=60)
+        self.process.wait(timeout=60)
+        self._log.close()
 
 
 def _ask(address: str, photo: bytes, accept: str = "application/x-npy") -> Array:
@@ -541,6 +552,33 @@ def test_every_answer_is_right_under_load(path: Path, explainer: fastcam.Explain
     assert len(found) == 128
     for number, heatmap in found:
         np.testing.assert_array_equal(heatmap, expected[number])
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_ten_thousand_requests(path: Path, explainer: fastcam.Explainer) -> None:
+    """Every answer is compared. The first requests fill caches and arenas, which the limit leaves out."""
+    photos = [_photo(seed, kind=kind) for seed in range(4) for kind in ("PNG", "JPEG")]
+    expected = [explainer(photo).heatmaps[0] for photo in photos]
+    server = _running(path, options=["--queue", "200"])
+    sizes: list[int] = []
+
+    def ask(first: int) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        right = 0
+        for number in range(first, first + 250):
+            connection.request("POST", "/explain", photos[number % 8], {"Accept": "application/x-npy"})
+            heatmap = np.load(io.BytesIO(connection.getresponse().read()))
+            right += np.array_equal(heatmap, expected[number % 8])
+        connection.close()
+        return right
+
+    with server, ThreadPoolExecutor(8) as pool:
+        process = psutil.Process(server.process.pid)
+        for _ in range(5):
+            assert sum(pool.map(ask, range(8))) == 2000
+            sizes.append(process.memory_info().rss)
+    # A photo of 3.6 KB kept from each of the last 8,000 requests would be 28 MB.
+    assert sizes[-1] - sizes[0] < 8 * 2**20, [size >> 20 for size in sizes]
 
 
 def test_termination_under_load_loses_nothing_that_was_accepted(path: Path) -> None:
@@ -617,7 +655,8 @@ def test_log_lines_are_json(path: Path) -> None:
     with server as address:
         _ask(address, _photo(0))
         server.process.send_signal(signal.SIGTERM)
-        _, text = server.process.communicate(timeout=60)
+        server.process.wait(timeout=60)
+        text = server.log()
     lines = [json.loads(line) for line in text.splitlines()]
     row = next(line for line in lines if line.get("route") == "/explain")
     assert row["status"] == 200
