@@ -1,4 +1,4 @@
-"""Which method to trust, and what it costs: `python -m bench.methods --weights FILE`.
+"""Which method to trust, and what it costs: `python -m bench.methods --weights FILE --write docs`.
 
 Three networks (`bench.stamp_networks`) explain cut-out photos (Debian's package tuxpaint-stamps-default) whose masks
 are known. For each network: a sheet of every method on the same six pictures; every method by every metric, with 95 %
@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,7 @@ def main() -> None:
     parser.add_argument("--network", action="append", choices=list(NETWORKS), help="repeatable; all by default")
     parser.add_argument("--evaluate", type=int, default=4, help="pictures per class; 0: times again")
     parser.add_argument("--skip", action="append", default=[], help="a method that is not evaluated; repeatable")
+    parser.add_argument("--write", type=Path, metavar="DIR", help="write gallery.md and its pictures from the results")
     parser.add_argument("--no-sheets", dest="sheets", action="store_false", help="do not draw the sheets")
     options = parser.parse_args()
     learned, held_out = write_photos(options.work, options.stamps, 32, 16)
@@ -67,6 +71,40 @@ def main() -> None:
             path.write_text(json.dumps(record))
             print(_table(record))
             _plot(record, NETWORKS[name], options.work / f"{name}-cost.png")
+    if options.write:
+        _write_page(options.work, options.write)
+
+
+_PAGE = """# Gallery: every method, three networks, and what it costs
+
+Written by `python -m bench.methods --write docs` on {date}: nine kinds of cut-out photos on varied backgrounds, of
+objects that no network has seen, each with the mask of its object (as in [training.md](training.md)). Six of them,
+which all three networks classify correctly, are shown for every method that the network's file offers. What the methods
+do, and their sources: [methods.md](methods.md).
+
+The metrics ([evaluation.md](evaluation.md)) are means with 95 % intervals over as many pictures as the heading says.
+"random", "centre" and "edges" know nothing of the network. **With so few pictures most intervals overlap.** The last
+column names the baselines that a method beats in insertion for certain, picture by picture. Times are those of one
+heatmap on {processors} processors.
+"""
+
+
+def _write_page(work: Path, folder: Path) -> None:
+    """Write the page from what the work folder holds."""
+    parts = [_PAGE.format(date=date.today().isoformat(), processors=os.cpu_count())]
+    for name, title in NETWORKS.items():
+        path = work / f"{name}.json"
+        if not path.exists():
+            continue
+        record = json.loads(path.read_text())
+        count = max(row["values"] for row in record["summary"])
+        parts.append(f"## {title}\n")
+        parts.append(f"![Every method on six pictures](gallery-{name}.jpg)\n")
+        parts.append(f"### {count} pictures\n\n{_table(record)}\n")
+        parts.append(f"![Insertion over milliseconds per heatmap](cost-{name}.png)\n")
+        shutil.copyfile(work / f"{name}.jpg", folder / f"gallery-{name}.jpg")
+        shutil.copyfile(work / f"{name}-cost.png", folder / f"cost-{name}.png")
+    (folder / "gallery.md").write_text("\n".join(parts), encoding="utf-8")
 
 
 def _draw_sheets(opened: Mapping[str, fastcam.Explainer], photos: Photos, folder: Path) -> None:
@@ -140,15 +178,20 @@ def _times(explainer: fastcam.Explainer, path: Path, summary: Sequence[Mapping[s
 
 
 def _table(record: Mapping[str, Any]) -> str:
-    """Return a row for each method and baseline: means with intervals, and the time."""
+    """Return a row for each method and baseline: means with intervals, time, and whom it beats in the first metric."""
     cells = {(row["method"], row["metric"]): row for row in record["summary"]}
     names = dict.fromkeys(row["method"] for row in record["summary"] if row["metric"] == _METRICS[0])
-    lines = ["| method | " + " | ".join(_METRICS) + " | ms |", "|---|" + "---:|" * (len(_METRICS) + 1)]
+    lines = [
+        "| method | " + " | ".join(_METRICS) + " | ms | better than |",
+        "|---|" + "---:|" * (len(_METRICS) + 1) + "---|",
+    ]
     for name in names:
         numbers = (cells[name, metric] for metric in _METRICS)
         texts = [f"{row['mean']:.3f} ({row['low']:.3f}-{row['high']:.3f})" for row in numbers]
         time_taken = record["milliseconds"].get(name)
-        lines.append(f"| {name} | {' | '.join(texts)} | {'' if time_taken is None else f'{time_taken:.0f}'} |")
+        beaten = ", ".join(cells[name, _METRICS[0]]["better_than"])
+        shown = "" if time_taken is None else f"{time_taken:.0f}"
+        lines.append(f"| {name} | {' | '.join(texts)} | {shown} | {beaten} |")
     return "\n".join(lines)
 
 

@@ -157,7 +157,7 @@ def _read_legacy(file: BinaryIO) -> dict[str, NDArray[Any]]:
             raise ModelError(f"damaged: storage {reprlib.repr(key)} of {numel} elements belongs to no tensor")
         spans[key] = data.tell()
         data.seek(numel * np.dtype(storage.dtype).itemsize, io.SEEK_CUR)
-    content = data.getbuffer()
+    content = memoryview(data.getvalue())
     return _arrays(tensors, len(content), lambda storage, size: content[spans[storage.key] : spans[storage.key] + size])
 
 

@@ -720,7 +720,7 @@ def _encoded(picture: NDArray[Any], path: Path) -> memoryview:
         return encode_image(picture, path)
     data = io.BytesIO()
     np.save(data, picture)
-    return data.getbuffer()
+    return memoryview(data.getvalue())
 
 
 def _write_file(path: Path, data: memoryview) -> None:

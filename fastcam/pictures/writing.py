@@ -115,4 +115,5 @@ def encode_image(array: Pixels, path: Path) -> memoryview:
             f"{path}: {kind} cannot hold a picture of {width} x {height} pixels ({error}). "
             "Choose another format or a smaller size"
         ) from None
-    return encoded.getbuffer()
+    # A view of the file's own buffer makes Python 3.13 complain when both end in a cycle.
+    return memoryview(encoded.getvalue())

@@ -46,7 +46,9 @@ def check():
 """
 _LEAVE = "\nfor _ in range(2): threading.Thread(target={0}, daemon=True).start()\ntime.sleep(.2)\nprint('leaving')\n"
 _FORK = """
-import signal
+import signal, warnings
+# Python 3.12 warns of what is tested here.
+warnings.simplefilter("ignore", DeprecationWarning)
 for work in (explain, draw): threading.Thread(target=work, daemon=True).start()
 time.sleep(.05)
 for _ in range(10):
