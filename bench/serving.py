@@ -59,7 +59,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        photos = options.photos or _demo_photos(work / "photos")
+        photos = options.photos or demo_photos(work / "photos")
         print(f"load: {os.getloadavg()[0]:.2f}")
         job = _job(options.model, photos, work)
         own = _Service(_own_command(options), "/explain", "{'data': photo}", "/v2/health/ready", {})
@@ -76,7 +76,8 @@ def main() -> None:
     print(f"serve at 70 % load: {json.dumps(steady)}, p99 is {steady['p99'] / steady['p50']:.2f} times p50")
 
 
-def _demo_photos(folder: Path) -> Path:
+def demo_photos(folder: Path) -> Path:
+    """Write the demo's photos as JPEG files, and return their folder."""
     from PIL import Image
     from skimage import data
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import tempfile
 import time
 from base64 import b64decode, b64encode
@@ -216,7 +217,7 @@ def explain_dataset(
     if format is not None:
         check_choice("format", format, FORMATS)
     if not ray.is_initialized():
-        ray.init(logging_level="ERROR")
+        ray.init(logging_level=logging.ERROR)
     nodes = _nodes(ray)
     # Workers have a working folder of their own.
     path, out = Path(model).absolute(), out if "://" in out else str(Path(out).absolute())

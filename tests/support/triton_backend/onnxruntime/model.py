@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
+from typing import Any
 
-# The server's interpreter is its own: it knows no virtual environment.
+# The server's interpreter is its own: it knows no virtual environment, and imports what follows from here.
 sys.path[:0] = os.environ["FASTCAM_TRITON_PACKAGES"].split(os.pathsep)
-
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
-
-import numpy as np  # noqa: E402
-import onnxruntime  # noqa: E402
-import triton_python_backend_utils as triton  # noqa: E402 - the server provides it
 
 
 class TritonPythonModel:
@@ -24,12 +19,17 @@ class TritonPythonModel:
         return config
 
     def initialize(self, arguments: dict[str, str]) -> None:
+        import onnxruntime
+
         folder = Path(arguments["model_repository"]) / arguments["model_version"]
         self._session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
         self._inputs = [item.name for item in self._session.get_inputs()]
         self._outputs = [item.name for item in self._session.get_outputs()]
 
     def execute(self, requests: list[Any]) -> list[Any]:
+        import numpy as np
+        import triton_python_backend_utils as triton
+
         given = [
             {name: triton.get_input_tensor_by_name(one, name).as_numpy() for name in self._inputs} for one in requests
         ]
@@ -41,9 +41,7 @@ class TritonPythonModel:
         for request, one in zip(requests, given, strict=True):
             rows = slice(start, start + len(one[self._inputs[0]]))
             start = rows.stop
-            tensors = [
-                triton.Tensor(name, np.ascontiguousarray(found[name][rows]))
-                for name in request.requested_output_names()
-            ]
+            names = request.requested_output_names()
+            tensors = [triton.Tensor(name, np.ascontiguousarray(found[name][rows])) for name in names]
             answers.append(triton.InferenceResponse(output_tensors=tensors))
         return answers
