@@ -13,7 +13,7 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -199,22 +199,21 @@ def _plot(record: Mapping[str, Any], title: str, path: Path) -> None:
     """Draw insertion with its interval over the time of one heatmap."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    figure = Figure(figsize=(9, 6), layout="constrained")
     axis = figure.subplots()
-    for row in record["summary"]:
-        if row["metric"] != "insertion":
-            continue
-        name = row["method"]
-        if name in BASELINES:
+    rows = [row for row in record["summary"] if row["metric"] == "insertion"]
+    for row in rows:
+        if row["method"] in BASELINES:
             axis.axhline(row["mean"], color="#b9bec6", linewidth=1, zorder=0)
-            axis.annotate(
-                name, (1, row["mean"]), xycoords=("axes fraction", "data"), ha="right", fontsize=8, color="#777"
-            )
+            place: Any = ("axes fraction", "data")
+            axis.annotate(row["method"], (1, row["mean"]), xycoords=place, ha="right", fontsize=8, color="#777777")
             continue
-        at = record["milliseconds"][name]
+        at = record["milliseconds"][row["method"]]
         axis.plot([at, at], [row["low"], row["high"]], color="#1f6fb4", linewidth=0.8, alpha=0.5)
         axis.plot(at, row["mean"], "o", color="#1f6fb4", markersize=4)
-        axis.annotate(name, (at, row["mean"]), (4, 2), textcoords="offset points", fontsize=7)
+    methods = [row for row in rows if row["method"] not in BASELINES]
+    for names, at, mean in _together(methods, record["milliseconds"]):
+        axis.annotate("\n".join(names), (at, mean), (5, 0), textcoords="offset points", fontsize=6.5, va="center")
     axis.set_xscale("log")
     axis.set_xlabel("milliseconds per heatmap")
     axis.set_ylabel("insertion: area under the class's probability")
@@ -222,6 +221,23 @@ def _plot(record: Mapping[str, Any], title: str, path: Path) -> None:
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     figure.savefig(path, dpi=100)
+
+
+def _together(
+    rows: Sequence[Mapping[str, Any]], times: Mapping[str, float]
+) -> Iterator[tuple[list[str], float, float]]:
+    """Yield the labels of the points: methods whose points would hide each other's names share one, on the right."""
+    left = sorted(rows, key=lambda row: times[row["method"]])
+    while left:
+        first = left[0]
+        near = [
+            row
+            for row in left
+            if times[row["method"]] < 2.2 * times[first["method"]] and abs(row["mean"] - first["mean"]) < 0.006
+        ]
+        left = [row for row in left if row not in near]
+        names = [row["method"] for row in near]
+        yield names, max(times[name] for name in names), statistics.mean(row["mean"] for row in near)
 
 
 if __name__ == "__main__":
