@@ -187,7 +187,7 @@ def _table(record: Mapping[str, Any]) -> str:
     ]
     for name in names:
         numbers = (cells[name, metric] for metric in _METRICS)
-        texts = [f"{row['mean']:.3f} ({row['low']:.3f}-{row['high']:.3f})" for row in numbers]
+        texts = [f"{row['mean']:.3f} ({row['low']:.3f} to {row['high']:.3f})" for row in numbers]
         time_taken = record["milliseconds"].get(name)
         beaten = ", ".join(cells[name, _METRICS[0]]["better_than"])
         shown = "" if time_taken is None else f"{time_taken:.0f}"

@@ -16,7 +16,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeAlias, cast
 
 from .errors import WriteError
 
@@ -27,6 +27,8 @@ LOCK = ".fastcam.lock"
 
 # Device and number of a file or folder.
 Identity = tuple[int, int]
+# Changes when a file is replaced or written; None if there is none.
+FileState: TypeAlias = "tuple[int, ...] | None"
 
 # A temporary file that `replacing` writes.
 PART = re.compile(r"\..+\.[0-9a-f]{32}\.part", re.DOTALL)
@@ -220,6 +222,15 @@ def identity(path: str | os.PathLike[str]) -> Identity:
     """Return what identifies a file or folder, whatever its path; raises OSError."""
     status = os.stat(path)  # noqa: PTH116 - Path would change names like "a/../b"
     return status.st_dev, status.st_ino
+
+
+def file_state(path: str | os.PathLike[str]) -> FileState:
+    """Return what changes when a file is replaced or written; None if there is none."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - as `identity`
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def walk(

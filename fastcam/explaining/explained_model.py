@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ArgumentError, FileFormatError
+from ..files import file_state
 from ..metadata import EVIDENCE, IMAGE_GRADIENTS, LARGEST_BATCH, MASK, REFERENCE, Metadata, layer_outputs
 from .methods import METHODS, Method, Reads, find_method
 
@@ -92,6 +93,7 @@ class ExplainedModel:
 
     def __init__(self, path: Path, session: onnxruntime.InferenceSession | OpenVinoSession) -> None:
         self.path = path
+        self._state = file_state(path)
         self.metadata = Metadata.from_properties(_properties(path, session), str(path))
         self.inputs, self.outputs = _signature(path, session)
         self._layer_outputs = [layer_outputs(position) for position in range(len(self.metadata.layers))]
@@ -144,6 +146,11 @@ class ExplainedModel:
         for name, row in METHODS.items():
             if holds.issuperset(row.reads) and (row.reruns is None or self.metadata.picture is None):
                 yield name
+
+    def check_unchanged(self) -> None:
+        """Raise FileFormatError if the file was replaced since: another session of it would be of another model."""
+        if file_state(self.path) != self._state:
+            raise FileFormatError(f"{self.path}: the file was replaced since it was opened: open it again")
 
     @property
     def has_boxes(self) -> bool:

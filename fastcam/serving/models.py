@@ -15,6 +15,7 @@ import numpy as np
 from ..arguments import shown
 from ..errors import ArgumentError, FastcamError
 from ..explaining.explainer import Explainer
+from ..files import file_state
 
 _LOG = logging.getLogger("fastcam.serving")
 # Seconds between two looks at a file.
@@ -44,7 +45,7 @@ class ServedModel:
         self.name = path.stem
         self._path = path
         self._options = {"device": device, "threads": threads}
-        self._state = _state(path)
+        self._state = file_state(path)
         self._explainer = self._open()
         self._next_look = time.monotonic() + _LOOK
         self._looking = threading.Lock()
@@ -60,7 +61,8 @@ class ServedModel:
             return
         try:
             self._next_look = time.monotonic() + _LOOK
-            state = _state(self._path)
+            state = file_state(self._path)
+            # None in the middle of a replacement, or where it is gone: the open one stays.
             if state in (None, self._state):
                 return
             self._explainer = self._open()
@@ -136,12 +138,3 @@ def warm_up(explainer: Explainer) -> None:
     except FastcamError as error:
         # A picture of one colour may have no finite explanation; a model that cannot run says so to its clients.
         _LOG.info("%s: the warm-up picture was not explained: %s", explainer.path.name, error)
-
-
-def _state(path: Path) -> tuple[int, ...] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        # In the middle of a replacement, or gone: the open one stays.
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

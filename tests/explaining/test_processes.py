@@ -324,3 +324,40 @@ def test_warning_filters_stay_as_they_were_while_threads_read(tmp_path: Path) ->
     for thread in threads:
         thread.join()
     assert list(warnings.filters) == before
+
+
+def test_models_whose_weights_are_replaced_can_always_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights above the limit lie in a second file, which goes with the model that it belongs to."""
+    monkeypatch.setattr("fastcam.exporting.writer.INLINE_LIMIT", 4096)
+    path = tmp_path / "large.onnx"
+    writing = True
+
+    def write() -> None:
+        seed = 0
+        while writing:
+            seed += 1
+            fastcam.export(small_classifier(seed=seed % 5).to_model(), path)
+
+    fastcam.export(small_classifier().to_model(), path)
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        opened = [fastcam.Explainer(path, device="cpu", threads=1) for _ in range(60)]
+    finally:
+        writing = False
+        writer.join()
+    assert len({explainer(_BATCH[:1]).logits.tobytes() for explainer in opened}) > 1
+
+
+def test_a_second_session_is_of_the_same_file(tmp_path: Path) -> None:
+    """Sessions of single methods are opened when they are first needed: by then another model may be there."""
+    path = tmp_path / "model.onnx"
+    fastcam.export(small_classifier().to_model(), path, gradients="image")
+    explainer = fastcam.Explainer(path, device="cpu", threads=1)
+    explainer(_BATCH[:1], method="saliency")
+    fastcam.export(small_classifier(seed=1).to_model(), path, gradients="image")
+    explainer(_BATCH[:1], method="saliency")
+    with pytest.raises(errors.FileFormatError, match="was replaced since it was opened: open it again"):
+        explainer(_BATCH[:1], method="ablationcam")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ...files import FileState, file_state
 from ..providers import import_onnxruntime
 from ..pruning import drop_evidence
 from ..stored import StoredModel, StoredTensor, read_stored
@@ -86,7 +87,7 @@ class Rewritten:
     tensors: Mapping[str, StoredTensor]
     library: str
     convolutions: Convolutions
-    state: tuple[int, ...]
+    state: FileState
     # Keeps the layers published until the session has opened.
     published: list[_cpu.PublishedConvolution | _cpu.PublishedDense] = field(repr=False)
 
@@ -115,7 +116,7 @@ class Rewritten:
 
     def check_unchanged(self) -> None:
         """Raise OSError if the file is no longer the one that was read first: weights could come from two files."""
-        if _state(self.path) != self.state:
+        if file_state(self.path) != self.state:
             raise OSError("the file was replaced while it was opened: open it again")
 
 
@@ -139,7 +140,7 @@ def rewrite(path: Path, threads: int | None) -> Rewritten | Convolutions:
     try:
         # A link may point outside its folder, and ONNX Runtime does not read weights there.
         path = path.resolve(strict=True)
-        state = _state(path)
+        state = file_state(path)
         stored = read_stored(path)
     except (OSError, ValueError) as error:
         return Convolutions(reason=f"the file cannot be read: {error}")  # ONNX Runtime will reject it, too
@@ -150,7 +151,7 @@ def rewrite(path: Path, threads: int | None) -> Rewritten | Convolutions:
     return _rewrite(path, state, stored, threads)
 
 
-def _rewrite(path: Path, state: tuple[int, ...], stored: StoredModel, threads: int | None) -> Rewritten | Convolutions:
+def _rewrite(path: Path, state: FileState, stored: StoredModel, threads: int | None) -> Rewritten | Convolutions:
     import onnx
 
     try:
@@ -183,7 +184,7 @@ def _why_impossible() -> str | None:
 
 def _rewritten(
     path: Path,
-    state: tuple[int, ...],
+    state: FileState,
     model: onnx.ModelProto,
     network: Network,
     stored: StoredModel,
@@ -257,11 +258,6 @@ def _packed(graph: onnx.GraphProto) -> set[str]:
             readers.setdefault(name, []).append(node.op_type in ("Gemm", "MatMul") and index == 1)
     matrices = {item.name for item in graph.initializer if len(item.dims) == 2 and item.data_type == item.FLOAT}
     return {name for name in matrices if readers.get(name) == [True]}
-
-
-def _state(path: Path) -> tuple[int, ...]:
-    found = path.stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _array(name: str, network: Network, stored: StoredModel) -> npt.NDArray[Any]:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from ...errors import DeviceError
+from ...errors import DeviceError, ModelError
+from ...files import file_state
 from .. import devices, providers
 from ..convolutions import Convolutions, Rewritten, rewrite
 from ..explained_model import ExplainedModel
@@ -25,6 +26,10 @@ Session: TypeAlias = "onnxruntime.InferenceSession | OpenVinoSession"
 
 # A session may still use its stream while it is destroyed: streams outlive sessions and are reused.
 _idle_streams: dict[int, list[int]] = defaultdict(list)
+
+
+# A file that is replaced while it is opened is opened again, this many times.
+_ATTEMPTS = 10
 
 
 class Opened(NamedTuple):
@@ -50,6 +55,18 @@ def open_engine(path: Path, request: providers.Request, threads: int | None, con
     ModelError, FileFormatError, MissingExtraError
         As `Explainer`.
     """
+    for _ in range(_ATTEMPTS):
+        before = file_state(path)
+        try:
+            return _open(path, request, threads, convolutions)
+        except ModelError:
+            # Replaced in the meantime, its weights in a second file too: what was read first is gone.
+            if before is None or file_state(path) == before:
+                raise
+    return _open(path, request, threads, convolutions)
+
+
+def _open(path: Path, request: providers.Request, threads: int | None, convolutions: str) -> Opened:
     if request.kind == "auto":
         return _open_best(path, providers.choose(request), threads, convolutions)
     if request.kind == "cpu":

@@ -115,6 +115,7 @@ class RerunEngine:
         """Return what runs the model with an output for single methods, which is opened when it is first needed."""
         with self._opening:
             if name not in self._runners:
+                self._model.check_unchanged()
                 self._runners[name] = ModelRunner(self._model, self._open_evidence(name))
             return self._runners[name]
 
@@ -126,6 +127,7 @@ class RerunEngine:
         """Return the head of a layer, which is opened when it is first needed."""
         with self._opening:
             if position not in self._heads:
+                self._model.check_unchanged()
                 self._heads[position] = Head(self._model.path, position, self._threads)
             return self._heads[position]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import zipfile
@@ -437,3 +438,55 @@ def test_activations_are_those_of_the_layer(block: Any, tmp_path: Path, rng: np.
     assert relative_error(found, expected) < 1e-5
     (logits,) = onnxruntime.InferenceSession(head.SerializeToString()).run(None, {features.graph.output[0].name: found})
     assert relative_error(logits, np.asarray(model(pictures))) < 1e-5
+
+
+def _with_config(path: Path, **changes: Any) -> Path:
+    """Write a .keras file whose first layer with one of these entries claims another value."""
+    keras.Sequential(
+        [keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 3), keras.layers.Flatten(), keras.layers.Dense(3)]
+    ).save(path.with_name("sound.keras"))
+    with zipfile.ZipFile(path.with_name("sound.keras")) as good, zipfile.ZipFile(path, "w") as bad:
+        for name in good.namelist():
+            content = good.read(name)
+            if name == "config.json":
+                config = json.loads(content)
+                for layer in config["config"]["layers"]:
+                    layer["config"].update({key: changes[key] for key in changes if key in layer["config"]})
+                content = json.dumps(config).encode()
+            bad.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"filters": 2**26}, "a layer has filters=67108864, but the file holds"),
+        ({"units": 2**29}, "a layer has units=536870912, but the file holds"),
+        ({"batch_shape": [None, 2**30, 2**30, 3]}, "is larger than any image: it is damaged"),
+    ],
+)
+def test_sizes_that_a_file_cannot_hold_are_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    """Keras would ask for the memory first: twenty kilobytes may claim any size."""
+    with pytest.raises(ModelError, match=said):
+        fastcam.export(_with_config(tmp_path / "huge.keras", **changes), tmp_path / "out.onnx")
+
+
+def test_an_archive_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
+    with (
+        zipfile.ZipFile(tmp_path / "bomb.keras", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("model.weights.h5", "w", force_zip64=True) as member,
+    ):
+        for _ in range(512):
+            member.write(bytes(2**20))
+    assert (tmp_path / "bomb.keras").stat().st_size < 2**22
+    with pytest.raises(ModelError, match=r"its members unpack to 536870912 bytes in a file of .* malicious"):
+        fastcam.export(tmp_path / "bomb.keras", tmp_path / "out.onnx")
+
+
+def test_arrays_that_claim_gigabytes_are_refused(tmp_path: Path) -> None:
+    import h5py
+
+    with h5py.File(tmp_path / "bomb.h5", "w") as file:
+        file.create_dataset("weights", (2**30,), np.float32, chunks=(2**16,), compression="gzip")
+    with pytest.raises(ModelError, match="its arrays claim 4294967296 bytes in a file of"):
+        fastcam.export(tmp_path / "bomb.h5", tmp_path / "out.onnx")
