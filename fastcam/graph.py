@@ -648,6 +648,12 @@ def dependents(graph: Graph, value: str) -> list[onnx.NodeProto]:
     return found
 
 
+def nodes_between(graph: Graph, value: str, outputs: Iterable[str]) -> list[onnx.NodeProto]:
+    """Return the nodes that depend on ``value`` and that ``outputs`` depend on, in topological order."""
+    needed = {id(node) for node in needed_nodes(graph, outputs)}
+    return [node for node in dependents(graph, value) if id(node) in needed]
+
+
 def split_graph(graph: Graph, value: str) -> tuple[Graph, Graph]:
     """Cut a graph at ``value``; the halves share its arrays.
 
@@ -658,8 +664,7 @@ def split_graph(graph: Graph, value: str) -> tuple[Graph, Graph]:
     head : Graph
         Those values -> the outputs.
     """
-    needed = {id(node) for node in needed_nodes(graph, graph.outputs)}
-    head_nodes = [node for node in dependents(graph, value) if id(node) in needed]
+    head_nodes = nodes_between(graph, value, graph.outputs)
     made_in_head = {name for node in head_nodes for name in node.output}
     read = dict.fromkeys(name for node in head_nodes for name in node.input if name)
     crossing = [name for name in read if name not in made_in_head and name not in graph.constants and name != value]

@@ -15,7 +15,7 @@ import onnx
 from ...arrays import Floats
 from ...batch_sizes import factored
 from ...errors import ModelError
-from ...graph import Graph, dependents, needed_nodes, operator
+from ...graph import Graph, needed_nodes, nodes_between, operator
 from ..gradients.autodiff import backpropagate
 from ..outputs import Asked
 from ..paths import Demand
@@ -62,8 +62,7 @@ def legrad_maps(graph: Graph, asked: Asked) -> str:
     """
     network = _read_transformer(graph, asked, "legrad_maps")
     last = network.blocks[-1].state
-    needed = {id(node) for node in needed_nodes(graph, [asked.logits])}
-    head = [node for node in dependents(graph, last) if id(node) in needed]
+    head = nodes_between(graph, last, [asked.logits])
     scores = [_score_state(graph, head, last, block.state, asked.logits) for block in network.blocks]
     graph.infer_types()
     total = ""
@@ -141,11 +140,10 @@ def _states(graph: Graph, logits: str, weights: Sequence[str]) -> list[str]:
     """Return the tokens' state after each block: the last value before the next block that all its effects pass."""
     nodes = graph.nodes
     positions = {output: number for number, node in enumerate(nodes) for output in node.output}
-    needed = {id(node) for node in needed_nodes(graph, [logits])}
     states = []
     for value, following in zip(weights, [*weights[1:], None], strict=True):
         limit = len(nodes) if following is None else positions[following]
-        path = [node for node in dependents(graph, value) if id(node) in needed]
+        path = nodes_between(graph, value, [logits])
         passed = [
             name for name in _bottlenecks(graph, path, value) if positions[name] < limit and _is_state(graph, name)
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...graph import Graph, dependents, needed_nodes, static_dims
+from ...graph import Graph, nodes_between, static_dims
 from ...metadata import layer_outputs
 from ..gradients.autodiff import backpropagate, depends_on
 from ..outputs import Asked
@@ -44,6 +44,5 @@ def curvatures(graph: Graph, asked: Asked) -> str:
 
 def _score(graph: Graph, logits: str, layer: str, activations: str) -> str:
     """Return the scores of other activations: a copy of the layer's head."""
-    needed = {id(node) for node in needed_nodes(graph, [logits])}
-    head = [node for node in dependents(graph, layer) if id(node) in needed]
+    head = nodes_between(graph, layer, [logits])
     return graph.append_copies(head, {layer: activations}, "curvature")[logits]
