@@ -123,7 +123,10 @@ def _peers(options: argparse.Namespace) -> dict[str, _Service]:
     port, workers = str(options.port), str(os.cpu_count() or 1)
     commands = {
         "LitServe": [sys.executable, "-m", "bench.recipes.lit_app", port, workers],
-        "BentoML": [sys.executable, "-m", "bentoml", "serve", "bench.recipes.bento_app:Heatmaps", "--port", port],
+        "BentoML": [
+            *(sys.executable, "-m", "bentoml", "serve", "bench.recipes.bento_app:Heatmaps"),
+            *("--host", "127.0.0.1", "--port", port),
+        ],
     }
     ready = {"LitServe": "/health", "BentoML": "/readyz"}
     request = "{'files': {'request': ('photo.jpg', photo, 'image/jpeg')}}"
@@ -146,14 +149,15 @@ def _served(service: _Service, photos: Path, work: Path, options: argparse.Names
     address, users = f"http://127.0.0.1:{options.port}", options.users
     environment = {**os.environ, **service.environment}
     output = subprocess.DEVNULL
-    server = subprocess.Popen(service.command, stdout=output, stderr=output, env=environment)
+    # A group of its own: some servers leave their workers behind.
+    server = subprocess.Popen(service.command, stdout=output, stderr=output, env=environment, start_new_session=True)
     try:
         _wait_for(address + service.ready)
         command = [sys.executable, "-m", "locust", "-f", str(work / "locustfile.py"), "--headless", "--host", address]
         command += ["-u", str(users), "-r", str(users), "-t", f"{options.seconds}s", "--csv", str(work / "load")]
         subprocess.run([*command, "--only-summary"], check=False, capture_output=True)
     finally:
-        server.send_signal(signal.SIGTERM)
+        os.killpg(server.pid, signal.SIGTERM)
         server.wait()
     with (work / "load_stats.csv").open() as file:
         row = next(row for row in csv.DictReader(file) if row["Name"] == "Aggregated")
