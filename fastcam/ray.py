@@ -251,7 +251,7 @@ def explain_dataset(
     page = _write_page(plan, facts, ids) if report else None
     seconds = time.perf_counter() - begin
     _finish(out, {"images": images, "failed": failed, "seconds": round(seconds, 3)})
-    return DatasetResult(_join(out, _PARTS), page, images, len(done), failed, seconds)
+    return DatasetResult(_join(_place(out), _PARTS), page, images, len(done), failed, seconds)
 
 
 def _import_ray() -> Any:
@@ -324,6 +324,11 @@ def _storage(out: str) -> tuple[pyarrow.fs.FileSystem, str]:
     return fs.LocalFileSystem(), out
 
 
+def _place(out: str) -> str:
+    """Return an address as it may be shown: without keys and options."""
+    return f"{out.partition('://')[0]}://{_storage(out)[1]}" if "://" in out else out
+
+
 def _join(*parts: str) -> str:
     return "/".join(part.rstrip("/") for part in parts)
 
@@ -336,7 +341,7 @@ def _read_run(out: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise ArgumentError(f"{out}: its {_RUN} cannot be read ({error}): choose another folder") from error
+        raise ArgumentError(f"{_place(out)}: its {_RUN} cannot be read ({error}): choose another folder") from error
     return found
 
 
@@ -352,17 +357,19 @@ def _write(out: str, name: str, data: bytes) -> None:
         if is_local:
             fs.move(f"{path}.part", path)
     except OSError as error:
-        raise WriteError(f"{out}: {name} cannot be written: {error}") from error
+        raise WriteError(f"{_place(out)}: {name} cannot be written: {error}") from error
 
 
 def _start(plan: _Plan, facts: Mapping[str, Any], resume: bool) -> None:
     earlier = _read_run(plan.out)
     if earlier is not None and not resume:
-        raise WriteError(f"{plan.out}: contains an earlier run: resume it (resume=True), or choose another folder")
+        raise WriteError(
+            f"{_place(plan.out)}: contains an earlier run: resume it (resume=True), or choose another folder"
+        )
     changed = [name for name, value in facts.items() if earlier is not None and earlier.get(name) != value]
     if changed and earlier is not None:
         said = ", ".join(f"{name} was {earlier.get(name)!r}, is {facts[name]!r}" for name in changed)
-        raise ArgumentError(f"{plan.out}: the earlier run had other settings ({said})")
+        raise ArgumentError(f"{_place(plan.out)}: the earlier run had other settings ({said})")
     started = (earlier or {}).get("started", datetime.now(timezone.utc).isoformat(timespec="seconds"))
     _write(plan.out, _RUN, _json({**facts, "model": plan.model, "started": started}))
 
@@ -598,7 +605,7 @@ def _check(out: str, ids: Sequence[str] | None) -> tuple[int, int]:
         _drop_doubles(out, part, kept, failed)
     missing = set(ids or ()) - kept.keys()
     if missing:
-        raise FastcamError(f"{out}: {len(missing)} pictures have no row: run it again with resume=True")
+        raise FastcamError(f"{_place(out)}: {len(missing)} pictures have no row: run it again with resume=True")
     return len(kept), len(failed)
 
 
@@ -647,8 +654,8 @@ def _write_page(plan: _Plan, facts: Mapping[str, Any], ids: Sequence[str] | None
         try:
             arrow.fs.copy_files(str(folder), _join(root, _REPORT), arrow.fs.LocalFileSystem(), fs)
         except OSError as error:
-            raise WriteError(f"{plan.out}: the report cannot be written: {error}") from error
-    return _join(plan.out, _REPORT, "report.html")
+            raise WriteError(f"{_place(plan.out)}: the report cannot be written: {error}") from error
+    return _join(_place(plan.out), _REPORT, "report.html")
 
 
 def _line(row: Mapping[str, Any], folder: Path, plan: _Plan) -> Entry:

@@ -193,6 +193,22 @@ def test_datasets_of_rays_own_readers(
         explain_dataset(model, ray.data.from_items([{"x": 1}]), str(tmp_path / "none"), **_OPTIONS)
 
 
+def test_results_go_to_an_address(
+    cluster: Any, model: Path, photos: Path, expected: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """As to an object store, through pyarrow."""
+    out = f"file://{tmp_path}/out"
+    result = explain_dataset(model, photos, out, **_OPTIONS)
+    assert (result.parts, result.report) == (f"{out}/parts", f"{out}/report/report.html")
+    _check_rows(tmp_path / "out", expected)
+    assert explain_dataset(model, photos, out, **_OPTIONS, resume=True).resumed == 40
+    with pytest.raises(WriteError, match=f"file://{tmp_path}/out: contains an earlier run"):
+        explain_dataset(model, photos, out, **_OPTIONS)
+    # Keys in an address are nobody's business.
+    secret = "s3://key:secret@bucket/why?region=us-east-1"
+    assert fastcam.ray._place(secret) == "s3://bucket/why"
+
+
 def test_drawings_are_those_of_explain_files(cluster: Any, model: Path, photos: Path, tmp_path: Path) -> None:
     explain_dataset(model, photos, str(tmp_path / "out"), **_OPTIONS, format="png", report=False)
     fastcam.explain_files(model, photos, tmp_path / "plain", batch_size=1, top_k=2, device="cpu", format="png")
