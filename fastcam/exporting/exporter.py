@@ -453,8 +453,9 @@ def _check_evidence(outputs: Sequence[str], score: str, precision: str, draw: st
         raise ArgumentError(f"{asked} is for files that compute in fp32 and do not draw: omit precision= and draw=")
     if gradients == "none":
         raise ArgumentError(f'{asked} needs gradients, which gradients="none" leaves out: omit one of them')
-    if "legrad_maps" in outputs and score not in ("classes", "values"):
-        raise ArgumentError(f'evidence="legrad_maps" is for classes and values: omit it for score={score!r}')
+    for name in ("legrad_maps", "curvatures"):
+        if name in outputs and score not in ("classes", "values"):
+            raise ArgumentError(f"evidence={name!r} is for classes and values: omit it for score={score!r}")
 
 
 def _settle(classifier: Classifier, score: str, wanted: str | None, names: list[str] | None) -> Settled:

@@ -14,6 +14,7 @@ import pytest
 from detector_graphs import one_map_detector
 from networks import Array, NetworkBuilder, relative_error, small_classifier
 from PIL import Image
+from segmentation_graphs import segmenter
 
 import fastcam
 from fastcam.errors import ArgumentError, ImageError
@@ -466,3 +467,46 @@ def test_files_of_a_fixed_batch(tmp_path: Path, batch: Array, method: str) -> No
     expected = _open(tmp_path / "any.onnx")(batch, 1, method=method, settings=_FEW.get(method))
     found = explainer(batch, 1, method=method, settings=_FEW.get(method))
     assert relative_error(found.maps, expected.maps) < 1e-5
+
+
+@pytest.mark.parametrize("score", ["segmentation", "boxes", "embedding", "values"])
+def test_evidence_for_every_kind_of_score(score: str, tmp_path: Path, batch: Array) -> None:
+    """Guided gradients and biases follow the score that the kind differentiates; without ReLU's rule they are plain."""
+    sources: dict[str, Any] = {
+        "segmentation": segmenter,
+        "boxes": one_map_detector,
+        "embedding": lambda: small_classifier().to_model(),
+        "values": lambda: small_classifier().to_model(),
+    }
+    evidence = ["guided_gradients", "bias_maps"]
+    path = tmp_path / "model.onnx"
+    options: dict[str, Any] = {"output": "scores"} if score == "embedding" else {}
+    fastcam.export(sources[score](), path, score=score, gradients="image", evidence=evidence, **options)
+    explainer = fastcam.Explainer(path, device="cpu")
+    image = np.random.default_rng(0).normal(size=(1, *explainer._image_shape)).astype(np.float32)
+    asked: dict[str, Any] = {"reference": np.ones(5)} if score == "embedding" else {"target": 1}
+    if score == "segmentation":
+        asked["mask"] = np.ones(explainer.input_size, bool)
+    if score == "boxes":
+        asked = {"threshold": 0.0, "target": "top1"}
+    for method in ("saliency", "guidedbackprop", "fullgrad"):
+        found = explainer(image, method=method, normalize=None, **asked)
+        assert found.maps.shape[:2] == (1, 1)
+        assert found.maps.max() > 0, method
+    for name in ("legrad_maps", "curvatures"):
+        if score != "values":
+            with pytest.raises(ArgumentError, match=f"evidence='{name}' is for classes and values"):
+                fastcam.export(sources[score](), path, score=score, evidence=name, **options)
+
+
+def test_evidence_of_a_class_that_does_not_exist_is_nan(tmp_path: Path, batch: Array) -> None:
+    """With a required target only its own row."""
+    evidence = ["guided_gradients", "bias_maps", "curvatures"]
+    fastcam.export(small_classifier().to_model(), tmp_path / "m.onnx", target="required", evidence=evidence)
+    session = _session(tmp_path / "m.onnx")
+    found = session.run(evidence, {"image": batch[:2], "target": np.array([[1, 99], [7, 2]])})
+    expected = session.run(evidence, {"image": batch[:2], "target": np.array([[1, 0], [0, 2]])})
+    for one, other in zip(found, expected, strict=True):
+        assert np.isnan(one[0, 1]).all()
+        assert np.isnan(one[1, 0]).all()
+        np.testing.assert_allclose(one[[0, 1], [0, 1]], other[[0, 1], [0, 1]], rtol=1e-5, atol=1e-7)
