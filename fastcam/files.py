@@ -227,7 +227,7 @@ def identity(path: str | os.PathLike[str]) -> Identity:
 def file_state(path: str | os.PathLike[str]) -> FileState:
     """Return what changes when a file is replaced or written; None if there is none."""
     try:
-        status = os.stat(path)  # noqa: PTH116 - as `identity`
+        status = os.stat(path)  # noqa: PTH116 - Path would change names like "a/../b"
     except (OSError, ValueError):
         return None
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -30,14 +30,9 @@ from . import kernels
 from .arguments import (
     check_choice,
     check_count,
-    check_flag,
     check_fraction,
-    check_mapping,
-    check_names,
     check_number,
-    check_path,
     check_text,
-    check_text_or_pair,
     checked,
     optional,
     shown,
@@ -45,8 +40,19 @@ from .arguments import (
 from .errors import ArgumentError, FastcamError, MissingExtraError, WriteError
 from .explaining.explainer import Explainer
 from .files import digest, digest_file
-from .folders.jobs import BOXES, FORMATS, Drawing, JobTarget, PictureJob, Size, fixed_size, plain_settings, streams_of
-from .folders.journal import Entry
+from .folders.jobs import (
+    BOXES,
+    FORMATS,
+    JOB_CHECKS,
+    Drawing,
+    JobTarget,
+    PictureJob,
+    Size,
+    fixed_size,
+    plain_settings,
+    streams_of,
+)
+from .folders.journal import FOLDERS, PAGE, RESULTS, RUN, Entry
 from .folders.report import write_report
 from .folders.sources import Source, find_sources, named_source
 from .pictures.writing import encode_image, palette
@@ -59,7 +65,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DatasetResult", "explain_dataset"]
 
-_PARTS, _RUN, _REPORT = "parts", "run.json", "report"
+_PARTS, _REPORT = "parts", "report"
 # A page of more is slow to write from one machine; the Parquet files hold all of them.
 _REPORTED = 1000
 # Protobuf ends at 2 GB; larger models keep their weights in a second file.
@@ -116,23 +122,11 @@ class _Plan(NamedTuple):
 
 
 @checked(
-    model=check_path,
+    **JOB_CHECKS,
     out=check_text,
-    top_k=optional(check_count),
     threshold=optional(check_fraction),
-    method=optional(check_text),
-    settings=optional(check_mapping),
-    layer=optional(check_names),
-    colormap=check_text,
-    alpha=check_fraction,
-    size=check_text_or_pair,
-    batch_size=check_count,
     rows_per_file=check_count,
     actors=optional(check_count),
-    threads=optional(check_count),
-    device=check_text,
-    report=check_flag,
-    resume=check_flag,
 )
 def explain_dataset(
     model: str | os.PathLike[str],
@@ -145,7 +139,7 @@ def explain_dataset(
     method: str | None = None,
     settings: Mapping[str, Any] | None = None,
     layer: str | Sequence[str] | None = None,
-    format: str | None = None,  # noqa: A002 - as in `explain_files`
+    format: str | None = None,  # noqa: A002 - the name that it has in `explain_files` and on the command line
     colormap: str = "jet",
     alpha: float = 0.5,
     size: Size = "image",
@@ -336,12 +330,12 @@ def _join(*parts: str) -> str:
 def _read_run(out: str) -> dict[str, Any] | None:
     fs, root = _storage(out)
     try:
-        with fs.open_input_stream(_join(root, _RUN)) as file:
+        with fs.open_input_stream(_join(root, RUN)) as file:
             found: dict[str, Any] = json.loads(file.read())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise ArgumentError(f"{_place(out)}: its {_RUN} cannot be read ({error}): choose another folder") from error
+        raise ArgumentError(f"{_place(out)}: its {RUN} cannot be read ({error}): choose another folder") from error
     return found
 
 
@@ -371,12 +365,12 @@ def _start(plan: _Plan, facts: Mapping[str, Any], resume: bool) -> None:
         said = ", ".join(f"{name} was {earlier.get(name)!r}, is {facts[name]!r}" for name in changed)
         raise ArgumentError(f"{_place(plan.out)}: the earlier run had other settings ({said})")
     started = (earlier or {}).get("started", datetime.now(timezone.utc).isoformat(timespec="seconds"))
-    _write(plan.out, _RUN, _json({**facts, "model": plan.model, "started": started}))
+    _write(plan.out, RUN, _json({**facts, "model": plan.model, "started": started}))
 
 
 def _finish(out: str, counts: Mapping[str, Any]) -> None:
     finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    _write(out, _RUN, _json({**(_read_run(out) or {}), **counts, "finished": finished}))
+    _write(out, RUN, _json({**(_read_run(out) or {}), **counts, "finished": finished}))
 
 
 def _json(value: object) -> bytes:
@@ -474,7 +468,7 @@ class _Actor:
 
     def __call__(self, batch: pa.Table) -> dict[str, list[int]]:
         arrow = _import_arrow()
-        for name in ("", "overlays", "heatmaps", "thumbnails", "pictures"):
+        for name in (*FOLDERS, "pictures"):
             (self._folder / name).mkdir(parents=True, exist_ok=True)
         named = [self._placed(row) for row in batch.to_pylist()]
         sources = [Source(place, source.id) for source, place in named]
@@ -648,14 +642,14 @@ def _write_page(plan: _Plan, facts: Mapping[str, Any], ids: Sequence[str] | None
         for name in ("overlays", "thumbnails"):
             (folder / name).mkdir()
         lines = [json.dumps(_line(rows[name], folder, plan)) for name in first]
-        (folder / "results.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        (folder / _RUN).write_bytes(_json({**facts, **(_read_run(plan.out) or {})}))
+        (folder / RESULTS).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        (folder / RUN).write_bytes(_json({**facts, **(_read_run(plan.out) or {})}))
         write_report(folder)
         try:
             arrow.fs.copy_files(str(folder), _join(root, _REPORT), arrow.fs.LocalFileSystem(), fs)
         except OSError as error:
             raise WriteError(f"{_place(plan.out)}: the report cannot be written: {error}") from error
-    return _join(_place(plan.out), _REPORT, "report.html")
+    return _join(_place(plan.out), _REPORT, PAGE)
 
 
 def _line(row: Mapping[str, Any], folder: Path, plan: _Plan) -> Entry:

@@ -204,25 +204,26 @@ class _Explained:
     seconds: float
 
 
+# Of the arguments that every job over many pictures takes.
+JOB_CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
+    "model": check_path,
+    "top_k": optional(check_count),
+    "method": optional(check_text),
+    "settings": optional(check_mapping),
+    "layer": optional(check_names),
+    "colormap": check_text,
+    "alpha": check_fraction,
+    "size": check_text_or_pair,
+    "batch_size": check_count,
+    "device": check_text,
+    "threads": optional(check_count),
+    "report": check_flag,
+    "resume": check_flag,
+}
+
+
 @renamed(top="top_k", batch="batch_size")
-@checked(
-    model=check_path,
-    out=check_path,
-    top_k=optional(check_count),
-    method=optional(check_text),
-    settings=optional(check_mapping),
-    layer=optional(check_names),
-    colormap=check_text,
-    alpha=check_fraction,
-    size=check_text_or_pair,
-    batch_size=check_count,
-    device=check_text,
-    threads=optional(check_count),
-    report=check_flag,
-    shard=optional(check_shard),
-    resume=check_flag,
-    progress=optional(check_callable),
-)
+@checked(**JOB_CHECKS, out=check_path, shard=optional(check_shard), progress=optional(check_callable))
 def explain_files(
     model: str | os.PathLike[str],
     inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from networks import small_classifier
 from photo_folders import make_photos
@@ -21,12 +22,11 @@ from PIL import Image
 import fastcam
 import fastcam.ray
 from fastcam.errors import ArgumentError, WriteError
+from fastcam.ray import explain_dataset
 
 ray = pytest.importorskip("ray", reason="needs ray: pip install fastcam[ray]")
 pytest.importorskip("pyarrow", reason="needs pyarrow: pip install fastcam[ray]")
 ray_cluster = pytest.importorskip("ray.cluster_utils", reason="needs ray: pip install fastcam[ray]")
-
-from fastcam.ray import explain_dataset  # noqa: E402 - only where Ray is installed
 
 # What Ray warns about is not our concern.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -272,67 +272,34 @@ class _Killer(threading.Thread):
             time.sleep(0.05)
 
 
-def _slow_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many small batches: there is time to kill something."""
-    monkeypatch.setitem(_OPTIONS, "rows_per_file", 1)
+def _explain_and_kill(model: Path, photos: Path, out: Path, kill: Any) -> None:
+    """Run a job of many small batches, in which something is killed after the first ones."""
+    killer = _Killer(out, kill)
+    killer.start()
+    result = explain_dataset(model, photos, str(out), **{**_OPTIONS, "rows_per_file": 1})
+    killer.join()
+    assert killer.done
+    assert result.images == 41
 
 
 def test_killed_workers_lose_and_double_nothing(
-    cluster: Any,
-    model: Path,
-    photos: Path,
-    expected: list[dict[str, Any]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    cluster: Any, model: Path, photos: Path, expected: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    import psutil
-
-    _slow_down(monkeypatch)
-
     def kill() -> None:
-        workers = [
-            one for one in psutil.process_iter(["cmdline"]) if "MapWorker" in " ".join(one.info["cmdline"] or [])
-        ]
-        assert workers
-        for worker in workers[:1]:
-            worker.kill()
+        processes = psutil.process_iter(["cmdline"])
+        worker = next(one for one in processes if "MapWorker" in " ".join(one.info["cmdline"] or []))
+        worker.kill()
 
-    killer = _Killer(tmp_path / "out", kill)
-    killer.start()
-    result = explain_dataset(model, photos, str(tmp_path / "out"), **_OPTIONS, report=False)
-    killer.join()
-    assert killer.done
-    assert result.images == 41
-    _check_thumbless(tmp_path / "out", expected)
+    _explain_and_kill(model, photos, tmp_path / "out", kill)
+    _check_rows(tmp_path / "out", expected)
 
 
 def test_a_lost_node_loses_and_doubles_nothing(
-    cluster: Any,
-    model: Path,
-    photos: Path,
-    expected: list[dict[str, Any]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    cluster: Any, model: Path, photos: Path, expected: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    _slow_down(monkeypatch)
     node = cluster.add_node(num_cpus=2, object_store_memory=10**8)
-    killer = _Killer(tmp_path / "out", lambda: cluster.remove_node(node, allow_graceful=False))
-    killer.start()
-    result = explain_dataset(model, photos, str(tmp_path / "out"), **_OPTIONS, report=False)
-    killer.join()
-    assert killer.done
-    assert result.images == 41
-    _check_thumbless(tmp_path / "out", expected)
-
-
-def _check_thumbless(out: Path, lines: list[dict[str, Any]]) -> None:
-    rows = _rows(out)
-    assert rows.keys() == {line["path"] for line in lines}
-    for line in lines:
-        row = rows[line["path"]]
-        assert row["error"] == line.get("error")
-        maps = [b64encode(one["map"]).decode() for one in row["classes"] or []]
-        assert maps == [one["map"] for one in line.get("classes", [])]
+    _explain_and_kill(model, photos, tmp_path / "out", lambda: cluster.remove_node(node, allow_graceful=False))
+    _check_rows(tmp_path / "out", expected)
 
 
 @pytest.mark.parametrize(
