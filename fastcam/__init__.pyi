@@ -18,9 +18,11 @@ from .errors import (
 from .evaluating.evaluation import Evaluation, evaluate
 from .evaluating.verification import Verification, verify
 from .explaining.explainer import Explainer
-from .explaining.explanation import DeviceExplanation, Explanation, ImageExplanation
+from .explaining.explanation import DeviceExplanation, Explanation
+from .explaining.image_explanation import ImageExplanation
 from .explaining.inspection import ModelInfo, inspect
 from .explaining.rendering import render
+from .explaining.signal_explanation import SignalExplanation
 from .explaining.tensorrt import write_context
 from .exporting.exporter import ExportResult, export
 from .exporting.gradients.table import Step, defvjp
@@ -61,6 +63,7 @@ __all__ = [
     "NonFiniteError",
     "Preprocessing",
     "Rendered",
+    "SignalExplanation",
     "Step",
     "TargetError",
     "TimeLimitError",

@@ -154,6 +154,19 @@ def check_pair(name: str, value: Any) -> tuple[int, int]:
     return height, width
 
 
+def check_lengths(name: str, value: Any) -> tuple[int, ...]:
+    """Return one to three whole numbers, at least 1; raise ArgumentError for anything else."""
+    try:
+        lengths = tuple(check_integer(name, side, 1) for side in value)
+    except Exception:  # noqa: BLE001 - the caller's object may raise anything when it is iterated
+        lengths = ()
+    if not 1 <= len(lengths) <= 3:
+        raise ArgumentError(
+            f"{name}={shown(value)}: give (height, width), (time,) or (depth, height, width), whole numbers, 1 or more"
+        )
+    return lengths
+
+
 def check_shard(name: str, value: object) -> tuple[int, int]:
     """Return (i, n) with i from 1 to n; raises ArgumentError for anything else."""
     number, count = check_pair(name, value)

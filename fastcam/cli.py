@@ -32,7 +32,7 @@ from .folders.drift import write_drift_page
 from .folders.jobs import FORMATS
 from .folders.sources import find_sources
 from .metadata import EVIDENCE, FITS, PICTURES, PRECISIONS, SCORE_ACTIVATIONS, SCORES
-from .preprocessing import Preprocessing
+from .preprocessing import CONTENTS, Preprocessing
 from .web.runtime import PACKAGE
 from .web.site import build_site
 
@@ -1042,15 +1042,19 @@ def _facts(found: fastcam.ModelInfo) -> Iterator[tuple[str, str]]:
         for name, shape in values.items():
             layout = f", {found.input_layout}" if heading == "input" else ""
             yield heading, f"{name} ({', '.join(map(str, shape))}){layout}"
-    yield "preprocessing", _preprocessing_summary(found.preprocessing)
+    if len(found.input_layout) == 4:
+        yield "preprocessing", _preprocessing_summary(found.preprocessing)
+    else:
+        contents = CONTENTS[len(found.input_layout)]
+        yield "use", f"{contents}, from Python: fastcam.Explainer({str(found.path)!r})(array)"
     for note in found.notes:
         yield "note", note
     yield "score", _SCORE_FACTS[found.score]
     if found.fit == "letterbox":
         yield "fit", "letterbox: pictures are scaled as a whole and surrounded by grey"
     yield _NAMED.get(found.score, "classes"), _class_summary(found.classes, found.class_count)
-    for name, (channels, height, width) in found.layers.items():
-        yield "explained layer", f"{name}: {channels} channels of {height} x {width}"
+    for name, (channels, *sides) in found.layers.items():
+        yield "explained layer", f"{name}: {channels} channels of {' x '.join(map(str, sides))}"
     yield "precision", _PRECISION_FACTS[found.precision]
     others = [name for name in found.candidates if name not in found.layers]
     yield (
@@ -1074,7 +1078,7 @@ def _facts(found: fastcam.ModelInfo) -> Iterator[tuple[str, str]]:
 
 
 _SCORE_FACTS = {
-    "classes": "a target is a class of the picture",
+    "classes": "a target is a class",
     "values": "a target is a value, as the model gives it",
     "segmentation": "a target is a class: the mean logit over the pixels where it is predicted",
     "boxes": "a target is a box: by rank (top5), or an entry of an explanation's targets",

@@ -19,7 +19,9 @@ DRAWING_VERSION = "2"
 SCORES_VERSION = "3"
 # Files without layers and gradients, which older readers would expect.
 SCORES_ONLY_VERSION = "4"
-READABLE_VERSIONS = (FORMAT_VERSION, DRAWING_VERSION, SCORES_VERSION, SCORES_ONLY_VERSION)
+# Files that take series or volumes.
+SIGNALS_VERSION = "5"
+READABLE_VERSIONS = (FORMAT_VERSION, DRAWING_VERSION, SCORES_VERSION, SCORES_ONLY_VERSION, SIGNALS_VERSION)
 
 # Ranks that the input `target` can request: -1 the top class, -2 the second. TensorRT sorts at most 3840 classes, and
 # nobody looks at a hundred maps.
@@ -119,6 +121,9 @@ class Metadata:
         Height and width of the scores of a segmentation, and so of the input ``mask``.
     evidence : tuple of str
         The outputs for single methods that the file has, see `EVIDENCE`.
+    map_shapes : tuple of tuple of int
+        Of each layer of a network for series or volumes: the shape of its map, (t,) or (d,h,w). The outputs hold
+        (N,C,1,t) and (N,C,d*h,w).
     """
 
     layers: tuple[str, ...]
@@ -139,6 +144,12 @@ class Metadata:
     box_classes: int = 0
     mask_size: tuple[int, int] | None = None
     evidence: tuple[str, ...] = ()
+    map_shapes: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether the input is pictures, rather than series or volumes."""
+        return len(self.input_layout) == 4
 
     @property
     def overflow_advice(self) -> str:
@@ -161,8 +172,9 @@ class Metadata:
             scores["mask_size"] = json.dumps(self.mask_size)
         scores = scores if (self.score, self.fit) != ("classes", "stretch") else {}
         needed = SCORES_VERSION if scores else DRAWING_VERSION if drawing else FORMAT_VERSION
+        needed = needed if self.layers else SCORES_ONLY_VERSION
         entries = {
-            "format_version": needed if self.layers else SCORES_ONLY_VERSION,
+            "format_version": needed if self.takes_pictures else SIGNALS_VERSION,
             "package_version": importlib.metadata.version("fastcam"),
             "framework": self.framework,
             "layers": json.dumps(self.layers, ensure_ascii=False),
@@ -176,6 +188,7 @@ class Metadata:
             **drawing,
             **scores,
             **({"evidence": json.dumps(self.evidence)} if self.evidence else {}),
+            **({"map_shapes": json.dumps(self.map_shapes)} if self.map_shapes else {}),
         }
         return {_PREFIX + key: value for key, value in entries.items()}
 
@@ -201,7 +214,7 @@ class Metadata:
             # Files from before there were others.
             known[_PREFIX + "evidence"] = json.dumps([IMAGE_GRADIENTS])
         found = cls(**{key: _entry(known, key, read, name) for key, read in _READERS.items()})
-        if not found.layers and version != SCORES_ONLY_VERSION:
+        if not found.layers and version not in (SCORES_ONLY_VERSION, SIGNALS_VERSION):
             raise FileFormatError(f"{name}: its metadata entry 'fastcam.layers' is empty: export the model again")
         return found
 
@@ -235,6 +248,13 @@ def _size(text: str) -> tuple[int, int]:
     if not (0 < height <= _LARGEST_SIDE and 0 < width <= _LARGEST_SIDE):
         raise ValueError("not a size")
     return height, width
+
+
+def _map_shapes(text: str) -> tuple[tuple[int, ...], ...]:
+    shapes = tuple(tuple(int(side) for side in shape) for shape in json.loads(text))
+    if not all(0 < side <= _LARGEST_SIDE**2 for shape in shapes for side in shape):
+        raise ValueError("not shapes")
+    return shapes
 
 
 def _one_of(*allowed: str) -> Any:
@@ -277,6 +297,7 @@ _READERS: dict[str, Any] = {
     "box_classes": lambda text: min(int(text), 2**31),
     "mask_size": lambda text: _size(text) if text else None,
     "evidence": _evidence,
+    "map_shapes": _map_shapes,
 }
 # Older files of this format lack these entries.
 _DEFAULTS = {
@@ -293,5 +314,6 @@ _DEFAULTS = {
         "box_classes": "0",
         "mask_size": "",
         "evidence": "[]",
+        "map_shapes": "[]",
     }.items()
 }

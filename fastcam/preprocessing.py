@@ -12,7 +12,16 @@ from typing import Any, Literal, NamedTuple
 from .arguments import shown
 from .errors import ArgumentError
 
-Layout = Literal["NHWC", "NCHW"]
+Layout = Literal["NHWC", "NCHW", "NTC", "NCT", "NDHWC", "NCDHW"]
+
+# Of pictures, series and volumes: with the channels first, and last.
+LAYOUTS: Mapping[int, tuple[Layout, Layout]] = {
+    3: ("NCT", "NTC"),
+    4: ("NCHW", "NHWC"),
+    5: ("NCDHW", "NDHWC"),
+}
+# What an input of this rank holds.
+CONTENTS: Mapping[int, str] = {3: "series", 4: "pictures", 5: "volumes"}
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ def test_public_names() -> None:
         "NonFiniteError",
         "Preprocessing",
         "Rendered",
+        "SignalExplanation",
         "Step",
         "TargetError",
         "TimeLimitError",

@@ -36,6 +36,8 @@ _TORCH_BLOCKS = [block for block in _ALL_BLOCKS if "import torch" in block]
 _BLOCKS = [block for block in _ALL_BLOCKS if block not in _TORCH_BLOCKS]
 _SCORES = (_README.parent / "docs" / "scores.md").read_text(encoding="utf-8")
 _SCORE_BLOCKS = dict(re.findall(r"<!-- runs (\w+) -->\n```python\n(.*?)```", _SCORES, re.DOTALL))
+_SIGNALS = (_README.parent / "docs" / "signals.md").read_text(encoding="utf-8")
+_SIGNAL_BLOCKS = dict(re.findall(r"<!-- runs (\w+) -->\n```python\n(.*?)```", _SIGNALS, re.DOTALL))
 _METHODS, _EVALUATION = (
     (_README.parent / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("methods", "evaluation")
 )
@@ -110,6 +112,26 @@ def test_the_blocks_of_the_page_on_scores_run(name: str, tmp_path: Path, monkeyp
         assert set(found["image"].labels) == {"red"}
         assert Path("box_0.png").is_file()
     assert len(_SCORE_BLOCKS) == 4
+
+
+@pytest.mark.parametrize("name", ["series", "volumes"])
+def test_the_blocks_of_the_page_on_signals_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="needs torch: pip install fastcam[torch]")
+    nibabel = pytest.importorskip("nibabel", reason="needs nibabel: pip install fastcam[volumes]")
+    monkeypatch.chdir(tmp_path)
+    affine = np.diag([0.5, 0.5, 3, 1])
+    scan = np.random.default_rng(0).random((32, 40, 24)).astype(np.float32)
+    nibabel.Nifti1Image(scan, affine).to_filename("scan.nii.gz")
+    found: dict[str, Any] = {}
+    exec(_SIGNAL_BLOCKS[name], found)
+    if name == "series":
+        assert found["found"].heatmaps.shape == (8, 1, 500)
+        assert found["found"].labels == [["late"]] * 8
+    else:
+        heat = nibabel.load("heat.nii.gz")
+        assert np.array_equal(heat.affine, affine)
+        assert np.array_equal(heat.get_fdata(dtype=np.float32), found["explanation"].heatmaps[0])
+    assert list(tmp_path.glob("*.png"))
 
 
 def test_the_block_of_the_page_on_evaluation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

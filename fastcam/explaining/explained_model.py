@@ -80,6 +80,8 @@ class ExplainedModel:
         Number of scores of an image: as many, except for a detector, which has one for each anchor and class.
     draws_only : bool
         Whether the file returns the maps that it draws, without activations and weights.
+    map_shapes : tuple of tuple of int
+        Of each layer: (h,w), (t,) or (d,h,w).
     methods : tuple of str
         Methods by which the file can be explained.
     default_method : str
@@ -129,6 +131,7 @@ class ExplainedModel:
                 f"{path}: its metadata entry 'fastcam.classes' holds {len(classes)} names for "
                 f"{self.class_count} classes: export the model again"
             )
+        self._check_map_shapes()
         self.methods = tuple(self._offered())
         wanted = _DEFAULT_METHODS.get(self.metadata.score, DEFAULT_METHOD)
         self.default_method = wanted if wanted in self.methods else self.methods[0]
@@ -144,7 +147,9 @@ class ExplainedModel:
         # Methods that run the network again change its input, which takes floats.
         holds |= {"scores"} if self.metadata.picture is None else set()
         for name, row in METHODS.items():
-            if holds.issuperset(row.reads) and (row.reruns is None or self.metadata.picture is None):
+            changes_input = row.reruns is not None or row.of_image
+            takes_floats = self.metadata.picture is None and self.metadata.takes_pictures
+            if holds.issuperset(row.reads) and (takes_floats or not changes_input):
                 yield name
 
     def check_unchanged(self) -> None:
@@ -173,6 +178,11 @@ class ExplainedModel:
     def side(self, axis: str) -> int:
         """Return the size of one axis of the image, "H", "W" or "C"."""
         return self.image_shape[self.metadata.input_layout.index(axis) - 1]
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """Sizes of the input's axes besides batch and channels: (H,W), (T,) or (D,H,W)."""
+        return tuple(self.side(axis) for axis in self.metadata.input_layout if axis not in "NC")
 
     def output_shape(self, name: str, images: int, maps: int) -> tuple[Any, ...]:
         """Return the shape of an output for this number of images and maps per image; dynamic ones stay names."""
@@ -205,6 +215,11 @@ class ExplainedModel:
 
     def _refusal(self, method: str, row: Method) -> str:
         """Return why the file cannot be explained by a method, and the way out."""
+        if not self.metadata.takes_pictures:
+            return (
+                f"method={method!r} changes pictures, or needs outputs that files for series and volumes do not hold, "
+                f"such as {self.path}: choose from {', '.join(self.methods)}"
+            )
         if row.reruns is not None and self.metadata.picture is not None:
             return (
                 f"method={method!r} changes the model's input, and {self.path} takes uint8 pictures: export the model "
@@ -238,11 +253,24 @@ class ExplainedModel:
             kind = "tensor(uint8)"
             known = self.metadata.picture == "any" or sides[:2] == self.outputs["heatmaps"].shape[2:]
             sides = (*self.outputs["heatmaps"].shape[2:], *sides[2:]) if known else ()
-        whole = len(sides) == 3 and all(isinstance(side, int) and side > 0 for side in sides)
+        whole = len(sides) == len(self.metadata.input_layout) - 1 and all(
+            isinstance(side, int) and side > 0 for side in sides
+        )
         if image.type != kind or not whole or math.prod(sides) > _LARGEST_INPUT:
             raise FileFormatError(
                 f"{self.path}: its input {image.name!r} is {image.type} {list(image.shape)}, "
                 "not a batch of pictures: export the model again"
+            )
+
+    def _check_map_shapes(self) -> None:
+        maps = [] if self.draws_only else [self.outputs[layer.activations].shape[2:] for layer in self._layer_outputs]
+        self.map_shapes = tuple(maps) if self.metadata.takes_pictures else self.metadata.map_shapes
+        if self.metadata.takes_pictures:
+            return
+        pixels = [math.prod(sides) if all(isinstance(side, int) for side in sides) else None for sides in maps]
+        if [math.prod(shape) for shape in self.map_shapes] != pixels:
+            raise FileFormatError(
+                f"{self.path}: its metadata entry 'fastcam.map_shapes' does not fit its layers: export the model again"
             )
 
     def _check_outputs(self) -> None:

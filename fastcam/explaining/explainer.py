@@ -33,7 +33,7 @@ from ..notes import Note
 from ..pictures.letterbox import Frame, letterbox, letterboxed, stretched
 from ..pictures.preparing import prepare, resize_images
 from ..pictures.reading import ImageSource, ValueRange, read_image
-from ..preprocessing import Layout, Preprocessing
+from ..preprocessing import CONTENTS, Layout, Preprocessing
 from .boxes import ABSENT, BoxTargets, check_threshold
 from .contrast import (
     NEAREST,
@@ -54,12 +54,14 @@ from .engines.inputs import DeviceInputs, Inputs, Pictures, Tensors
 from .engines.opening import open_engine
 from .engines.reruns import RerunEngine
 from .explained_model import LARGEST_HEATMAP
-from .explanation import DeviceExplanation, Explanation, is_whole
+from .explanation import DeviceExplanation, Explanation
 from .extras import is_embedding, mask_rows, reference_rows
+from .image_explanation import is_whole
 from .images import Images, as_list, on_host
 from .methods import METHODS, Evidence, find_method
 from .providers import ask
 from .runs import TimeLimit
+from .signals import Signals, enlarge, read_signals
 from .targets import Target, Targets
 
 
@@ -284,8 +286,34 @@ class Explainer:
 
     @cached_property
     def input_size(self) -> tuple[int, int]:
-        """Height and width of the model's input, in pixels."""
+        """Height and width of the model's input, in pixels.
+
+        Raises
+        ------
+        ImageError
+            The model takes series or volumes: see `grid_shape`.
+        """
+        if not self.takes_pictures:
+            contents = CONTENTS[len(self.input_layout)]
+            raise ImageError(
+                f"{self.path} takes {contents}, not pictures: pass arrays (N, {_sides(self._image_shape)}) to Explainer"
+            )
         return self._model.side("H"), self._model.side("W")
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether the model takes pictures, rather than series or volumes."""
+        return self._model.metadata.takes_pictures
+
+    @property
+    def map_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of the map of each explained layer: (h,w), (t,) of series or (d,h,w) of volumes."""
+        return self._model.map_shapes
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """Sizes of the input's axes besides batch and channels: (H,W), (T,) of series or (D,H,W) of volumes."""
+        return self._model.grid_shape
 
     @property
     def preprocessing(self) -> Preprocessing | None:
@@ -326,8 +354,9 @@ class Explainer:
         return self._prepared([read_image(source, value_range=value_range) for source in as_list(on_host(images))])
 
     def _prepared(self, pictures: Sequence[Pixels]) -> Floats | Pixels:
+        size = self.input_size
         if self._model.metadata.picture is not None:
-            return resize_images(pictures, self.input_size)
+            return resize_images(pictures, size)
         channels = self._model.side("C")
         if channels not in (1, 3):
             raise ImageError(
@@ -340,8 +369,8 @@ class Explainer:
                 "export it again with preprocess=..., or pass a preprocessed float32 batch"
             )
         if self.fit == "letterbox":
-            pictures = [letterbox(picture, self.input_size) for picture in pictures]
-        return prepare(pictures, self.preprocessing, self.input_size, self.input_layout, channels)
+            pictures = [letterbox(picture, size) for picture in pictures]
+        return prepare(pictures, self.preprocessing, size, self.input_layout, channels)
 
     def frame(self, picture: Pixels) -> Frame:
         """Return where a picture, uint8 (H0,W0,3), lies in the model's input."""
@@ -362,7 +391,7 @@ class Explainer:
         method: str | None = ...,
         settings: Mapping[str, Any] | None = ...,
         layer: str | Sequence[str] | None = ...,
-        size: str | tuple[int, int] = ...,
+        size: str | tuple[int, ...] = ...,
         normalize: str | None = ...,
         threshold: float | None = ...,
         batch_size: int = ...,
@@ -385,7 +414,7 @@ class Explainer:
         method: str | None = ...,
         settings: Mapping[str, Any] | None = ...,
         layer: str | Sequence[str] | None = ...,
-        size: str | tuple[int, int] = ...,
+        size: str | tuple[int, ...] = ...,
         normalize: str | None = ...,
         threshold: float | None = ...,
         batch_size: int = ...,
@@ -417,7 +446,7 @@ class Explainer:
         method: str | None = None,
         settings: Mapping[str, Any] | None = None,
         layer: str | Sequence[str] | None = None,
-        size: str | tuple[int, int] = "input",
+        size: str | tuple[int, ...] = "input",
         normalize: str | None = "max",
         threshold: float | None = None,
         batch_size: int = 16,
@@ -438,7 +467,8 @@ class Explainer:
             mixes them; a preprocessed float32 batch; or a torch tensor or item of a dataset, (image, label): uint8
             (N,3,H,W) are pictures, floats are preprocessed. On CUDA also an array on the device, from CuPy, torch or
             anything with ``__dlpack__`` or ``__cuda_array_interface__``: a preprocessed float32 batch, or uint8
-            pictures (N,H,W,3) of the input's size. It is not copied to the host.
+            pictures (N,H,W,3) of the input's size. It is not copied to the host. A model of series or volumes takes
+            arrays of numbers, one or a batch, and volumes also as nibabel images or .nii files.
         target
             What to explain: None, the top class; "top3" (any number), the top three; a class index or name; a list of
             those, for every image; one list per image; or an array (N,K) of indices. For a detector: None, the ten best
@@ -469,7 +499,8 @@ class Explainer:
             One of the file's `layers`; None, the first, or for a detector all. For several the heatmap is the mean,
             normalised again, and ``maps`` have the size of the largest.
         size
-            Size of the heatmaps: "input", the model's input; "layer", the explained layer; or (height, width).
+            Size of the heatmaps: "input", the model's input; "layer", the explained layer; or (height, width), for
+            series (time,), for volumes (depth, height, width).
         normalize
             "max" divides each map by its maximum, "minmax" maps its range to 0..1, None leaves it raw. "signed" keeps
             the evidence against the target, -1..1, divided by the largest magnitude.
@@ -528,16 +559,15 @@ class Explainer:
         question = _Question(target, against, counterfactual, mask, reference, value_range)
         targets, contrast, extra = self._answerable(question, inputs, pictures, batch_size, limit)
         # Maps before their ReLU are combined and scaled here.
-        raw = contrast is not None or scaling == "signed"
+        raw = contrast is not None or scaling == "signed" or not self.takes_pictures
         if contrast is not None:
             check_linear(method)
-        if raw and row.merge != "mean":
-            raise ArgumentError(f"method={method!r} multiplies the maps of several layers: their signs mean nothing")
+        self._check_raw(look, raw=raw, on_device=on_device)
         task = Task(
             look.fetched,
             method,
             None if scaling == "signed" else scaling,
-            None if raw else chosen_size,
+            None if raw or chosen_size is None else (chosen_size[0], chosen_size[1]),
             batch_size,
             on_device,
             limit,
@@ -558,7 +588,7 @@ class Explainer:
         except MemoryError as error:
             if isinstance(error, FastcamError):
                 raise
-            shape = (len(pictures), targets.shape[1], *(chosen_size or self.input_size))
+            shape = (len(pictures), targets.shape[1], *(chosen_size or self.grid_shape))
             raise ArgumentError(
                 f"not enough memory: heatmaps {shape} take {math.prod(shape) * 4 / 2**30:.3g} GiB ({error}). Request "
                 "fewer or smaller ones"
@@ -567,7 +597,16 @@ class Explainer:
             return DeviceExplanation(*results.arrays, self.classes, self._model.metadata.score_activation)
         if lowest is not None and results.boxes is not None:
             results = _above(lowest, results, results.boxes.scores, targets)
-        return self._explanation(results, pictures, signed=scaling == "signed")
+        return self._explanation(results, pictures, inputs, signed=scaling == "signed")
+
+    def _check_raw(self, look: _Look, *, raw: bool, on_device: bool) -> None:
+        """Reject what maps before their ReLU, and those of series and volumes, cannot do."""
+        if raw and METHODS[look.method].merge != "mean":
+            raise ArgumentError(
+                f"method={look.method!r} multiplies the maps of several layers: their signs mean nothing"
+            )
+        if not self.takes_pictures and (on_device or len(look.positions) > 1):
+            raise ArgumentError(f"{self.path} takes no pictures: omit on_device=, and name one layer at a time")
 
     def evidence(self, image: Images, target: Target = None, *, batch_size: int = 16) -> tuple[Evidence, int]:
         """Return what methods and metrics may ask about one image, see `methods.Evidence`, and the explained target.
@@ -586,6 +625,7 @@ class Explainer:
         FastcamError
             As a call does.
         """
+        _ = self.input_size  # an error for what is no picture
         pictures, inputs = self._read(image, None)
         if len(pictures) != 1:
             raise ImageError(f"give one image, not {len(pictures)}")
@@ -603,13 +643,19 @@ class Explainer:
         targets: Indices,
         task: Task,
         contrast: Contrast,
-        size: tuple[int, int] | None,
+        size: tuple[int, ...] | None,
         scaling: Scaling,
     ) -> Results:
         """Return the results of maps that are combined before their ReLU.
 
         Those of a detector's layers one by one, at their own sizes: each box is scored at one of them.
         """
+        if not self.takes_pictures:
+            found = contrasted(engine.explain(inputs, targets, task), contrast, None, scaling)
+            shape = self.map_shapes[task.positions[0]]
+            return found._replace(heatmaps=enlarge(found.maps, shape, size), maps=enlarge(found.maps, shape, None))
+        if size is not None:
+            size = size[0], size[1]
         if not self.has_boxes or len(task.positions) == 1:
             return contrasted(engine.explain(inputs, targets, task), contrast, size, scaling)
         layers = []
@@ -696,7 +742,9 @@ class Explainer:
         scored = self._engine.explain(inputs, targets, task)
         return scored.targets, nearest_classes(scored.logits, scored.targets)
 
-    def _explanation(self, results: Results, pictures: list[Pixels | None], *, signed: bool) -> Explanation:
+    def _explanation(
+        self, results: Results, pictures: list[Pixels | None], inputs: Inputs, *, signed: bool
+    ) -> Explanation:
         if results.similarity is not None:
             rows, count = results.targets.shape
             results = results._replace(targets=np.broadcast_to(np.arange(count, dtype=np.int64), (rows, count)))
@@ -715,7 +763,12 @@ class Explainer:
             frames=frames,
             signed=signed,
             similarity=results.similarity,
+            signals=self._channels_first(inputs.batch) if isinstance(inputs, Signals) else None,
+            sources=inputs.sources if isinstance(inputs, Signals) else [],
         )
+
+    def _channels_first(self, batch: Floats) -> Floats:
+        return np.moveaxis(batch, self.input_layout.index("C"), 1)
 
     def _prepared_background(self, background: Images) -> Floats:
         pictures, inputs = self._read(background, None)
@@ -725,6 +778,9 @@ class Explainer:
 
     def _read(self, images: Any, value_range: ValueRange) -> tuple[list[Pixels | None], Inputs]:
         """Return the pictures (None for images not given as host pictures) and the engine's input."""
+        if not self.takes_pictures:
+            signals = read_signals(images, self.input_layout, self._image_shape)
+            return [None] * len(signals), signals
         images = on_host(images)
         batch = self._preprocessed(images)
         if batch is not None:
@@ -783,21 +839,20 @@ class Explainer:
             raise LayerError(f"layer={shown(layer)}: give a name, or a list of different ones")
         return [self.layers.index(name) for name in names]
 
-    def _checked_size(self, size: Any) -> tuple[int, int] | None:
+    def _checked_size(self, size: Any) -> tuple[int, ...] | None:
         """Return the heatmaps' size; None for the layer's own."""
         if isinstance(size, str) and size == "input":
-            return self.input_size
+            return self.grid_shape
         if isinstance(size, str) and size == "layer":
             return None
         is_row = isinstance(size, list | tuple) or (isinstance(size, np.ndarray) and size.ndim == 1)
         numbers = tuple(size) if is_row else ()
-        if len(numbers) == 2 and all(is_whole(number) and number > 0 for number in numbers):
-            height, width = int(numbers[0]), int(numbers[1])
-            if height * width <= LARGEST_HEATMAP:
-                return height, width
-        raise ArgumentError(
-            f"size={shown(size)}: give 'input', 'layer' or (height, width), at least 1 each, 2**28 in all"
-        )
+        if len(numbers) == len(self.grid_shape) and all(is_whole(number) and number > 0 for number in numbers):
+            sides = tuple(int(number) for number in numbers)
+            if math.prod(sides) <= LARGEST_HEATMAP:
+                return sides
+        axes = _AXES[len(self.grid_shape)]
+        raise ArgumentError(f"size={shown(size)}: give 'input', 'layer' or {axes}, at least 1 each, 2**28 in all")
 
     def _checked_batch(self, batch: npt.NDArray[Any]) -> Floats:
         """Return a preprocessed batch as float32 of the model's shape."""
@@ -815,6 +870,9 @@ class Explainer:
         if bad is not None:
             raise ImageError(f"image {bad} of the batch holds NaN or infinity, or a number beyond float32")
         return tensor
+
+
+_AXES = {1: "(time,)", 2: "(height, width)", 3: "(depth, height, width)"}
 
 
 def _above(threshold: float, results: Results, scores: Floats, asked: Indices) -> Results:

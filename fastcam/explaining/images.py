@@ -17,11 +17,12 @@ Images: TypeAlias = "ImageSource | npt.NDArray[np.floating[Any]] | Sequence[Imag
 _CHANNELS = (1, 3, 4)
 
 
-def on_host(images: Any) -> Any:
+def on_host(images: Any, *, pictures: bool = True) -> Any:
     """Return what a call was given, with tensors of other libraries in host memory as NumPy arrays.
 
     A dataset item, (image, label), is its image. A torch tensor of pictures, uint8 (3,H,W) or (N,3,H,W), gets its
     channels last, as all other pictures have them. Arrays on a device, and everything else, are returned unchanged.
+    Without ``pictures``, the axes of all tensors stay as they are.
 
     Raises
     ------
@@ -29,7 +30,7 @@ def on_host(images: Any) -> Any:
         A tensor has no equivalent in NumPy (bfloat16, sparse, without data).
     """
     if is_item(images):
-        return on_host(images[0])
+        return on_host(images[0], pictures=pictures)
     if isinstance(images, np.ndarray | list | str | bytes | bytearray | memoryview) or not _is_host_tensor(images):
         return images
     try:
@@ -38,6 +39,8 @@ def on_host(images: Any) -> Any:
         raise ImageError(
             f"cannot be read as an array: {type(images).__name__} ({error}). Convert it to float32"
         ) from None
+    if not pictures:
+        return array
     if _is_torch(images) and array.dtype == np.uint8:
         return _channels_last(array)
     # A tensor of one preprocessed image, as datasets yield it: it must not pass for a picture with 0..1.

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..arguments import check_path, checked
 from ..errors import FastcamError, ModelError
-from ..graph import Graph, attribute, from_model, needed_nodes
+from ..graph import Graph, attribute, from_model, needed_nodes, static_dims
 from ..metadata import layer_outputs
 from ..notes import Note
 from ..preprocessing import Layout, Preprocessing
@@ -46,6 +46,7 @@ class ModelInfo:
     inputs, outputs : dict
         Shape of each by name; a string is a dynamic dimension.
     input_layout : "NHWC" or "NCHW"
+        Or "NTC", "NCT", "NDHWC" or "NCDHW", for series and volumes.
     preprocessing : Preprocessing or None
         How a picture becomes the input; None if the file does not say.
     classes : tuple of str or None
@@ -56,7 +57,8 @@ class ModelInfo:
     fit : {"stretch", "letterbox"}
         How pictures of other proportions are fitted to the input.
     layers : dict
-        Channels, height and width of each explained layer by name, the first one first.
+        Channels, height and width of each explained layer by name, the first one first; channels and length for series,
+        channels, depth, height and width for volumes.
     candidates : tuple of str
         Layers that `export` could have explained, from the last to the first.
     methods : tuple of str
@@ -147,7 +149,7 @@ def inspect(path: str | os.PathLike[str]) -> ModelInfo:
         class_count=explainer.class_count,
         score=explainer.score,
         fit=explainer.fit,
-        layers={name: _sides(graph, layer_outputs(i).activations) for i, name in enumerate(explainer.layers)},
+        layers={name: _map_shape(graph, explainer, i) for i, name in enumerate(explainer.layers)},
         candidates=explainer.candidates,
         methods=explainer.methods,
         parameters=_elements(graph, weights),
@@ -183,8 +185,10 @@ def _of_one_image(model: onnx.ModelProto) -> Graph:
     return from_model(model)
 
 
-def _sides(graph: Graph, activations: str) -> tuple[int, ...]:
-    return tuple(side for side in graph.shape(activations)[1:] if isinstance(side, int))
+def _map_shape(graph: Graph, explainer: Explainer, position: int) -> tuple[int, ...]:
+    """Return channels and sides of a layer's map; files that only draw have it inside."""
+    channels, *sides = static_dims(graph, layer_outputs(position).activations, [1, 2, 3])
+    return (channels, *(sides if explainer.takes_pictures else explainer.map_shapes[position]))
 
 
 def _weights(graph: Graph, nodes: Iterable[onnx.NodeProto]) -> set[str]:

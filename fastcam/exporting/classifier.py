@@ -31,6 +31,8 @@ class Classifier:
         What was removed after the scores, as `scores.remove_score_activation` returns it.
     scores : Scored
         What is known of the table of scores.
+    map_shapes : list of tuple of int
+        Of each layer of a network for series or volumes, whose maps are laid out as planes: their shape.
     """
 
     graph: Graph
@@ -39,6 +41,7 @@ class Classifier:
     candidates: list[str]
     score_activation: str
     scores: Scored
+    map_shapes: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
 
 
 # The name by which the end of a detector's backbone is asked for.
@@ -88,9 +91,8 @@ def open_classifier(
     values = [choose_layer(graph, value, layer, grid) for value, layer in zip(asked, layers, strict=True)]
     _check_distinct(values, layers)
     imported.notes.extend(branch_notes(graph, values, candidates))
-    for value in values:
-        put_on_map(graph, value, grid)
-    return Classifier(graph, imported, values, candidates, scores.removed, scores)
+    shapes = [shape for value in values if (shape := put_on_map(graph, value, grid))]
+    return Classifier(graph, imported, values, candidates, scores.removed, scores, shapes)
 
 
 def _check_distinct(values: Sequence[str], layers: Sequence[str | None]) -> None:

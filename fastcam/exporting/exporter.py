@@ -10,14 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..arguments import check_classes, check_flag, check_names, check_pair, check_path, check_text, checked, optional
+from ..arguments import (
+    check_classes,
+    check_flag,
+    check_lengths,
+    check_names,
+    check_pair,
+    check_path,
+    check_text,
+    checked,
+    optional,
+)
 from ..errors import ArgumentError, FastcamError, ModelError
 from ..files import check_writable
 from ..graph import Graph, static_dims
 from ..labels import class_names
 from ..metadata import EVIDENCE, FITS, IMAGE_GRADIENTS, PRECISIONS, SCORE_ACTIVATIONS, SCORES, Metadata
 from ..notes import Note
-from ..preprocessing import Layout, Preprocessing
+from ..preprocessing import CONTENTS, LAYOUTS, Layout, Preprocessing
 from .classifier import Classifier, open_classifier
 from .drawing import DrawingPlan
 from .evidence import BUILDERS, add_evidence
@@ -84,7 +94,7 @@ class ExportResult:
     path=check_path,
     layer=optional(check_names),
     output=optional(check_text),
-    input_size=optional(check_pair),
+    input_size=optional(check_lengths),
     token_grid=optional(check_pair),
     classes=optional(check_classes),
     score=check_text,
@@ -107,7 +117,7 @@ def export(
     *,
     layer: str | Sequence[str] | None = None,
     output: str | None = None,
-    input_size: tuple[int, int] | None = None,
+    input_size: tuple[int, ...] | None = None,
     example_input: Any = None,
     token_grid: tuple[int, int] | None = None,
     classes: Sequence[str] | Mapping[Any, Any] | str | os.PathLike[str] | None = None,
@@ -148,10 +158,11 @@ def export(
         the outputs above, the next ones by ``activations_1`` and ``weights_1``, ``activations_2`` and ``weights_2`` ...
     output : str, optional
         The output that holds the scores, for models with several; or any value inside the model.
-    input_size : (int, int), optional
-        Height and width of the images, in pixels, for a model with dynamic ones.
+    input_size : tuple of int, optional
+        Height and width of the images, in pixels, for a model with dynamic ones; (time,) of series, and (depth, height,
+        width) of volumes.
     example_input : torch.Tensor, optional
-        An image batch (N,3,H,W) to trace a torch module with.
+        A batch to trace a torch module with: images (N,3,H,W), series (N,C,T) or volumes (N,C,D,H,W).
     token_grid : (int, int), optional
         Patches along height and width, for a layer of a transformer, (N,tokens,C), where the model does not determine
         it: the patches come last, row by row, after class and register tokens.
@@ -259,8 +270,6 @@ def export(
     _check_choice("gradients", gradients, (None, *_GRADIENTS))
     _check_choice("precision", precision, PRECISIONS)
     _check_choice("score_activation", score_activation, (None, *SCORE_ACTIVATIONS))
-    _check_size("input_size", input_size)
-    _check_size("token_grid", token_grid)
     plan = DrawingPlan(draw, method, signed, picture, target, raw_outputs, contrast)
     has_boxes = score == "boxes"
     gradients, fit = gradients or ("full" if has_boxes else "pooled"), fit or ("letterbox" if has_boxes else "stretch")
@@ -282,6 +291,8 @@ def export(
         scores = _settle(classifier, score, score_activation, names)
         class_count = _class_count(classifier)
         layout = _input_layout(graph, imported)
+        if len(layout) != 4:
+            _check_signals(layout, score, outputs, draw or picture, preprocess)
         preprocessing, guesses = _preprocessing(chosen_preprocessing, classifier, layout)
         notes += [*_notes(imported, precision), *scores.notes, *guesses]
         _check_channels(graph, layout, preprocessing)
@@ -315,6 +326,7 @@ def export(
         box_classes=classifier.scores.class_count or 0,
         mask_size=classifier.scores.mask_size,
         evidence=outputs,
+        map_shapes=tuple(classifier.map_shapes),
     )
     trial = Trial(
         input_name,
@@ -390,11 +402,6 @@ def _check_choice(name: str, value: str | None, choices: Sequence[str | None]) -
         raise ArgumentError(f"{name}={value!r} is not known; choose one of {known}")
 
 
-def _check_size(name: str, sides: object) -> None:
-    if sides is not None and not _is_size(sides):
-        raise ArgumentError(f"{name}={sides!r}: give (height, width), at least 1 each")
-
-
 def _layer_names(layer: object) -> list[str | None]:
     if layer is None or isinstance(layer, str):
         return [layer]
@@ -408,12 +415,6 @@ def _layer_names(layer: object) -> list[str | None]:
 
 def _notes(imported: ImportedModel, precision: str) -> list[Note]:
     return [note for note in imported.notes if precision == "fp32" or note.kind != "widened"]
-
-
-def _is_size(size: object) -> bool:
-    return (
-        isinstance(size, tuple | list) and len(size) == 2 and all(type(length) is int and length > 0 for length in size)
-    )
 
 
 def _check_kind(
@@ -502,7 +503,7 @@ def _preprocessing(
 ) -> tuple[Preprocessing | None, list[Note]]:
     """Return how a picture becomes the input, and notes on it if it was guessed."""
     known = chosen or classifier.imported.preprocessing
-    if known is not None:
+    if known is not None or len(layout) != 4:
         return known, []
     return find_preprocessing(classifier.graph, _channels(classifier.graph, layout), classifier.imported.guess)
 
@@ -527,12 +528,27 @@ def _channels(graph: Graph, layout: Layout) -> int:
 def _input_layout(graph: Graph, imported: ImportedModel) -> Layout:
     """Return the channel axis: by the weights, else the axis of size 1 or 3, else the framework's default."""
     shape = next(iter(graph.inputs.values())).shape
-    fits: dict[Layout, bool] = {"NCHW": shape[1] in (1, 3), "NHWC": shape[3] in (1, 3)}
-    habits: list[Layout] = ["NHWC", "NCHW"] if imported.framework == "keras" else ["NCHW", "NHWC"]
-    layout = image_layout(graph) or next((habit for habit in habits if fits[habit]), None)
+    layouts = LAYOUTS[len(shape)]
+    habits = reversed(layouts) if imported.framework == "keras" else layouts
+    layout = image_layout(graph) or next((habit for habit in habits if shape[habit.index("C")] in (1, 3)), None)
     if layout is None:
-        raise ModelError(f"the input has shape {shape}: neither axis 1 nor axis 3 holds 1 or 3 channels of an image")
+        last = len(shape) - 1
+        raise ModelError(
+            f"the input has shape {shape}: neither axis 1 nor axis {last} holds 1 or 3 channels of an image"
+        )
     return layout
+
+
+def _check_signals(layout: Layout, score: str, outputs: Sequence[str], drawing: str | None, preprocess: object) -> None:
+    """Reject what only files that take pictures can have."""
+    contents = CONTENTS[len(layout)]
+    if score not in ("classes", "values"):
+        raise ArgumentError(f"the model takes {contents}: score={score!r} is for models that take pictures")
+    if outputs or drawing is not None or preprocess is not None:
+        raise ArgumentError(
+            f"the model takes {contents}: preprocess=, draw=, picture= and outputs for single methods are for models "
+            "that take pictures: omit them"
+        )
 
 
 _GRADIENTS = ("none", "pooled", "full", "image")

@@ -6,7 +6,7 @@ from typing import Any
 
 import onnx
 
-from ..arguments import check_pair, check_text, checked, optional
+from ..arguments import check_lengths, check_pair, check_text, checked, optional
 from ..graph import split_graph
 from .classifier import open_classifier
 from .importers import ImportOptions, ModelSource
@@ -15,7 +15,7 @@ from .importers import ImportOptions, ModelSource
 @checked(
     layer=optional(check_text),
     output=optional(check_text),
-    input_size=optional(check_pair),
+    input_size=optional(check_lengths),
     token_grid=optional(check_pair),
 )
 def split(
@@ -23,7 +23,7 @@ def split(
     layer: str | None = None,
     *,
     output: str | None = None,
-    input_size: tuple[int, int] | None = None,
+    input_size: tuple[int, ...] | None = None,
     example_input: Any = None,
     token_grid: tuple[int, int] | None = None,
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:

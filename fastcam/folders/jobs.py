@@ -54,7 +54,7 @@ from ..errors import ArgumentError, FastcamError, ImageError, NonFiniteError
 from ..explaining.boxes import check_threshold
 from ..explaining.explained_model import LARGEST_HEATMAP
 from ..explaining.explainer import Explainer
-from ..explaining.explanation import ImageExplanation, caption, captioned
+from ..explaining.image_explanation import ImageExplanation, caption, captioned
 from ..files import digest_file, replacing, writing
 from ..pictures.captions import add_boxes
 from ..pictures.letterbox import Frame

@@ -13,7 +13,7 @@ import numpy as np
 from ..arguments import check_integer, shown
 from ..errors import ArgumentError, ImageError
 from ..explaining.explainer import Explainer
-from ..explaining.explanation import ImageExplanation, caption
+from ..explaining.image_explanation import ImageExplanation, caption
 from ..explaining.methods import METHODS
 from ..pictures.reading import picture_size, read_image
 from ..pictures.writing import encode_image, palette

@@ -295,7 +295,7 @@ def _vectors() -> onnx.ModelProto:
 
 _BAD_MODELS: dict[str, tuple[Any, type[FastcamError], str]] = {
     "two inputs": (_two_inputs(), ModelError, "2 inputs"),
-    "no picture": (_vectors(), ModelError, "image classifier takes arrays"),
+    "no picture": (_vectors(), ModelError, "fastcam explains pictures"),
     "an op without rule": (_no_rule(), UnsupportedOpError, "'Sin'"),
     "an empty message": (onnx.ModelProto(), ModelError, "opset 0"),
     "a number": (42, ModelError, "cannot export a builtins.int"),

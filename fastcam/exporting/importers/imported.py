@@ -16,7 +16,7 @@ from ...arrays import Array
 from ...errors import ArgumentError, ModelError, suggest
 from ...graph import Dim, Graph, TensorType, attribute
 from ...notes import Note
-from ...preprocessing import Guess, Layout, Preprocessing
+from ...preprocessing import LAYOUTS, Guess, Layout, Preprocessing
 
 MINIMUM_OPSET = 18
 MAXIMUM_OPSET = 20
@@ -35,8 +35,8 @@ class ImportOptions:
     ----------
     output : str or None
         The output with the scores, where there are several; or any value inside the model.
-    input_size : (int, int) or None
-        Height and width for a model with dynamic ones.
+    input_size : tuple of int or None
+        Height and width for a model with dynamic ones; (time,) or (depth, height, width) for series and volumes.
     example_input : object
         An image batch to trace a torch module with, or a Keras model that does not know its input.
     class_names : int or None
@@ -50,7 +50,7 @@ class ImportOptions:
     """
 
     output: str | None = None
-    input_size: tuple[int, int] | None = None
+    input_size: tuple[int, ...] | None = None
     example_input: Any = None
     class_names: int | None = None
     custom_objects: Mapping[str, Any] | None = None
@@ -193,10 +193,10 @@ def settle_signature(graph: Graph, options: ImportOptions) -> list[Note]:
             'values of the others, for example inputs={"age": array}'
         )
     (name, type_) = next(iter(graph.inputs.items()))
-    if type_.dtype.kind not in "fui" or len(type_.shape) != 4:
+    if type_.dtype.kind not in "fui" or len(type_.shape) not in LAYOUTS:
         raise ModelError(
-            f"input {name!r} is {type_.dtype} of shape {type_.shape}: "
-            "an image classifier takes arrays of shape (N,H,W,C) or (N,C,H,W)"
+            f"input {name!r} is {type_.dtype} of shape {type_.shape}: fastcam explains pictures (N,C,H,W), series "
+            "(N,C,T) and volumes (N,C,D,H,W), with the channels first or last"
         )
     batch, *image = type_.shape
     sizes = _with_size(graph, name, image, options.input_size)
@@ -280,13 +280,8 @@ def image_layout(graph: Graph) -> Layout | None:
     """Return the axis of the image's channels, by the first convolution's weights; None if they leave it open."""
     shape = next(iter(graph.inputs.values())).shape
     channels = _channels_of_first_conv(graph)
-    fits: list[Layout] = [
-        layout for layout, axis in _CHANNEL_AXES.items() if channels is not None and shape[axis] == channels
-    ]
+    fits = [layout for layout in LAYOUTS[len(shape)] if channels is not None and shape[layout.index("C")] == channels]
     return fits[0] if len(fits) == 1 else None
-
-
-_CHANNEL_AXES: dict[Layout, int] = {"NCHW": 1, "NHWC": 3}
 
 
 def _channels_of_first_conv(graph: Graph) -> int | None:
@@ -316,13 +311,14 @@ def _listed(names: list[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-def _with_size(graph: Graph, name: str, image: list[Dim], size: tuple[int, int] | None) -> tuple[Dim, ...]:
-    """Return the three axes of an image after the batch, with dynamic ones set."""
-    open_axes = [axis for axis in range(3) if not isinstance(image[axis], int)]
+def _with_size(graph: Graph, name: str, image: list[Dim], size: tuple[int, ...] | None) -> tuple[Dim, ...]:
+    """Return the axes of an image after the batch, with dynamic ones set."""
+    last = len(image) - 1
+    open_axes = [axis for axis in range(len(image)) if not isinstance(image[axis], int)]
     if not open_axes and size is None:
         return tuple(image)
     shape = ("batch", *image)
-    channels = next((axis for axis in (0, 2) if image[axis] in (1, 3)), None)
+    channels = next((axis for axis in (0, last) if image[axis] in (1, 3)), None)
     if channels is None:
         count = _channels_of_first_conv(graph)
         channels = _channel_axis(graph, image, count)
@@ -337,21 +333,29 @@ def _with_size(graph: Graph, name: str, image: list[Dim], size: tuple[int, int] 
             return tuple(image)
     if size is None:
         raise ModelError(
-            f"input {name!r} has the open shape {shape}: give the height and width to explain it at, "
-            "for example input_size=(224, 224)"
+            f"input {name!r} has the open shape {shape}: give the size to explain it at, "
+            f"for example input_size={EXAMPLE_SIZES[len(image)]}"
         )
-    for axis, length in zip([axis for axis in range(3) if axis != channels], size, strict=True):
+    axes = [axis for axis in range(len(image)) if axis != channels]
+    if len(axes) != len(size):
+        raise ModelError(f"input {name!r} has the shape {shape}: input_size={size} does not fit it")
+    for axis, length in zip(axes, size, strict=True):
         if axis not in open_axes and image[axis] != length:
             raise ModelError(f"input {name!r} has the fixed shape {shape}, not input_size={size}")
         image[axis] = length
     return tuple(image)
 
 
+# By the number of axes after the batch.
+EXAMPLE_SIZES = {2: "(1000,)", 3: "(224, 224)", 4: "(64, 64, 64)"}
+
+
 def _channel_axis(graph: Graph, image: list[Dim], count: int | None) -> int | None:
     """Return the axis of ``count`` channels: last where the image is transposed before the first convolution."""
+    last = len(image) - 1
     turned = any(
-        node.op_type == "Transpose" and node.input[0] in graph.inputs and attribute(node, "perm", []) == [0, 3, 1, 2]
+        node.op_type == "Transpose" and node.input[0] in graph.inputs and attribute(node, "perm", [])[1:2] == [last + 1]
         for node in graph.nodes
     )
-    axis = 2 if turned else 0
+    axis = last if turned else 0
     return axis if image[axis] == count or not isinstance(image[axis], int) else None

@@ -25,8 +25,9 @@ from ...errors import FastcamError, MissingExtraError, ModelError
 from ...graph import Graph, from_model, needed_nodes, static_dims
 from ...labels import read_labels
 from ...notes import Note
-from ...preprocessing import Guess, find_families
+from ...preprocessing import LAYOUTS, Guess, find_families
 from .imported import (
+    EXAMPLE_SIZES,
     TARGET_OPSET,
     ImportedModel,
     ImportOptions,
@@ -207,14 +208,17 @@ def _image_shape(keras: Any, model: Any, options: ImportOptions) -> tuple[int | 
     if len(shapes) != 1:
         raise ModelError(f"the Keras model has {len(shapes)} inputs: fastcam explains one image input")
     (shape,) = shapes
-    if len(shape) != 4:
-        raise ModelError(f"the Keras model's input has shape {shape}: an image batch has 4 axes, (N,H,W,C)")
+    if len(shape) not in LAYOUTS:
+        raise ModelError(
+            f"the Keras model's input has shape {shape}: fastcam explains pictures (N,H,W,C), series (N,T,C) and "
+            "volumes (N,D,H,W,C)"
+        )
     if input_size is not None:
         shape = _with_size(shape, input_size, first=1 if keras.config.image_data_format() == "channels_last" else 2)
     if None in shape[1:]:
         raise ModelError(
-            f"the Keras model's input has shape {shape}: give input_size=(height, width), or build it with a fixed "
-            "(height, width, channels), for example input_shape=(224, 224, 3)"
+            f"the Keras model's input has shape {shape}: give input_size={EXAMPLE_SIZES[len(shape) - 1]}, or another "
+            "size, or build it with a fixed shape"
         )
     return (None, *shape[1:])
 
@@ -235,10 +239,10 @@ def _input_shapes(keras: Any, model: Any) -> list[tuple[int | None, ...]]:
     return shapes
 
 
-def _with_size(shape: tuple[int | None, ...], size: tuple[int, int], first: int) -> tuple[int | None, ...]:
+def _with_size(shape: tuple[int | None, ...], size: tuple[int, ...], first: int) -> tuple[int | None, ...]:
     """Fill in height and width where ``shape`` is dynamic; elsewhere they must match."""
-    fixed = (*shape[:first], *size, *shape[first + 2 :])
-    if any(old not in (None, new) for old, new in zip(shape, fixed, strict=True)):
+    fixed = (*shape[:first], *size, *shape[first + len(size) :])
+    if len(size) != len(shape) - 2 or any(old not in (None, new) for old, new in zip(shape, fixed, strict=True)):
         raise ModelError(f"input_size={size} does not fit the Keras model's input of shape {shape}")
     return fixed
 

@@ -23,7 +23,7 @@ from ...errors import ArgumentError, MissingExtraError, ModelError
 from ...graph import Graph, TensorType
 from ...labels import config_names
 from ...notes import Note
-from ...preprocessing import Guess, Preprocessing, standardized
+from ...preprocessing import LAYOUTS, Guess, Preprocessing, standardized
 from .imported import ImportedModel, ImportOptions, Sample, choose_output, sample_images, settle_signature
 from .precision import narrowed, widened
 from .torch_exporters import CannotTraceError, Traced, capture, last_lines, trace, unsupported
@@ -246,15 +246,15 @@ def _example_batch(torch: Any, module: Any, options: ImportOptions) -> Any:
         example = torch.from_numpy(example)
     if not isinstance(example, torch.Tensor):
         raise ArgumentError(f"example_input is a {type(example).__name__}: give a torch tensor, a batch of images")
-    if example.ndim != 4 or not len(example) or not example.is_floating_point():
+    if example.ndim not in LAYOUTS or not len(example) or not example.is_floating_point():
         kind = f"{example.dtype} of shape {tuple(example.shape)}"
-        raise ArgumentError(f"example_input is {kind}: give a batch of images (N,3,H,W) in floats")
+        raise ArgumentError(f"example_input is {kind}: give a batch of images (N,3,H,W), series or volumes in floats")
     if options.input_size is not None and tuple(example.shape[2:]) != tuple(options.input_size):
         raise ArgumentError(
             f"input_size={options.input_size} is not the size of example_input, {tuple(example.shape[2:])}: give one"
         )
     weight = next(iter(module.parameters()), example)
-    return example[:1].repeat(2, 1, 1, 1).to(device=weight.device, dtype=weight.dtype)
+    return example[:1].repeat(2, *[1] * (example.ndim - 1)).to(device=weight.device, dtype=weight.dtype)
 
 
 def _output_names(outputs: Any) -> list[str] | None:

@@ -9,7 +9,7 @@ In this order:
 3. Sink every Transpose below the ops that work with any order of axes, until two meet and cancel.
 4. Fold what surrounds a Conv into it (zeros before, BatchNormalization, Mul and Add after), turn what is left of
    Mul + Add per channel into one BatchNormalization, and MatMul + bias into Gemm; keep zeros
-   before a MaxPool separate from its own padding.
+   before a MaxPool separate from its own padding; pool series as pictures of one row.
 5. Prune.
 
 Each pass returns whether it changed anything, and may be run again.
@@ -33,6 +33,7 @@ from .reshapes import settle_reshapes
 from .resizes import settle_resizes
 from .scale_and_shift import join_scale_and_shift
 from .sequences import join_sequences
+from .series_pools import pool_series_as_rows
 from .shape_questions import answer_shape_questions
 from .strided_copies import read_strided_copies
 from .token_rows import join_rows_of_tokens
@@ -58,6 +59,7 @@ _PRODUCTS: tuple[Rewrite, ...] = (
     join_scale_and_shift,
     join_matmul_and_bias,
     keep_zeros_before_pools,
+    pool_series_as_rows,
 )
 
 

@@ -190,7 +190,7 @@ def test_a_size_that_does_not_fit_is_refused(
         import_model(source, ImportOptions(input_size=size))
 
 
-@pytest.mark.parametrize("size", [224, (224,), (0, 224), (224.0, 224), "224", (True, 3)])
+@pytest.mark.parametrize("size", [224, (), (1, 2, 3, 4), (0, 224), (224.0, 224), "224", (True, 3)])
 def test_a_size_that_is_none_is_refused(size: Any, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"input_size=.*\(height, width\)"):
         fastcam.export(small_classifier().to_model(), tmp_path / "out.onnx", input_size=size)
