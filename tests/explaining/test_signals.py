@@ -13,6 +13,7 @@ import fastcam
 
 torch = pytest.importorskip("torch", reason="pip install torch==2.13.0")
 nn = torch.nn
+Module: Any = nn.Module
 
 _LAYERS = {
     1: (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AdaptiveAvgPool1d),
@@ -90,7 +91,7 @@ def test_elementwise_gradients_equal_autograd(axes: int, tmp_path: Path) -> None
     assert np.array_equal(found.heatmaps, found.maps)
 
 
-class _ChannelsLast(torch.nn.Module):
+class _ChannelsLast(Module):
     """Normalises the channels of a map, as ConvNeXt does, and leaves them last."""
 
     def __init__(self, axes: int) -> None:
