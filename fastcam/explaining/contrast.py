@@ -39,11 +39,15 @@ class Contrast(NamedTuple):
         Times the mean of the others.
     counterfactual : bool
         Whether evidence against the targets is wanted instead: the maps with the opposite sign.
+    references : ndarray or None
+        (1 or N,kept) float64, for values of a regression: what raises a value above its reference is evidence for it,
+        or where the value is below it, what lowers it.
     """
 
     kept: int
     share: float = 0.0
     counterfactual: bool = False
+    references: Doubles | None = None
 
 
 def check_scaling(normalize: Any) -> Scaling:
@@ -101,6 +105,9 @@ def contrasted(results: Results, contrast: Contrast, size: tuple[int, int] | Non
     if others.shape[1]:
         raw = raw - contrast.share * others.mean(axis=1, keepdims=True, dtype=np.float64)
     raw = -raw if contrast.counterfactual else raw
+    if contrast.references is not None:
+        values = np.take_along_axis(results.logits, results.targets[:, : contrast.kept], axis=1)
+        raw = raw * np.sign(values - contrast.references)[..., None, None]
     maps = np.ascontiguousarray(_scaled(raw, scaling), np.float32)
     heatmaps = maps if size is None else kernels.resize(maps, size)
     targets, boxes = results.targets[:, : contrast.kept], results.boxes

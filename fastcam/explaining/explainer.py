@@ -55,7 +55,7 @@ from .engines.opening import open_engine
 from .engines.reruns import RerunEngine
 from .explained_model import LARGEST_HEATMAP
 from .explanation import DeviceExplanation, Explanation
-from .extras import is_embedding, mask_rows, reference_rows
+from .extras import is_embedding, mask_rows, reference_rows, reference_values
 from .image_explanation import is_whole
 from .images import Images, as_list, on_host
 from .methods import METHODS, Evidence, find_method
@@ -485,7 +485,9 @@ class Explainer:
             that pixel.
         reference
             For an embedding: what to compare with, explained by the cosine similarity. Another image or a list of
-            them, or embeddings (D,), (K,D) or (N,K,D) in floats. There is a map for each.
+            them, or embeddings (D,), (K,D) or (N,K,D) in floats. There is a map for each. For values: a number, one
+            per target (K,) or (N,K). The map shows what raises the value above it or, where the value is below it,
+            what lowers the value (the sign of the difference to explain, Letzgus et al. 2022).
         method
             A row of the table in docs/methods.md; `methods` lists those that the file offers. With any file: "gradcam",
             the default for classes; "eigencam"; and methods that run the model again, such as "scorecam",
@@ -674,8 +676,12 @@ class Explainer:
             count = references.shape[1]
             opposite = Contrast(count, counterfactual=True) if question.counterfactual else None
             return np.zeros((1, count), np.int64), opposite, references
+        if question.reference is not None and self.score == "values":
+            return self._differences(question, len(pictures))
         if question.reference is not None:
-            raise ArgumentError('reference= applies to files exported with score="embedding": omit it')
+            raise ArgumentError(
+                'reference= applies to files exported with score="embedding" or score="values": omit it'
+            )
         targets, contrast = self._contrast(question, inputs, batch, limit)
         mask = self._mask(question.mask, pictures, targets.shape[1] if contrast is None else contrast.kept)
         if mask is None or contrast is None or contrast.kept == targets.shape[1]:
@@ -686,6 +692,14 @@ class Explainer:
             )
         repeated = np.repeat(mask[:, :1], targets.shape[1], axis=1)
         return targets, contrast, repeated
+
+    def _differences(self, question: _Question, count: int) -> tuple[Indices, Contrast, None]:
+        """Return the values to explain, and the references that they are compared with."""
+        if question.against is not None or question.counterfactual:
+            raise ArgumentError("reference= already says what a value is compared with: omit against=, counterfactual=")
+        targets = self._targets.resolve(question.target, count)
+        references = reference_values(question.reference, count, targets.shape[1])
+        return targets, Contrast(targets.shape[1], references=references), None
 
     def _contrast(
         self, question: _Question, inputs: Inputs, batch: int, limit: TimeLimit

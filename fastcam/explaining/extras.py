@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..arguments import shown
-from ..arrays import Floats
+from ..arrays import Doubles, Floats
 from ..errors import ArgumentError
 from ..pictures.letterbox import Frame
 
@@ -82,6 +82,27 @@ def _nearest(maps: Floats, size: tuple[int, int]) -> Floats:
     sides = zip(size, maps.shape[-2:], strict=True)
     rows, columns = ((2 * np.arange(after) + 1) * before // (2 * after) for after, before in sides)
     return np.asarray(maps[..., rows[:, None], columns], np.float32)
+
+
+def reference_values(reference: Any, images: int, targets: int) -> Doubles:
+    """Return the values to compare those of a regression with, (1 or N, K).
+
+    Raises
+    ------
+    ArgumentError
+        They are not numbers, not finite, or do not fit the images and targets.
+    """
+    try:
+        values = np.asarray(reference, np.float64)
+        values = np.broadcast_to(values, (1 if values.ndim < 2 else images, targets))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ArgumentError(
+            f"reference={shown(reference)}: give a number, {targets} numbers, one per target, or an array "
+            f"({images},{targets})"
+        ) from error
+    if not np.isfinite(values).all():
+        raise ArgumentError("reference: a value is not finite")
+    return values
 
 
 def is_embedding(reference: Any, size: int) -> bool:

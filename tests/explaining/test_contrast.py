@@ -220,3 +220,46 @@ def test_pictures_are_saved_with_both_signs(explainer: fastcam.Explainer, tmp_pa
     heat = np.asarray(Image.fromarray(image.picture_maps[0]).resize((40, 30), Image.Resampling.BILINEAR))
     assert redness[heat > 0.5].mean() > 30
     assert redness[heat < -0.5].mean() < -30
+
+
+@pytest.fixture(scope="module")
+def regression(tmp_path_factory: pytest.TempPathFactory) -> fastcam.Explainer:
+    path = tmp_path_factory.mktemp("values") / "values.onnx"
+    fastcam.export(small_classifier().to_model(), path, score="values", gradients="full", classes=CLASSES)
+    return fastcam.Explainer(path, device="cpu")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_reference_explains_the_difference_to_it(method: str, regression: fastcam.Explainer, batch: Array) -> None:
+    activations, gradients, values = _outputs(regression, batch)
+    raw = np.stack([_raw(method, activations, gradients[:, target]) for target in (1, 3)], axis=1)
+    chosen = values[:, [1, 3]]
+    # For each value some images lie above, and some below.
+    references = np.median(chosen, axis=0)
+    assert (chosen > references).any(axis=0).all()
+    assert (chosen < references).any(axis=0).all()
+    above = (chosen > references)[..., None, None]
+    expected = np.maximum(np.where(above, raw, -raw), 0)
+    for given in (references, references.tolist(), np.tile(references, (len(batch), 1))):
+        found = regression(batch, [1, 3], reference=given, method=method, size="layer", normalize=None)
+        assert relative_error(found.maps, expected) < 1e-5
+    single = regression(batch, "pug", reference=float(references[1]), method=method, size="layer", normalize=None)
+    assert relative_error(single.maps, expected[:, 1:]) < 1e-5
+
+
+def test_a_value_that_is_its_reference_has_a_blank_map(regression: fastcam.Explainer, batch: Array) -> None:
+    value = regression(batch[:1], "chow").logits[0, CLASSES.index("chow")]
+    assert regression(batch[:1], "chow", reference=float(value))[0].blank == [True]
+
+
+@pytest.mark.parametrize("reference", ["much", [1, 2], np.zeros((3, 1)), float("nan"), [None], 10**400, object()])
+def test_a_reference_that_does_not_fit_is_refused(reference: Any, regression: fastcam.Explainer, batch: Array) -> None:
+    with pytest.raises(ArgumentError, match="reference"):
+        regression(batch, "pug", reference=reference)
+
+
+def test_a_reference_is_for_values(explainer: fastcam.Explainer, regression: fastcam.Explainer, batch: Array) -> None:
+    with pytest.raises(ArgumentError, match='score="values"'):
+        explainer(batch, reference=1.0)
+    with pytest.raises(ArgumentError, match="omit against"):
+        regression(batch, "pug", reference=1.0, against="chow")
