@@ -88,7 +88,7 @@ def nearest_classes(logits: Floats, targets: Indices) -> Indices:
     return np.asarray(np.argsort(distances, axis=1, kind="stable")[:, :count], np.int64)
 
 
-def contrasted(results: Results, contrast: Contrast, size: tuple[int, int] | None, scaling: Scaling) -> Results:
+def contrasted(results: Results, contrast: Contrast, size: tuple[int, ...] | None, scaling: Scaling) -> Results:
     """Return the results of the first maps, minus their share of the others, rectified and scaled.
 
     Parameters

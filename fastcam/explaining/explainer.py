@@ -569,7 +569,7 @@ class Explainer:
             look.fetched,
             method,
             None if scaling == "signed" else scaling,
-            None if raw or chosen_size is None else (chosen_size[0], chosen_size[1]),
+            None if raw else chosen_size,
             batch_size,
             on_device,
             limit,
@@ -627,7 +627,8 @@ class Explainer:
         FastcamError
             As a call does.
         """
-        _ = self.input_size  # an error for what is no picture
+        if not self.takes_pictures:
+            raise ArgumentError(f"{self.path} takes no pictures, which methods and metrics could change")
         pictures, inputs = self._read(image, None)
         if len(pictures) != 1:
             raise ImageError(f"give one image, not {len(pictures)}")
@@ -656,8 +657,6 @@ class Explainer:
             found = contrasted(engine.explain(inputs, targets, task), contrast, None, scaling)
             shape = self.map_shapes[task.positions[0]]
             return found._replace(heatmaps=enlarge(found.maps, shape, size), maps=enlarge(found.maps, shape, None))
-        if size is not None:
-            size = size[0], size[1]
         if not self.has_boxes or len(task.positions) == 1:
             return contrasted(engine.explain(inputs, targets, task), contrast, size, scaling)
         layers = []

@@ -44,7 +44,7 @@ class SignalExplanation(ImageExplanation):
         What it was read from.
     """
 
-    signal: Floats = field(default_factory=lambda: np.zeros((1, 1), np.float32))
+    signal: Floats = field(kw_only=True)
     source: Any = None
 
     @checked(path=check_path)

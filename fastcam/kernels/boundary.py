@@ -175,7 +175,7 @@ class Kernels(ABC):
         activations: Floats,
         weights: Floats,
         normalize: Normalize,
-        size: tuple[int, int] | None,
+        size: tuple[int, ...] | None,
         threads: int | None,
     ) -> Rendered:
         """Do what `render` does for a runtime's own outputs, which need no checks.

@@ -48,7 +48,7 @@ class Task(NamedTuple):
     fetched: tuple[str, ...]
     method: str
     normalize: Normalize
-    size: tuple[int, int] | None
+    size: tuple[int, ...] | None
     batch: int
     on_device: bool
     limit: TimeLimit

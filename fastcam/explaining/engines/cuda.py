@@ -86,7 +86,7 @@ class _Shape:
     source: Source
     fetched: tuple[str, ...]
     method: str
-    size: tuple[int, int] | None
+    size: tuple[int, ...] | None
     on_device: bool
     raw: bool = False
 

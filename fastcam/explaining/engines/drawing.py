@@ -110,7 +110,7 @@ class HostPen:
                 "model again"
             )
 
-    def _render(self, task: Task, layer: _Weighed, size: tuple[int, int] | None) -> kernels.Rendered:
+    def _render(self, task: Task, layer: _Weighed, size: tuple[int, ...] | None) -> kernels.Rendered:
         activations, weights, weighting = layer
         if weighting == "outputs":
             return kernels.render_outputs(activations, weights, task.normalize, size, self._threads)
@@ -211,7 +211,7 @@ def maps_not_finite(image: int, advice: str) -> NonFiniteError:
 
 
 def fuse(
-    maps: Sequence[Floats], size: tuple[int, int] | None, normalize: Normalize, merge: str = "mean"
+    maps: Sequence[Floats], size: tuple[int, ...] | None, normalize: Normalize, merge: str = "mean"
 ) -> tuple[Floats, Floats]:
     """Return several layers' maps as one: heatmaps of ``size``, and maps of the largest layer's size."""
     largest = max((single.shape[2:] for single in maps), key=math.prod)
@@ -219,7 +219,7 @@ def fuse(
     return heatmaps, fused
 
 
-def fuse_boxes(maps: Sequence[Floats], size: tuple[int, int] | None) -> tuple[Floats, Floats] | None:
+def fuse_boxes(maps: Sequence[Floats], size: tuple[int, ...] | None) -> tuple[Floats, Floats] | None:
     """Return `fuse`'s results where each box is explained by one layer at most: that layer's maps.
 
     A detector scores a box at one size of map. None where a box has evidence in several layers.
@@ -237,7 +237,7 @@ def fuse_boxes(maps: Sequence[Floats], size: tuple[int, int] | None) -> tuple[Fl
     return heatmaps, fused
 
 
-def joined_layers(layers: Sequence[Results], size: tuple[int, int] | None) -> Results:
+def joined_layers(layers: Sequence[Results], size: tuple[int, ...] | None) -> Results:
     """Return the results of a detector from those of its layers, scaled and of their own sizes."""
     maps = [one.maps for one in layers]
     heatmaps, fused = fuse_boxes(maps, size) or fuse(maps, size, None)
@@ -255,7 +255,7 @@ _MERGES: dict[str, Callable[[Doubles], Doubles]] = {
 }
 
 
-def _merged(maps: Sequence[Floats], size: tuple[int, int], normalize: Normalize, merge: str) -> Floats:
+def _merged(maps: Sequence[Floats], size: tuple[int, ...], normalize: Normalize, merge: str) -> Floats:
     """Return several layers' maps (N,K,h,w) as one, of this size, normalised as they were."""
     resized = np.stack([kernels.resize(single, size) for single in maps]).astype(np.float64)
     return normalized(_MERGES[merge](resized), normalize).astype(np.float32)
