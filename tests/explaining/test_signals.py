@@ -339,3 +339,32 @@ def test_pools_of_series_are_rows_of_pictures(pooling: str, tmp_path: Path) -> N
     found = fastcam.Explainer(path, device="cpu")(batch, 1, method="hirescam", normalize=None, size="layer")
     assert np.abs(found.logits - scores.detach().numpy()).max() < 1e-5
     assert np.abs(found.maps[:, 0] - expected).max() < 1e-5 * expected.max()
+
+
+def test_plots_and_files_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    explanation = _exported(3, tmp_path)(_batch(3))[0]
+    with pytest.raises(fastcam.ArgumentError, match="unknown suffix"):
+        explanation.save(tmp_path / "heat.txt")
+    with pytest.raises(fastcam.ArgumentError, match="give 3, 3 per target"):
+        explanation.plot(axes=[])
+    for spacing in ((1, 2), (1, 2, 0), "abc", (1, 2, float("inf")), 3):
+        with pytest.raises(fastcam.ArgumentError, match="three numbers above 0"):
+            explanation.plot(spacing=spacing)
+    with pytest.raises(fastcam.ArgumentError, match="k=4"):
+        explanation.plot(k=4)
+    panels = explanation.plot(spacing=(3, 2, 1))
+    assert [panel.get_aspect() for panel in panels] == [2, 3, 1.5]
+
+
+def test_channels_of_a_nifti_image_come_last(tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel", reason="pip install nibabel")
+    explainer, volume = _exported(3, tmp_path), _batch(3, 1)[0]
+    image = nibabel.Nifti1Image(np.moveaxis(volume, 0, -1), np.eye(4))
+    assert np.array_equal(explainer(image).heatmaps, explainer(volume).heatmaps)
+    image.to_filename(tmp_path / "cut.nii")
+    content = (tmp_path / "cut.nii").read_bytes()
+    (tmp_path / "cut.nii").write_bytes(content[: len(content) // 2])
+    with pytest.raises(fastcam.ImageError, match="cannot be read"):
+        explainer(tmp_path / "cut.nii")
+    with pytest.raises(fastcam.ImageError, match="pass numbers"):
+        explainer(np.array(["text"]))
