@@ -192,7 +192,7 @@ class ImageExplanation:
             for k, label in enumerate(self.labels)
         ]
         panels = [("image", self.image), *zip(titles, overlays, strict=True)]
-        drawn = _new_axes(len(panels)) if axes is None else list(axes)
+        drawn = new_axes(1, len(panels), (3.2 * len(panels), 3.6)) if axes is None else list(axes)
         if len(drawn) != len(panels):
             raise ArgumentError(f"axes={shown(axes)}: give {len(panels)}, one for the picture and one per target")
         for panel, (title, picture) in zip(drawn, panels, strict=True):
@@ -247,13 +247,14 @@ class ImageExplanation:
         return f"{self.logits[target]:.3g}" if self.probabilities is None else f"{self.probabilities[target]:.1%}"
 
 
-def _new_axes(count: int) -> list[matplotlib.axes.Axes]:
+def new_axes(rows: int, columns: int, size: tuple[float, float]) -> list[matplotlib.axes.Axes]:
+    """Return the axes of a new figure, row by row; ``size`` is its width and height in inches."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError(f'plot() needs matplotlib ({error}): pip install "fastcam[demo]"') from error
-    figure = Figure(figsize=(3.2 * count, 3.6), layout="constrained")
-    return list(np.atleast_1d(figure.subplots(1, count)))
+    figure = Figure(figsize=size, layout="constrained")
+    return list(np.ravel(figure.subplots(rows, columns, squeeze=False)))
 
 
 def caption(evidence: float) -> str | None:

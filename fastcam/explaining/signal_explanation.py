@@ -17,14 +17,14 @@ import numpy as np
 
 from ..arguments import check_path, checked, shown
 from ..arrays import Floats
-from ..errors import ArgumentError, MissingExtraError
+from ..errors import ArgumentError
 from ..files import check_writable, replacing
-from .image_explanation import ImageExplanation, is_whole
+from .image_explanation import ImageExplanation, is_whole, new_axes
+from .signals import NIFTI
 
 if TYPE_CHECKING:
     import matplotlib.axes
 
-_NIFTI = (".nii", ".nii.gz")
 _FIGURES = (".png", ".svg", ".pdf")
 
 
@@ -66,14 +66,14 @@ class SignalExplanation(ImageExplanation):
         path = Path(path)
         name = path.name.lower()
         self._check_target(k)
-        if name.endswith(_NIFTI):
+        if name.endswith(NIFTI):
             content = self._nifti(k, compressed=name.endswith(".gz"))
         elif name.endswith(".npy"):
             content = _encoded(lambda file: np.save(file, self.heatmaps[k]))
         elif name.endswith(_FIGURES):
             content = self._figure(path.suffix[1:].lower(), colormap=colormap, alpha=alpha, k=k)
         else:
-            allowed = ", ".join((*_NIFTI, ".npy", *_FIGURES))
+            allowed = ", ".join((*NIFTI, ".npy", *_FIGURES))
             raise ArgumentError(f"cannot write '{path}': unknown suffix {path.suffix!r}. Allowed: {allowed}")
         check_writable(path)
         with replacing(path) as file:
@@ -132,7 +132,8 @@ class SignalExplanation(ImageExplanation):
         targets = range(len(self.maps)) if k is None else [self._check_target(k)]
         is_volume = self.heatmaps.ndim == 4
         per_target = 3 if is_volume else 1
-        drawn = _new_axes(len(targets), per_target) if axes is None else list(axes)
+        size = (8.0, (3.0 if is_volume else 2.2) * len(targets))
+        drawn = new_axes(len(targets), per_target, size) if axes is None else list(axes)
         if len(drawn) != per_target * len(targets):
             raise ArgumentError(f"axes={shown(axes)}: give {per_target * len(targets)}, {per_target} per target")
         colors = colormap or ("bwr" if self.signed else "jet")
@@ -217,12 +218,3 @@ def _encoded(write: Any) -> bytes:
     buffer = io.BytesIO()
     write(buffer)
     return buffer.getvalue()
-
-
-def _new_axes(rows: int, columns: int) -> list[matplotlib.axes.Axes]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError(f'plot() needs matplotlib ({error}): pip install "fastcam[demo]"') from error
-    figure = Figure(figsize=(8.0, (3.0 if columns > 1 else 2.2) * rows), layout="constrained")
-    return list(np.ravel(figure.subplots(rows, columns, squeeze=False)))

@@ -16,7 +16,7 @@ from ..preprocessing import CONTENTS, Layout
 from .engines.inputs import Tensors
 from .images import on_host
 
-_NIFTI = (".nii", ".nii.gz")
+NIFTI = (".nii", ".nii.gz")
 
 
 class Signals(Tensors):
@@ -96,7 +96,7 @@ def _read(item: Any, layout: Layout) -> tuple[Any, Any]:
 
 
 def _open_nifti(path: Path, layout: Layout) -> Any:
-    if len(layout) != 5 or not path.name.lower().endswith(_NIFTI):
+    if len(layout) != 5 or not path.name.lower().endswith(NIFTI):
         files = "arrays, nibabel images and .nii or .nii.gz files" if len(layout) == 5 else "arrays"
         raise ImageError(f"{path}: the model takes {_contents(layout)}: pass {files}")
     try:
